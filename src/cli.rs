@@ -1,0 +1,262 @@
+//! The commands: arguments in, exit code out. The only module that prints and that reads the environment.
+
+mod check;
+mod daemon;
+mod log;
+mod login;
+mod serve;
+mod show;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::{Config, ConfigError, Environment};
+use crate::server::listen::ListenError;
+use crate::store::StoreError;
+
+/// Puts a fresh Cnblogs access token on every request of your local programs.
+///
+/// Log in once with a browser; point any HTTP client at http://127.0.0.1:8262 from then on. The daemon keeps the
+/// token fresh and adds it to every request.
+#[derive(Parser)]
+#[command(name = "cnblogs-proxy", version, max_term_width = 100, after_help = FIRST_STEPS)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Configuration file [default: $CNBLOGS_PROXY_CONFIG, ~/.config/cnblogs-proxy/config.toml,
+    /// /etc/cnblogs-proxy/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What to log: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon (also what happens without a command)
+    Serve,
+    /// Log in from this terminal: open the printed address in any browser, paste where it ends
+    ///
+    /// Works with the daemon running, which takes the login over at once, and without.
+    Login(OneAccount),
+    /// Show how the running daemon is; exit code 3 when a login is required
+    Status {
+        /// Print the status document as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Refresh the access token now
+    Refresh(OneAccount),
+    /// Print a current access token, for scripts
+    ///
+    /// Only for someone who may read the store. Programs that can be pointed at the proxy need no token.
+    Token(OneAccount),
+    /// Revoke the refresh token at the server and erase the stored login
+    Logout(OneAccount),
+    /// Read the configuration and everything it names, and say what would be used; connects to nothing
+    Check,
+    /// Exit 0 when the daemon can serve requests: for container health checks
+    Health,
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Args)]
+struct OneAccount {
+    /// Name of the account [default: the only one, else "main"]
+    account: Option<String>,
+}
+
+/// How the program ends (sysexits has 78 for a configuration error).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    LoginRequired = 3,
+    Configuration = 78,
+}
+
+/// What is told on standard error before the program ends.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+    hint: Option<String>,
+}
+
+const FIRST_STEPS: &str = "\
+First steps:
+  CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... cnblogs-proxy
+                              run with an application of yours; then open http://127.0.0.1:8262/-/login
+  CNBLOGS_PAT=... cnblogs-proxy
+                              run with a personal access token: no login needed
+  curl http://127.0.0.1:8262/api/users
+                              a request with your token on it
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 login required, 78 configuration error";
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    keep_to_ourselves();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // What can't be printed has nobody to read it.
+            let _printed = error.print();
+            let is_help = !error.use_stderr();
+            return code(if is_help { Exit::Done } else { Exit::Usage });
+        }
+    };
+    let environment = Environment::new(std::env::vars_os().filter_map(|(name, value)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    }));
+    match dispatch(cli, &environment) {
+        Ok(exit) => code(exit),
+        Err(failure) => {
+            say_error(&format!("error: {}", failure.message));
+            if let Some(hint) = failure.hint {
+                say_error(&format!("hint: {hint}"));
+            }
+            code(failure.exit)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
+    let Cli { common, command } = cli;
+    let command = command.unwrap_or(Command::Serve);
+    match command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cnblogs-proxy", &mut script);
+            return print_bytes(&script);
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|error| Failure::of(&error.into()))?;
+            return print_bytes(&page);
+        }
+        _ => {}
+    }
+
+    let config = Config::load(common.config.as_deref(), environment)?;
+    match command {
+        Command::Serve => serve::serve(config, &common, environment),
+        Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),
+        Command::Status { json } => show::status(&config, json),
+        Command::Refresh(one) => show::refresh(&config, &one.name(&config)?, &common, environment),
+        Command::Token(one) => show::token(&config, &one.name(&config)?, &common, environment),
+        Command::Logout(one) => show::logout(&config, &one.name(&config)?, &common, environment),
+        Command::Check => check::check(&config),
+        Command::Health => show::health(&config),
+        Command::Completions { .. } | Command::Man => Ok(Exit::Done),
+    }
+}
+
+impl OneAccount {
+    fn name(self, config: &Config) -> Result<String, Failure> {
+        let names: Vec<_> = config.accounts.keys().map(String::as_str).collect();
+        let wanted = match (&self.account, names.as_slice()) {
+            (Some(name), _) => name.as_str(),
+            (None, [only]) => only,
+            (None, _) => "main",
+        };
+        if names.contains(&wanted) {
+            return Ok(wanted.to_owned());
+        }
+        Err(Failure {
+            exit: Exit::Usage,
+            message: format!("there is no account \"{wanted}\""),
+            hint: Some(format!("the accounts are: {}", names.join(", "))),
+        })
+    }
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// An error with all its causes, and what can be done about the known ones.
+    fn of(error: &anyhow::Error) -> Self {
+        let failure = Self::new(Exit::Failed, format!("{error:#}"));
+        if let Some(StoreError::InUse { .. }) = error.downcast_ref() {
+            return failure.with_hint("stop the other one, or give this one its own state_dir");
+        }
+        match error.downcast_ref() {
+            Some(StoreError::Newer { .. }) => failure.with_hint(
+                "use the newer program again, or move the file away and log in: this version never overwrites it",
+            ),
+            Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
+            _ => match error.downcast_ref() {
+                Some(ListenError::InUse(_)) => failure.with_hint(
+                    "another program, or another cnblogs-proxy, listens there: stop it or change `listen`",
+                ),
+                _ => failure,
+            },
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self { exit: Exit::Configuration, message: error.to_string(), hint: error.hint().map(str::to_owned) }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::of(&error)
+    }
+}
+
+/// No core dumps, and nothing of ours in /proc for other programs of the same user.
+fn keep_to_ourselves() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Where the kernel refuses, the program works all the same.
+    let _set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _set = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+fn say(text: &str) {
+    // A closed pipe is no reason to stop.
+    let _written = writeln!(io::stdout().lock(), "{text}");
+    let _flushed = io::stdout().lock().flush();
+}
+
+fn say_error(text: &str) {
+    let _written = writeln!(io::stderr().lock(), "{text}");
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<Exit, Failure> {
+    match io::stdout().lock().write_all(bytes) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => Err(Failure::new(Exit::Failed, format!("writing to standard output: {error}"))),
+    }
+}

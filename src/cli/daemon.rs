@@ -1,0 +1,125 @@
+//! Talking to the running daemon, over the socket in its state directory: whoever may enter that directory may
+//! read the store anyway, so no key is needed.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+use url::form_urlencoded;
+
+use super::{Exit, Failure};
+use crate::server::control_socket;
+
+const LARGEST_ANSWER: usize = 1 << 20;
+
+/// A running daemon.
+pub(super) struct Daemon {
+    runtime: Runtime,
+    path: std::path::PathBuf,
+}
+
+/// What it answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) location: Option<String>,
+    pub(super) body: Bytes,
+}
+
+impl Daemon {
+    /// The daemon of a state directory, if one is running.
+    pub(super) fn find(state_dir: &Path) -> Result<Option<Self>, Failure> {
+        let runtime = runtime()?;
+        let path = crate::server::reachable(state_dir)
+            .map_or_else(|_missing| control_socket(state_dir), |dir| control_socket(&dir));
+        match runtime.block_on(UnixStream::connect(&path)) {
+            Ok(_) => Ok(Some(Self { runtime, path })),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::new(
+                Exit::Failed,
+                format!("{} may not be entered: {error}", state_dir.display()),
+            )
+            .with_hint("run this as the user that the daemon runs as")),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The daemon, or an error that says that there is none.
+    pub(super) fn running(state_dir: &Path) -> Result<Self, Failure> {
+        Self::find(state_dir)?.ok_or_else(|| {
+            Failure::new(Exit::Failed, format!("no daemon is running on {}", state_dir.display()))
+                .with_hint("start it with `cnblogs-proxy serve`; give this command the same --config or environment")
+        })
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Answer, Failure> {
+        self.call(Method::GET, path, &[])
+    }
+
+    pub(super) fn post(&self, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
+        self.call(Method::POST, path, form)
+    }
+
+    fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::new(Bytes::from(body)))
+            .expect("the paths are constants and account names");
+        self.runtime.block_on(self.exchange(request)).map_err(|error| Failure::of(&error))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+        let stream = UnixStream::connect(&self.path).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let asking = async {
+            let response = sender.send_request(request).await?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+            let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+            anyhow::Ok(Answer { status: parts.status, location, body })
+        };
+        let (answer, _closed) = tokio::join!(asking, async {
+            let ended = connection.await;
+            drop(ended);
+        });
+        answer
+    }
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// The body of a success, or the problem as a failure.
+    pub(super) fn success(self) -> Result<Self, Failure> {
+        if self.status.is_success() || self.status.is_redirection() {
+            return Ok(self);
+        }
+        let problem = self.json();
+        let text = |name: &str| problem.get(name).and_then(Value::as_str);
+        let message = text("detail").or_else(|| text("title")).unwrap_or("the daemon gave no reason").to_owned();
+        let needs_login = text("type") == Some("urn:cnblogs-proxy:login-required");
+        Err(if needs_login { login_required(message) } else { Failure::new(Exit::Failed, message) })
+    }
+}
+
+/// Exit code 3, and what to do.
+pub(super) fn login_required(message: String) -> Failure {
+    Failure::new(Exit::LoginRequired, message).with_hint("run `cnblogs-proxy login`, or open /-/login in a browser")
+}
+
+pub(super) fn runtime() -> Result<Runtime, Failure> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Exit::Failed, format!("starting a runtime: {error}")))
+}

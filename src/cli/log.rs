@@ -1,0 +1,85 @@
+//! How log lines look and which are written: to standard error, for people, for the journal, or as JSON.
+
+use std::fmt;
+use std::io::{IsTerminal as _, stderr};
+
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, FilterFn};
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, reload};
+
+use super::{Common, Exit, Failure};
+use crate::config::{Config, Environment, LogFormat};
+
+/// Changes the filter later.
+pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+/// Starts logging.
+pub(super) fn start(config: &Config, common: &Common, environment: &Environment) -> Result<LogFilter, Failure> {
+    let (filter, handle) = reload::Layer::new(filter(config, common)?);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
+    let is_journal = environment.var("JOURNAL_STREAM").is_some();
+    let is_plain = config.log_format == LogFormat::Text || !stderr().is_terminal();
+    let only_ours = FilterFn::new(is_safe);
+    // A second start in one process keeps the first.
+    let _started = match config.log_format {
+        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(only_ours)).try_init(),
+        LogFormat::Auto if is_journal => {
+            let format = Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
+            registry.with(lines.event_format(format).with_ansi(false).with_filter(only_ours)).try_init()
+        }
+        LogFormat::Auto | LogFormat::Text => {
+            let format: Format<Compact, SystemTime> = Format::default().compact().with_target(false);
+            registry.with(lines.event_format(format).with_ansi(!is_plain).with_filter(only_ours)).try_init()
+        }
+    };
+    Ok(LogFilter(handle))
+}
+
+impl LogFilter {
+    /// Takes over another filter; a bad one changes nothing.
+    pub(super) fn change(&self, config: &Config, common: &Common) -> anyhow::Result<()> {
+        let filter = filter(config, common).map_err(|failure| anyhow::anyhow!(failure.message))?;
+        self.0.reload(filter)?;
+        Ok(())
+    }
+}
+
+fn filter(config: &Config, common: &Common) -> Result<EnvFilter, Failure> {
+    let text = common.log.as_deref().unwrap_or(&config.log);
+    EnvFilter::try_new(text).map_err(|error| {
+        Failure::new(Exit::Configuration, format!("log: not a filter: {error}"))
+            .with_hint("write error, warn, info, debug or trace")
+    })
+}
+
+/// Other crates' debug lines may show what must stay secret: fields, bodies, addresses with codes in them.
+fn is_safe(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("cnblogs_proxy") || *metadata.level() <= Level::WARN
+}
+
+/// Lines with the priority in front that the journal understands (sd-daemon(3)).
+struct Journal(Format<Compact, ()>);
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            _ => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(ctx, writer, event)
+    }
+}

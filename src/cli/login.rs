@@ -1,0 +1,157 @@
+//! `login`: the browser's part in any browser, the rest in this terminal.
+
+use std::io::{BufRead as _, IsTerminal as _, stdin};
+
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::daemon::{Daemon, runtime};
+use super::{Common, Exit, Failure, log, say, say_error};
+use crate::config::{Config, Environment};
+use crate::control::login::as_json;
+use crate::notify;
+use crate::server::Accounts;
+
+/// Where the login takes place: in the running daemon, or here.
+enum Place {
+    Daemon(Daemon),
+    Here(Runtime, Accounts),
+}
+
+pub(super) fn login(
+    config: &Config,
+    account: &str,
+    common: &Common,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    let place = match Daemon::find(&config.state_dir)? {
+        Some(daemon) => Place::Daemon(daemon),
+        None => {
+            log::start(config, common, environment)?;
+            let (runtime, accounts) = open(config)?;
+            Place::Here(runtime, accounts)
+        }
+    };
+    let outcome = converse(&place, account);
+    if let Place::Here(runtime, accounts) = place {
+        runtime.block_on(accounts.close());
+    }
+    outcome
+}
+
+/// The sessions, without a daemon.
+pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
+    let runtime = runtime()?;
+    // Nobody is told of events while a person sits in front of it.
+    let (notifier, _) = notify::channel();
+    let accounts = runtime.block_on(async { Accounts::open(config, &notifier) })?;
+    Ok((runtime, accounts))
+}
+
+fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {
+    let url = place.start(account)?;
+    say("Open this address in a browser and log in there:\n");
+    say(&url);
+    say("\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,");
+    say("with everything behind the #, and paste it here:");
+    let mut lines = stdin().lock().lines();
+    let mut last = None;
+    loop {
+        let Some(line) = lines.next().transpose().map_err(|error| Failure::of(&error.into()))? else {
+            return Err(last.unwrap_or_else(|| Failure::new(Exit::Failed, "nothing was pasted")));
+        };
+        if line.trim().is_empty() {
+            continue;
+        }
+        match place.finish(account, &line) {
+            Ok(outcome) => {
+                return settle(place, account, &outcome, &mut || lines.next().and_then(Result::ok));
+            }
+            Err(failure) if stdin().is_terminal() && failure.exit == Exit::Failed => {
+                say_error(&format!("error: {}", failure.message));
+                say("Paste the address again, or press Ctrl-C and start over:");
+                last = Some(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+fn settle(
+    place: &Place,
+    account: &str,
+    outcome: &Value,
+    next_line: &mut dyn FnMut() -> Option<String>,
+) -> Result<Exit, Failure> {
+    let text = |name: &str| outcome.get(name).and_then(Value::as_str).unwrap_or_default();
+    match text("outcome") {
+        "needs-confirmation" => {
+            say(&format!(
+                "{account} is logged in as {}, and you logged in as {}. Write yes to replace the login:",
+                text("stored"),
+                text("new")
+            ));
+            let is_yes = next_line().is_some_and(|line| line.trim().eq_ignore_ascii_case("yes"));
+            let outcome = place.confirm(account, text("confirm"), is_yes)?;
+            settle(place, account, &outcome, &mut || None)
+        }
+        "declined" => {
+            say("Nothing changed: the new login was revoked.");
+            Ok(Exit::Failed)
+        }
+        _ => {
+            let who = if text("person").is_empty() { String::new() } else { format!(" as {}", text("person")) };
+            say(&format!("{account} is logged in{who}."));
+            if !text("login_expires_at").is_empty() {
+                say(&format!("This login lasts until {}.", text("login_expires_at")));
+            }
+            for remark in outcome.get("remarks").and_then(Value::as_array).into_iter().flatten() {
+                say_error(&format!("warning: {}", remark.as_str().unwrap_or_default()));
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+impl Place {
+    fn start(&self, account: &str) -> Result<String, Failure> {
+        match self {
+            Self::Daemon(daemon) => {
+                let answer = daemon.post(&format!("/-/login/{account}/start"), &[])?.success()?;
+                answer.location.ok_or_else(|| Failure::new(Exit::Failed, "the daemon gave no address"))
+            }
+            Self::Here(_, accounts) => accounts.logins.start(account).map(String::from).map_err(failed),
+        }
+    }
+
+    fn finish(&self, account: &str, pasted: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Daemon(daemon) => {
+                Ok(daemon.post(&format!("/-/login/{account}"), &[("callback", pasted)])?.success()?.json())
+            }
+            Self::Here(runtime, accounts) => {
+                let session = &accounts.sessions[account];
+                let outcome = runtime.block_on(accounts.logins.finish_pasted(account, pasted, session));
+                outcome.map(|outcome| as_json(&outcome)).map_err(failed)
+            }
+        }
+    }
+
+    fn confirm(&self, account: &str, id: &str, yes: bool) -> Result<Value, Failure> {
+        let answer = if yes { "yes" } else { "no" };
+        match self {
+            Self::Daemon(daemon) => {
+                let form = [("confirm", id), ("answer", answer)];
+                Ok(daemon.post(&format!("/-/login/{account}"), &form)?.success()?.json())
+            }
+            Self::Here(runtime, accounts) => {
+                let outcome = runtime.block_on(accounts.sessions[account].confirm(id.to_owned(), yes));
+                outcome.map(|outcome| as_json(&outcome)).map_err(failed)
+            }
+        }
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, error.to_string())
+}

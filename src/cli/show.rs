@@ -1,0 +1,147 @@
+//! The short commands: each asks the running daemon, or, where that makes sense, does it here.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
+
+use super::daemon::{Daemon, login_required};
+use super::login::open;
+use super::{Common, Exit, Failure, log, print_bytes, say, say_error};
+use crate::config::{Config, Environment, Grant};
+use crate::session::{AskError, NoToken, Session};
+
+/// How long a script waits for a token.
+const TOKEN_WAIT: Duration = Duration::from_secs(20);
+
+pub(super) fn status(config: &Config, json: bool) -> Result<Exit, Failure> {
+    let status = Daemon::running(&config.state_dir)?.get("/-/status")?.success()?.json();
+    let accounts = status.get("accounts").and_then(Value::as_object).cloned().unwrap_or_default();
+    let needs_login =
+        accounts.values().any(|account| account.get("state").and_then(Value::as_str) == Some("login-required"));
+    if json {
+        say(&serde_json::to_string_pretty(&status).unwrap_or_default());
+    } else {
+        say(&readable(&status, &accounts));
+    }
+    Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
+}
+
+pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
+    let answer = Daemon::running(&config.state_dir)?.get("/-/readyz")?;
+    if answer.status == StatusCode::OK {
+        return Ok(Exit::Done);
+    }
+    let detail = answer.json().get("detail").and_then(Value::as_str).unwrap_or("not ready").to_owned();
+    Err(Failure::new(Exit::Failed, detail))
+}
+
+pub(super) fn refresh(
+    config: &Config,
+    account: &str,
+    common: &Common,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    match Daemon::find(&config.state_dir)? {
+        Some(daemon) => drop(daemon.post(&format!("/-/refresh/{account}"), &[])?.success()?),
+        None => here(config, account, common, environment, async |session| session.refresh().await)?,
+    }
+    say(&format!("{account} has a fresh token."));
+    Ok(Exit::Done)
+}
+
+pub(super) fn logout(
+    config: &Config,
+    account: &str,
+    common: &Common,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    match Daemon::find(&config.state_dir)? {
+        Some(daemon) => drop(daemon.post(&format!("/-/logout/{account}"), &[])?.success()?),
+        None => here(config, account, common, environment, async |session| session.log_out().await)?,
+    }
+    say(&format!("{account} is logged out."));
+    Ok(Exit::Done)
+}
+
+pub(super) fn token(
+    config: &Config,
+    account: &str,
+    common: &Common,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    if config.accounts[account].grant == Grant::PersonalAccessToken {
+        return print_token(config.accounts[account].secret.value.expose_secret().as_bytes());
+    }
+    if let Some(daemon) = Daemon::find(&config.state_dir)? {
+        return print_token(&daemon.get(&format!("/-/token/{account}"))?.success()?.body);
+    }
+    let token = here(config, account, common, environment, async |session| {
+        session.token(TOKEN_WAIT).await.map_err(|reason| match reason {
+            NoToken::LoginRequired => AskError::LoginRequired("a person has to log in".to_owned()),
+            NoToken::Unavailable { .. } => AskError::Failed("there is no token now".to_owned()),
+        })
+    })?;
+    print_token(token.authorization().as_bytes())
+}
+
+/// Does something with a session of our own, since no daemon is running.
+fn here<T>(
+    config: &Config,
+    account: &str,
+    common: &Common,
+    environment: &Environment,
+    act: impl AsyncFnOnce(&Session) -> Result<T, AskError>,
+) -> Result<T, Failure> {
+    log::start(config, common, environment)?;
+    let (runtime, accounts) = open(config)?;
+    let outcome = runtime.block_on(act(&accounts.sessions[account]));
+    runtime.block_on(accounts.close());
+    outcome.map_err(|error| match error {
+        AskError::LoginRequired(message) => login_required(message),
+        error => Failure::new(Exit::Failed, error.to_string()),
+    })
+}
+
+fn print_token(bytes: &[u8]) -> Result<Exit, Failure> {
+    use std::io::IsTerminal as _;
+    print_bytes(bytes.strip_prefix(b"Bearer ").unwrap_or(bytes))?;
+    say("");
+    if std::io::stdout().is_terminal() {
+        say_error("hint: this token opens your account: it belongs into no file, chat or history");
+    }
+    Ok(Exit::Done)
+}
+
+fn readable(status: &Value, accounts: &serde_json::Map<String, Value>) -> String {
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let mut lines = Vec::new();
+    for (name, account) in accounts {
+        let state = text(account, "state").unwrap_or_default();
+        let person = text(account, "person").map(|person| format!(" as {person}")).unwrap_or_default();
+        lines.push(format!("{name}: {state}{person}"));
+        let mut row = |label: &str, value: Option<String>| {
+            if let Some(value) = value {
+                lines.push(format!("  {label:<15}{value}"));
+            }
+        };
+        row("token expires", text(account, "expires_at"));
+        row("next refresh", text(account, "next_refresh_at"));
+        row("login ends", text(account, "login_expires_at"));
+        let last = account.get("last_refresh").unwrap_or(&Value::Null);
+        row("last refresh", text(last, "at").zip(text(last, "outcome")).map(|(at, how)| format!("{at}, {how}")));
+        row("because", text(last, "error"));
+        let newest = account.get("events").and_then(Value::as_array).and_then(|events| events.last());
+        row("last event", newest.and_then(|event| text(event, "message")));
+        if state == "login-required" {
+            row("to do", Some(format!("cnblogs-proxy login {name}")));
+        }
+    }
+    let requests = &status["requests"];
+    lines.push(format!(
+        "requests: {} answered, {} client errors, {} server errors, {} refused",
+        requests["total"], requests["client_errors"], requests["server_errors"], requests["refused"]
+    ));
+    lines.join("\n")
+}

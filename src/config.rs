@@ -1,0 +1,814 @@
+//! The configuration: a TOML file and the environment become a [`Config`], and holding one means that it is
+//! valid: every secret was read, every certificate parsed, every name resolved.
+//!
+//! Errors name file, line, column and key and suggest what was meant. They never show a value, because a value
+//! may be a secret that stands in the wrong place.
+
+mod parse;
+mod reader;
+mod accounts;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Method;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use secrecy::SecretString;
+use url::Url;
+
+use reader::{Entry, Known, Reader, Source};
+
+/// The API that is served when no route says otherwise.
+const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
+const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
+const ROOT: Known = &[
+    "listen",
+    "state_dir",
+    "workers",
+    "log",
+    "log_format",
+    "account",
+    "route",
+    "callers",
+    "limits",
+    "notify",
+];
+const ROUTE: Known = &["prefix", "name", "upstream", "account", "ca_file", "http"];
+const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
+const KEY: Known = &["name", "file", "methods", "paths", "routes"];
+const LIMITS: Known = &[
+    "connections",
+    "header_timeout",
+    "connect_timeout",
+    "response_timeout",
+    "token_wait",
+    "idle_timeout",
+    "drain_timeout",
+    "replay_buffer",
+];
+/// A secret longer than this is some other file.
+const LARGEST_SECRET: u64 = 64 * 1024;
+
+/// The variables that the program was started with, captured once by `cli`.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+/// A valid configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it came from; none when built-in defaults and the environment are all.
+    pub file: Option<PathBuf>,
+    /// Where callers connect.
+    pub listen: Vec<Listen>,
+    /// Where logins outlive the process.
+    pub state_dir: PathBuf,
+    /// Worker threads, at least one.
+    pub workers: usize,
+    /// The tracing filter.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// The logins, by name.
+    pub accounts: BTreeMap<String, Account>,
+    /// Where requests go; at least one.
+    pub routes: Vec<Route>,
+    /// Who may use the proxy.
+    pub callers: Callers,
+    /// Sizes and times.
+    pub limits: Limits,
+    /// The command that is told of events; empty when there is none.
+    pub notify_command: Vec<String>,
+}
+
+/// An address to accept callers on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A unix socket, by absolute path.
+    Unix(PathBuf),
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text with journal priorities under systemd, else plain or, on a terminal, coloured text.
+    Auto,
+    /// Plain text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How an account obtains its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// A person logs in with a browser (RFC 6749, section 4.1).
+    AuthorizationCode,
+    /// The application's own token (RFC 6749, section 4.4).
+    ClientCredentials,
+    /// A static token from the account settings.
+    PersonalAccessToken,
+}
+
+/// What the authorization endpoint is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseType {
+    /// `code id_token`: the hybrid flow (OpenID Connect Core, section 3.3).
+    Hybrid,
+    /// `code`: the authorization code flow.
+    Code,
+}
+
+/// How the authorization endpoint answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseMode {
+    /// Behind the `#` of the redirect address.
+    Fragment,
+    /// In the query of the redirect address.
+    Query,
+    /// As a form that the browser posts.
+    FormPost,
+}
+
+/// How the client authenticates at the token endpoint (RFC 6749, section 2.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// `client_id` and `client_secret` in the form body.
+    Body,
+    /// HTTP Basic.
+    Basic,
+}
+
+/// A secret and where it was found.
+#[derive(Clone, Debug)]
+pub struct Secret {
+    /// The secret itself.
+    pub value: SecretString,
+    /// The file or variable it was read from.
+    pub from: String,
+}
+
+/// Certificates that are trusted beside the system's.
+#[derive(Clone, Debug)]
+pub struct ExtraCa {
+    /// The PEM file.
+    pub file: PathBuf,
+    /// Its certificates, at least one.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// One login: who we are towards the authorization server and where that is.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// The name of its table.
+    pub name: String,
+    /// How it obtains tokens.
+    pub grant: Grant,
+    /// Empty for a personal access token.
+    pub client_id: String,
+    /// The client secret, or the personal access token.
+    pub secret: Secret,
+    /// The scope to ask for.
+    pub scope: Option<String>,
+    /// The registered address that the browser is sent back to.
+    pub redirect_uri: Url,
+    /// What the authorization endpoint is asked for.
+    pub response_type: ResponseType,
+    /// How it answers.
+    pub response_mode: ResponseMode,
+    /// Compared with `iss` when set.
+    pub issuer: Option<String>,
+    /// The authorization endpoint.
+    pub authorization_url: Url,
+    /// The token endpoint.
+    pub token_url: Url,
+    /// The revocation endpoint (RFC 7009); none when tokens can't be revoked.
+    pub revocation_url: Option<Url>,
+    /// The keys that sign `id_token`s; none when the server publishes none.
+    pub jwks_url: Option<Url>,
+    /// How the client authenticates.
+    pub client_auth: ClientAuth,
+    /// Trusted for these URLs.
+    pub ca: Option<ExtraCa>,
+    /// The fraction of the lifetime after which a refresh is due.
+    pub refresh_at: f64,
+    /// Asked after a login who it is; none when not to be asked.
+    pub identity_url: Option<Url>,
+    /// When the server ends a login; none when never.
+    pub login_lifetime: Option<Duration>,
+}
+
+/// Where requests with a prefix go.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Whole segments; `/` or without a slash at its end.
+    pub prefix: String,
+    /// For keys and logs.
+    pub name: String,
+    /// Where to.
+    pub upstream: Upstream,
+    /// The account whose token is injected.
+    pub account: String,
+    /// Trusted for this upstream.
+    pub ca: Option<ExtraCa>,
+    /// Which protocol the upstream is spoken to.
+    pub http: HttpVersion,
+}
+
+/// Which protocol the upstream is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// What measured best.
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// An API server: scheme and authority are constants that no request can change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// True for https.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// What goes into the Host field.
+    pub authority: String,
+    /// Put in front of every path; no slash at its end.
+    pub base_path: String,
+}
+
+/// A user that may connect from this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The one that the daemon runs as.
+    Myself,
+    /// Every user, known or not.
+    Anyone,
+    /// A uid.
+    Uid(u32),
+}
+
+/// Who may use the proxy.
+#[derive(Clone, Debug)]
+pub struct Callers {
+    /// Users of this machine.
+    pub users: Vec<User>,
+    /// Accepted Host values beside the loopback ones: a name, with a port or with any listening one.
+    pub hosts: Vec<(String, Option<u16>)>,
+    /// Web origins, in lower case.
+    pub allowed_origins: Vec<String>,
+    /// True when listening beyond loopback is meant.
+    pub allow_remote: bool,
+    /// When there are any, every caller must present one.
+    pub keys: Vec<Key>,
+}
+
+/// What a caller proves itself with, and what it may do.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// For logs and messages.
+    pub name: String,
+    /// The key itself.
+    pub secret: Secret,
+    /// Methods; none means all.
+    pub methods: Option<Vec<Method>>,
+    /// Path prefixes; none means all.
+    pub paths: Option<Vec<String>>,
+    /// Route names; none means all.
+    pub routes: Option<Vec<String>>,
+}
+
+/// Sizes and times.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Callers' connections at a time.
+    pub connections: usize,
+    /// To receive a request's head.
+    pub header_timeout: Duration,
+    /// To connect to the upstream, TLS included.
+    pub connect_timeout: Duration,
+    /// To the head of the upstream's answer.
+    pub response_timeout: Duration,
+    /// How long a request waits for a token that is on its way.
+    pub token_wait: Duration,
+    /// A keep-alive connection without a request.
+    pub idle_timeout: Duration,
+    /// How long stopping waits for open requests.
+    pub drain_timeout: Duration,
+    /// The largest request body kept for one replay, in bytes.
+    pub replay_buffer: usize,
+}
+
+/// What is wrong with the configuration. Never shows a value.
+#[derive(Debug)]
+pub struct ConfigError {
+    place: String,
+    key: String,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Environment {
+    /// Takes the variables as they are.
+    pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    /// The value of a variable that is set and not empty.
+    pub fn var(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The configuration file to read, and whether somebody named it.
+    fn config_file(&self) -> (Option<PathBuf>, bool) {
+        if let Some(named) = self.var("CNBLOGS_PROXY_CONFIG") {
+            return (Some(named.into()), true);
+        }
+        let own = self.directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("cnblogs-proxy/config.toml"));
+        let candidates = [own, Some("/etc/cnblogs-proxy/config.toml".into())];
+        (candidates.into_iter().flatten().find(|path| path.exists()), false)
+    }
+
+    fn state_dir(&self) -> Option<PathBuf> {
+        if let Some(given) = self.var("STATE_DIRECTORY") {
+            return given.split(':').next().map(PathBuf::from);
+        }
+        self.directory("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("cnblogs-proxy"))
+    }
+
+    fn directory(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
+        let given = self.var(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+        given.or_else(|| self.var("HOME").map(|home| Path::new(home).join(below_home)))
+    }
+
+    /// A systemd credential, if there is one of that name.
+    fn credential(&self, name: &str) -> Option<PathBuf> {
+        self.var("CREDENTIALS_DIRECTORY").map(|dir| Path::new(dir).join(name)).filter(|path| path.exists())
+    }
+}
+
+impl Config {
+    /// Reads `file`, else the file that the environment or the usual places give, else only the environment.
+    ///
+    /// # Errors
+    /// When anything in it, or in a file that it names, is not valid.
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let (path, _named) = match file {
+            Some(file) => (Some(file.to_owned()), true),
+            None => environment.config_file(),
+        };
+        let text = match &path {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| ConfigError::at(&path.display().to_string(), "", format!("can't be read: {error}")))?,
+        };
+        let source = Source::new(path.as_deref().unwrap_or(Path::new("(built-in defaults)")), text);
+        let root = source.parse()?;
+        let reader = Reader::new(&source, String::new(), root.get_ref(), ROOT)?;
+        Self::read(path, reader, environment)
+    }
+
+    /// The account's route whose upstream is asked for the person's name, and where requests go by default.
+    pub fn first_route_of(&self, account: &str) -> Option<&Route> {
+        self.routes.iter().find(|route| route.account == account)
+    }
+
+    fn read(file: Option<PathBuf>, root: Reader<'_>, environment: &Environment) -> Result<Self, ConfigError> {
+        let listen = read_listen(&root, environment)?;
+        let state_dir = read_state_dir(&root, environment)?;
+        let workers = root.entry("workers").map(|entry| entry.integer()).transpose()?.unwrap_or(0);
+        let log = root.string("log")?.unwrap_or_else(|| "info".to_owned());
+        let log_format = root.parsed("log_format", log_format)?.unwrap_or(LogFormat::Auto);
+
+        let mut accounts = accounts::read(&root, environment)?;
+        let routes = read_routes(&root, environment, &accounts)?;
+        accounts::fill_identity(&mut accounts, &routes);
+        let callers = read_callers(&root, &listen, &routes)?;
+        let limits = read_limits(&root)?;
+        let notify_command = read_notify(&root)?;
+
+        Ok(Self {
+            file,
+            listen,
+            state_dir,
+            workers: worker_count(workers),
+            log: environment.var("CNBLOGS_PROXY_LOG").map_or(log, str::to_owned),
+            log_format: match environment.var("CNBLOGS_PROXY_LOG_FORMAT") {
+                Some(text) => log_format_of_variable(text)?,
+                None => log_format,
+            },
+            accounts,
+            routes,
+            callers,
+            limits,
+            notify_command,
+        })
+    }
+}
+
+impl Upstream {
+    /// The upstream that a URL names; none when it has no host.
+    pub fn of(url: &Url) -> Option<Self> {
+        let port = url.port_or_known_default()?;
+        let host = url.host_str()?;
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Some(Self {
+            tls: url.scheme() == "https",
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port,
+            authority,
+            base_path: url.path().trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Scheme and authority, as in an origin.
+    pub fn origin(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority)
+    }
+}
+
+impl Grant {
+    /// As it is written in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AuthorizationCode => "authorization_code",
+            Self::ClientCredentials => "client_credentials",
+            Self::PersonalAccessToken => "personal_access_token",
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(60),
+            token_wait: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(120),
+            drain_timeout: Duration::from_secs(15),
+            replay_buffer: 64 * 1024,
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl ConfigError {
+    fn at(place: &str, key: &str, message: String) -> Self {
+        Self { place: place.to_owned(), key: key.to_owned(), message, hint: None }
+    }
+
+    fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What can be done about it.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [&self.place, &self.key, &self.message].map(String::as_str);
+        f.write_str(&parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Listen>, ConfigError> {
+    let mut listen = Vec::new();
+    for entry in root.strings("listen")?.unwrap_or_default() {
+        listen.push(parse::listen(&entry.string()?).map_err(|message| entry.error(message))?);
+    }
+    if let Some(given) = environment.var("CNBLOGS_PROXY_LISTEN") {
+        let parsed: Result<_, _> = given.split(',').map(|one| parse::listen(one.trim())).collect();
+        listen = parsed.map_err(|message| ConfigError::at("CNBLOGS_PROXY_LISTEN", "", message))?;
+    }
+    if listen.is_empty() {
+        listen.push(parse::listen(DEFAULT_LISTEN).expect("the default is an address"));
+    }
+    Ok(listen)
+}
+
+fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {
+    let from_file = root.string("state_dir")?.filter(|dir| !dir.is_empty());
+    let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(str::to_owned).or(from_file);
+    let dir = given.map(PathBuf::from).or_else(|| environment.state_dir()).ok_or_else(|| {
+        ConfigError::at("", "state_dir", "nowhere to keep the login: HOME is not set".to_owned())
+            .with_hint("set state_dir in the configuration or CNBLOGS_PROXY_STATE_DIR in the environment")
+    })?;
+    std::path::absolute(&dir)
+        .map_err(|error| ConfigError::at("", "state_dir", format!("can't be made absolute: {error}")))
+}
+
+fn read_routes(
+    root: &Reader<'_>,
+    environment: &Environment,
+    accounts: &BTreeMap<String, Account>,
+) -> Result<Vec<Route>, ConfigError> {
+    let override_url = environment.var("CNBLOGS_PROXY_UPSTREAM").map(parse::upstream).transpose();
+    let override_url = override_url.map_err(|message| ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", message))?;
+    let only = if accounts.len() == 1 { accounts.keys().next() } else { None };
+
+    let mut routes: Vec<Route> = Vec::new();
+    for table in root.tables("route", ROUTE)? {
+        let route = read_route(&table, only, accounts)?;
+        if routes.iter().any(|other| other.prefix == route.prefix) {
+            return Err(table.error("another route has the same prefix"));
+        }
+        if routes.iter().any(|other| other.name == route.name) {
+            return Err(table.error("another route has the same name"));
+        }
+        routes.push(route);
+    }
+
+    if routes.is_empty() {
+        let account = only.ok_or_else(|| {
+            root.error("there are several accounts and no route says which one to use")
+                .with_hint("add a [[route]] with prefix, upstream and account for each")
+        })?;
+        let upstream = parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL");
+        routes.push(Route {
+            prefix: "/".to_owned(),
+            name: "/".to_owned(),
+            upstream,
+            account: account.clone(),
+            ca: None,
+            http: HttpVersion::Auto,
+        });
+    }
+    if let Some(upstream) = override_url {
+        let alone = routes.len() == 1;
+        let route = routes.iter_mut().find(|route| alone || route.prefix == "/").ok_or_else(|| {
+            ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", "there are several routes and none is \"/\"".to_owned())
+        })?;
+        route.upstream = upstream;
+    }
+    Ok(routes)
+}
+
+fn read_route(
+    table: &Reader<'_>,
+    only: Option<&String>,
+    accounts: &BTreeMap<String, Account>,
+) -> Result<Route, ConfigError> {
+    let prefix = table.parsed("prefix", parse::prefix)?.unwrap_or_else(|| "/".to_owned());
+    let name = table.string("name")?.unwrap_or_else(|| prefix.clone());
+    let upstream = table
+        .parsed("upstream", parse::upstream)?
+        .unwrap_or_else(|| parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL"));
+    let account = table.parsed("account", |account| {
+        let names: Vec<_> = accounts.keys().map(String::as_str).collect();
+        if accounts.contains_key(account) {
+            Ok(account.to_owned())
+        } else {
+            Err(format!("there is no such account; there is: {}", names.join(", ")))
+        }
+    })?;
+    let account = account.or_else(|| only.cloned()).ok_or_else(|| {
+        table.error("there are several accounts: say which one with `account`")
+    })?;
+    let ca = read_ca(table)?;
+    let http = table.parsed("http", |text| match text {
+        "auto" => Ok(HttpVersion::Auto),
+        "1.1" => Ok(HttpVersion::Http1),
+        "2" => Ok(HttpVersion::Http2),
+        _ => Err("must be \"auto\", \"1.1\" or \"2\"".to_owned()),
+    })?;
+    let http = http.unwrap_or(HttpVersion::Auto);
+    if http == HttpVersion::Http2 && !upstream.tls {
+        return Err(table.error("http = \"2\" needs an https upstream"));
+    }
+    Ok(Route { prefix, name, upstream, account, ca, http })
+}
+
+fn read_ca(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
+    table
+        .parsed("ca_file", |path| {
+            if path.is_empty() {
+                return Ok(None);
+            }
+            let file = PathBuf::from(path);
+            let pem = std::fs::read(&file).map_err(|error| format!("can't be read: {error}"))?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            let certificates = certificates.map_err(|error| format!("not a PEM file: {error}"))?;
+            if certificates.is_empty() {
+                return Err("holds no certificate in PEM".to_owned());
+            }
+            Ok(Some(ExtraCa { file, certificates }))
+        })
+        .map(Option::flatten)
+}
+
+fn read_callers(root: &Reader<'_>, listen: &[Listen], routes: &[Route]) -> Result<Callers, ConfigError> {
+    let empty = toml::de::DeTable::new();
+    let source = Source::new(Path::new(""), String::new());
+    let table = match root.table("callers", CALLERS)? {
+        Some(table) => table,
+        None => Reader::new(&source, "callers".to_owned(), &empty, CALLERS)?,
+    };
+
+    let mut users = Vec::new();
+    for entry in table.entry("users").map(|e| e.items("a list of user names or uids")).transpose()?.unwrap_or_default() {
+        users.push(read_user(&entry)?);
+    }
+    if users.is_empty() {
+        users.push(User::Myself);
+    }
+    let mut hosts = Vec::new();
+    for entry in table.strings("hosts")?.unwrap_or_default() {
+        hosts.push(read_host(&entry)?);
+    }
+    let mut allowed_origins = Vec::new();
+    for entry in table.strings("allowed_origins")?.unwrap_or_default() {
+        allowed_origins.push(parse::origin(&entry.string()?).map_err(|message| entry.error(message))?);
+    }
+    let allow_remote = table.entry("allow_remote").map(|entry| entry.boolean()).transpose()?.unwrap_or(false);
+    let mut keys: Vec<Key> = Vec::new();
+    for key_table in table.tables("key", KEY)? {
+        let key = read_key(&key_table, routes)?;
+        if keys.iter().any(|other| other.name == key.name) {
+            return Err(key_table.error("another key has the same name"));
+        }
+        keys.push(key);
+    }
+
+    let remote = listen.iter().find(|one| matches!(one, Listen::Tcp(address) if !address.ip().is_loopback()));
+    if let Some(remote) = remote
+        && !(allow_remote && !keys.is_empty())
+    {
+        return Err(ConfigError::at("", "listen", format!("{remote} can be reached by other machines"))
+            .with_hint("listen on 127.0.0.1, or set callers.allow_remote = true and give callers keys with [[callers.key]]"));
+    }
+    Ok(Callers { users, hosts, allowed_origins, allow_remote, keys })
+}
+
+fn read_user(entry: &Entry<'_>) -> Result<User, ConfigError> {
+    if let Ok(uid) = entry.integer() {
+        let uid = u32::try_from(uid).map_err(|_overflow| entry.error("too large for a uid"))?;
+        return Ok(User::Uid(uid));
+    }
+    let name = entry.string()?;
+    if let Ok(uid) = name.parse() {
+        return Ok(User::Uid(uid));
+    }
+    match name.as_str() {
+        "self" => Ok(User::Myself),
+        "*" => Ok(User::Anyone),
+        "root" => Ok(User::Uid(0)),
+        _ => uid_of(&name).map(User::Uid).ok_or_else(|| entry.error("this machine has no user of that name")),
+    }
+}
+
+fn uid_of(name: &str) -> Option<u32> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {
+    let text = entry.string()?.to_ascii_lowercase();
+    let wrong = || entry.error("not a host: write \"name\" or \"name:port\"");
+    let authority: http::uri::Authority = text.parse().map_err(|_invalid| wrong())?;
+    if authority.host().is_empty() || text.contains('@') || text.ends_with(':') {
+        return Err(wrong());
+    }
+    Ok((authority.host().to_owned(), authority.port_u16()))
+}
+
+fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
+    let name = table.string("name")?.ok_or_else(|| table.error("a key needs a `name`"))?;
+    let secret = table.parsed("file", |path| secret_file(Path::new(path)))?;
+    let secret = secret.ok_or_else(|| table.error("a key needs a `file` that holds it"))?;
+
+    let methods = table.strings("methods")?.map(|entries| {
+        let method = |entry: &Entry<'_>| {
+            Method::from_bytes(entry.string()?.as_bytes()).map_err(|_invalid| entry.error("not a method"))
+        };
+        entries.iter().map(method).collect::<Result<Vec<_>, _>>()
+    });
+    let paths = table.strings("paths")?.map(|entries| {
+        let path = |entry: &Entry<'_>| parse::prefix(&entry.string()?).map_err(|message| entry.error(message));
+        entries.iter().map(path).collect::<Result<Vec<_>, _>>()
+    });
+    let allowed = table.strings("routes")?.map(|entries| {
+        let route = |entry: &Entry<'_>| {
+            let name = entry.string()?;
+            let known = routes.iter().any(|route| route.name == name);
+            if known { Ok(name) } else { Err(entry.error("there is no route of that name")) }
+        };
+        entries.iter().map(route).collect::<Result<Vec<_>, _>>()
+    });
+    let (methods, paths, allowed) = (methods.transpose()?, paths.transpose()?, allowed.transpose()?);
+    Ok(Key {
+        name,
+        secret,
+        methods: methods.filter(|list| !list.is_empty()),
+        paths: paths.filter(|list| !list.is_empty()),
+        routes: allowed.filter(|list| !list.is_empty()),
+    })
+}
+
+fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
+    let Some(table) = root.table("limits", LIMITS)? else { return Ok(Limits::default()) };
+    let default = Limits::default();
+    let time = |key, default| table.parsed(key, parse::duration).map(|given| given.unwrap_or(default));
+    let positive = |key, default: Duration| {
+        table
+            .parsed(key, |text| match parse::duration(text)? {
+                Duration::ZERO => Err("must be longer than nothing".to_owned()),
+                duration => Ok(duration),
+            })
+            .map(|given| given.unwrap_or(default))
+    };
+    let connections = match table.entry("connections") {
+        None => default.connections,
+        Some(entry) => match usize::try_from(entry.integer()?) {
+            Ok(number @ 1..=1_000_000) => number,
+            _ => return Err(entry.error("must be from 1 to 1000000")),
+        },
+    };
+    let limits = Limits {
+        connections,
+        header_timeout: positive("header_timeout", default.header_timeout)?,
+        connect_timeout: positive("connect_timeout", default.connect_timeout)?,
+        response_timeout: positive("response_timeout", default.response_timeout)?,
+        token_wait: time("token_wait", default.token_wait)?,
+        idle_timeout: positive("idle_timeout", default.idle_timeout)?,
+        drain_timeout: time("drain_timeout", default.drain_timeout)?,
+        replay_buffer: table.parsed("replay_buffer", parse::size)?.unwrap_or(default.replay_buffer),
+    };
+    Ok(limits)
+}
+
+fn read_notify(root: &Reader<'_>) -> Result<Vec<String>, ConfigError> {
+    let Some(table) = root.table("notify", &["command"])? else { return Ok(Vec::new()) };
+    let entries = table.strings("command")?.unwrap_or_default();
+    entries.iter().map(Entry::string).collect()
+}
+
+/// A secret from a file, without the white space at its end.
+fn secret_file(path: &Path) -> Result<Secret, String> {
+    let problem = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
+    let length = std::fs::metadata(path).map_err(problem)?.len();
+    if length > LARGEST_SECRET {
+        return Err(format!("{} is too large for a secret", path.display()));
+    }
+    let bytes = std::fs::read(path).map_err(problem)?;
+    let text = zeroize::Zeroizing::new(
+        String::from_utf8(bytes).map_err(|_invalid| format!("{} is not text", path.display()))?,
+    );
+    secret(text.trim(), format!("file {}", path.display()))
+}
+
+fn secret(text: &str, from: String) -> Result<Secret, String> {
+    if text.is_empty() {
+        return Err(format!("{from} is empty"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("{from} holds more than one line or control characters"));
+    }
+    Ok(Secret { value: text.into(), from })
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "auto" => Ok(LogFormat::Auto),
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be \"auto\", \"text\" or \"json\"".to_owned()),
+    }
+}
+
+fn log_format_of_variable(text: &str) -> Result<LogFormat, ConfigError> {
+    log_format(text).map_err(|message| ConfigError::at("CNBLOGS_PROXY_LOG_FORMAT", "", message))
+}
+
+/// One a core, at most four, unless a number was given.
+fn worker_count(configured: u64) -> usize {
+    match usize::try_from(configured) {
+        Ok(0) | Err(_) => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+        Ok(number) => number.min(64),
+    }
+}

@@ -1,0 +1,268 @@
+//! The `[account.*]` tables, the variables that stand in for them, and the combinations that make sense.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use url::Url;
+
+use super::reader::{Known, Reader};
+use super::{
+    Account, ClientAuth, ConfigError, Environment, Grant, ResponseMode, ResponseType, Route, Secret, parse,
+    read_ca, secret, secret_file,
+};
+
+/// The account that variables and the shortest set-up speak of.
+const MAIN: &str = "main";
+const ACCOUNT: Known = &[
+    "grant",
+    "client_id",
+    "client_secret_file",
+    "token_file",
+    "scope",
+    "redirect_uri",
+    "response_type",
+    "response_mode",
+    "issuer",
+    "authorization_url",
+    "token_url",
+    "revocation_url",
+    "jwks_url",
+    "client_auth",
+    "ca_file",
+    "refresh_at",
+    "identity_url",
+    "login_lifetime",
+];
+const DEFAULT_SCOPE: &str = "openid profile CnBlogsApi offline_access";
+const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
+const DEFAULT_AUTHORIZATION_URL: &str = "https://oauth.cnblogs.com/connect/authorize";
+const DEFAULT_TOKEN_URL: &str = "https://oauth.cnblogs.com/connect/token";
+const DEFAULT_REVOCATION_URL: &str = "https://oauth.cnblogs.com/connect/revocation";
+const DEFAULT_JWKS_URL: &str = "https://oauth.cnblogs.com/.well-known/openid-configuration/jwks";
+const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+const TEACHING: &str = "the shortest set-up is two variables: CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... \
+    cnblogs-proxy (from https://api.cnblogs.com, \"create an application\"), or CNBLOGS_PAT=... with a personal \
+    access token from your account settings; or write an [account.main] table into \
+    ~/.config/cnblogs-proxy/config.toml";
+
+pub(super) fn read(
+    root: &Reader<'_>,
+    environment: &Environment,
+) -> Result<BTreeMap<String, Account>, ConfigError> {
+    let mut accounts = BTreeMap::new();
+    for (name, table) in root.named_tables("account", ACCOUNT)? {
+        if !is_account_name(&name) {
+            return Err(table.error("an account's name has 1 to 64 letters, digits, `-` and `_`"));
+        }
+        let account = read_account(&name, &table, environment)?;
+        accounts.insert(name, account);
+    }
+
+    if !accounts.contains_key(MAIN)
+        && let Some(account) = from_environment(environment, accounts.is_empty())?
+    {
+        accounts.insert(MAIN.to_owned(), account);
+    }
+    if accounts.is_empty() {
+        return Err(ConfigError::at("", "", "no account is configured".to_owned()).with_hint(TEACHING));
+    }
+    Ok(accounts)
+}
+
+/// Where an account's person is asked for, when the file does not say: on the account's first upstream.
+pub(super) fn fill_identity(accounts: &mut BTreeMap<String, Account>, routes: &[Route]) {
+    let marker = unset_identity();
+    for account in accounts.values_mut().filter(|account| account.identity_url.as_ref() == Some(&marker)) {
+        let route = routes.iter().find(|route| route.account == account.name);
+        account.identity_url =
+            route.and_then(|route| Url::parse(&format!("{}/api/users", route.upstream.origin())).ok());
+    }
+}
+
+/// The account that variables and credentials alone describe.
+fn from_environment(environment: &Environment, alone: bool) -> Result<Option<Account>, ConfigError> {
+    let has_variable = ["CNBLOGS_CLIENT_ID", "CNBLOGS_PAT", "CNBLOGS_PAT_FILE"]
+        .iter()
+        .any(|name| environment.var(name).is_some());
+    if !has_variable && !(alone && environment.credential("pat").is_some()) {
+        return Ok(None);
+    }
+    let empty = toml::de::DeTable::new();
+    let source = super::Source::new(Path::new("(environment)"), String::new());
+    let table = Reader::new(&source, format!("account.{MAIN}"), &empty, ACCOUNT)?;
+    read_account(MAIN, &table, environment).map(Some)
+}
+
+fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Result<Account, ConfigError> {
+    let own = (name == MAIN).then_some(environment);
+    let grant = read_grant(table, own, environment)?;
+    let client_id = table.string("client_id")?;
+    let client_id = own.and_then(|env| env.var("CNBLOGS_CLIENT_ID")).map(str::to_owned).or(client_id);
+    let secret = read_secret(grant, table, own, environment)?;
+    let (response_type, response_mode) = read_response(table)?;
+    let scope = table.string("scope")?.filter(|scope| !scope.trim().is_empty());
+    let url = |key, default| read_url(table, key, default);
+
+    Ok(Account {
+        name: name.to_owned(),
+        grant,
+        client_id: match (grant, client_id.filter(|id| !id.is_empty())) {
+            (Grant::PersonalAccessToken, _) => String::new(),
+            (_, Some(client_id)) => client_id,
+            (_, None) => return Err(table.error("needs a `client_id`").with_hint(TEACHING)),
+        },
+        secret,
+        scope: match grant {
+            Grant::AuthorizationCode => Some(scope.unwrap_or_else(|| DEFAULT_SCOPE.to_owned())),
+            _ => scope,
+        },
+        redirect_uri: table
+            .parsed("redirect_uri", parse::redirect_uri)?
+            .unwrap_or_else(|| Url::parse(DEFAULT_REDIRECT_URI).expect("the default is a URL")),
+        response_type,
+        response_mode,
+        issuer: table.string("issuer")?.filter(|issuer| !issuer.is_empty()),
+        authorization_url: needed(table, url("authorization_url", DEFAULT_AUTHORIZATION_URL)?)?,
+        token_url: needed(table, url("token_url", DEFAULT_TOKEN_URL)?)?,
+        revocation_url: url("revocation_url", DEFAULT_REVOCATION_URL)?,
+        jwks_url: url("jwks_url", DEFAULT_JWKS_URL)?,
+        client_auth: table.parsed("client_auth", client_auth)?.unwrap_or(ClientAuth::Body),
+        ca: read_ca(table)?,
+        refresh_at: read_refresh_at(table)?,
+        identity_url: match table.entry("identity_url") {
+            None => Some(unset_identity()),
+            Some(_) => url("identity_url", "")?,
+        },
+        login_lifetime: Some(table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME))
+            .filter(|lifetime| !lifetime.is_zero()),
+    })
+}
+
+fn read_grant(
+    table: &Reader<'_>,
+    own: Option<&Environment>,
+    environment: &Environment,
+) -> Result<Grant, ConfigError> {
+    let grant = table.parsed("grant", |text| match text {
+        "authorization_code" => Ok(Grant::AuthorizationCode),
+        "client_credentials" => Ok(Grant::ClientCredentials),
+        "personal_access_token" => Ok(Grant::PersonalAccessToken),
+        _ => Err("must be \"authorization_code\", \"client_credentials\" or \"personal_access_token\"".to_owned()),
+    })?;
+    let pat = own.is_some_and(|env| env.var("CNBLOGS_PAT").or(env.var("CNBLOGS_PAT_FILE")).is_some());
+    let client = own.is_some_and(|env| env.var("CNBLOGS_CLIENT_ID").is_some());
+    match grant {
+        Some(Grant::AuthorizationCode | Grant::ClientCredentials) if pat => {
+            Err(table.error("CNBLOGS_PAT is set, but this account's grant is not \"personal_access_token\""))
+        }
+        Some(grant) => Ok(grant),
+        None if pat && client => {
+            Err(table.error("both CNBLOGS_CLIENT_ID and CNBLOGS_PAT are set: an account has one of them"))
+        }
+        None if pat || table.entry("token_file").is_some() => Ok(Grant::PersonalAccessToken),
+        None if client || table.entry("client_id").is_some() => Ok(Grant::AuthorizationCode),
+        None if environment.credential("pat").is_some() => Ok(Grant::PersonalAccessToken),
+        None => Ok(Grant::AuthorizationCode),
+    }
+}
+
+fn read_secret(
+    grant: Grant,
+    table: &Reader<'_>,
+    own: Option<&Environment>,
+    environment: &Environment,
+) -> Result<Secret, ConfigError> {
+    let is_pat = grant == Grant::PersonalAccessToken;
+    let (key, other) =
+        if is_pat { ("token_file", "client_secret_file") } else { ("client_secret_file", "token_file") };
+    if let Some(entry) = table.entry(other) {
+        return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
+    }
+    let (variable, credential) =
+        if is_pat { ("CNBLOGS_PAT", "pat") } else { ("CNBLOGS_CLIENT_SECRET", "client_secret") };
+    let file_variable = if is_pat { "CNBLOGS_PAT_FILE" } else { "CNBLOGS_CLIENT_SECRET_FILE" };
+
+    let from_file = table.entry(key).map(|entry| (entry.string(), entry));
+    let in_variable = |name: &str, found: Result<Secret, String>| {
+        found.map_err(|message| ConfigError::at(name, "", message))
+    };
+    let found = if let Some(text) = own.and_then(|env| env.var(variable)) {
+        in_variable(variable, secret(text.trim(), variable.to_owned()))?
+    } else if let Some(path) = own.and_then(|env| env.var(file_variable)) {
+        in_variable(file_variable, secret_file(Path::new(path)))?
+    } else if let Some((path, entry)) = from_file {
+        secret_file(Path::new(&path?)).map_err(|message| entry.error(message))?
+    } else if let Some(path) = environment.credential(credential) {
+        in_variable("CREDENTIALS_DIRECTORY", secret_file(&path))?
+    } else {
+        let what = if is_pat { "personal access token" } else { "client secret" };
+        return Err(table.error(format!("has no {what}")).with_hint(format!(
+            "put it in a file that only you can read and set `{key}`, or give {variable} or {file_variable}"
+        )));
+    };
+    if is_pat && !crate::token::is_b64token(secrecy::ExposeSecret::expose_secret(&found.value)) {
+        return Err(table.error(format!("{} does not hold a token (RFC 6750)", found.from)));
+    }
+    Ok(found)
+}
+
+fn read_response(table: &Reader<'_>) -> Result<(ResponseType, ResponseMode), ConfigError> {
+    let response_type = table.parsed("response_type", |text| match text {
+        "code id_token" | "id_token code" => Ok(ResponseType::Hybrid),
+        "code" => Ok(ResponseType::Code),
+        _ => Err("must be \"code id_token\" or \"code\"".to_owned()),
+    })?;
+    let response_type = response_type.unwrap_or(ResponseType::Hybrid);
+    let response_mode = table.parsed("response_mode", |text| match text {
+        "fragment" => Ok(ResponseMode::Fragment),
+        "form_post" => Ok(ResponseMode::FormPost),
+        "query" if response_type == ResponseType::Code => Ok(ResponseMode::Query),
+        "query" => Err("\"query\" goes only with response_type = \"code\"".to_owned()),
+        _ => Err("must be \"fragment\", \"form_post\" or \"query\"".to_owned()),
+    })?;
+    let default = match response_type {
+        ResponseType::Hybrid => ResponseMode::Fragment,
+        ResponseType::Code => ResponseMode::Query,
+    };
+    Ok((response_type, response_mode.unwrap_or(default)))
+}
+
+fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
+    let Some(entry) = table.entry("refresh_at") else { return Ok(0.5) };
+    let fraction = entry.fraction()?;
+    if (0.01..=0.95).contains(&fraction) {
+        Ok(fraction)
+    } else {
+        Err(entry.error("must be a fraction from 0.01 to 0.95"))
+    }
+}
+
+/// An endpoint; none when it is set to nothing.
+fn read_url(table: &Reader<'_>, key: &'static str, default: &str) -> Result<Option<Url>, ConfigError> {
+    let given = table.parsed(key, |text| {
+        if text.is_empty() { Ok(None) } else { parse::endpoint(text).map(Some) }
+    })?;
+    Ok(given.unwrap_or_else(|| Url::parse(default).ok()))
+}
+
+fn needed(table: &Reader<'_>, url: Option<Url>) -> Result<Url, ConfigError> {
+    url.ok_or_else(|| table.error("authorization_url and token_url must not be empty"))
+}
+
+fn client_auth(text: &str) -> Result<ClientAuth, String> {
+    match text {
+        "body" => Ok(ClientAuth::Body),
+        "basic" => Ok(ClientAuth::Basic),
+        _ => Err("must be \"body\" or \"basic\"".to_owned()),
+    }
+}
+
+/// Stands for "not said" until the routes are known.
+fn unset_identity() -> Url {
+    Url::parse("about:first-route").expect("a constant URL")
+}
+
+fn is_account_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}

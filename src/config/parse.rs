@@ -1,0 +1,154 @@
+//! The notations of values in the configuration: addresses, URLs, durations, sizes. Errors never repeat the
+//! value, which may be a secret in the wrong place.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::{Host, Url};
+
+use super::{Listen, Upstream};
+
+/// Longer than any login and any time-out, and far from overflow.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+pub(super) fn listen(text: &str) -> Result<Listen, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = PathBuf::from(path);
+        return if path.is_absolute() {
+            Ok(Listen::Unix(path))
+        } else {
+            Err("a unix socket needs an absolute path: \"unix:/run/cnblogs-proxy/proxy.sock\"".to_owned())
+        };
+    }
+    let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    text.parse::<SocketAddr>().map(Listen::Tcp).map_err(|_invalid| {
+        "not an address: write \"127.0.0.1:8262\", \"[::1]:8262\" or \"unix:/path/to/socket\"".to_owned()
+    })
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let duration = humantime::parse_duration(text)
+        .map_err(|_invalid| "not a duration: write \"10s\", \"500ms\", \"2m\" or \"30d\"".to_owned())?;
+    if duration > LONGEST { Err("longer than ten years".to_owned()) } else { Ok(duration) }
+}
+
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit: usize = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        _ => return Err("not a size: write \"64KiB\" or \"1MiB\"".to_owned()),
+    };
+    let number: usize =
+        digits.parse().map_err(|_invalid| "not a size: write \"64KiB\" or \"1MiB\"".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "too large".to_owned())
+}
+
+/// A URL that a secret may be sent to: https, or http to this machine.
+pub(super) fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not contain a user name or password".to_owned());
+    }
+    if url.fragment().is_some() {
+        return Err("must not contain a fragment".to_owned());
+    }
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_loopback(url.host()) => Ok(url),
+        "http" => Err("must be https: a secret would cross the network in clear".to_owned()),
+        _ => Err("must be an https:// URL".to_owned()),
+    }
+}
+
+pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
+    let url = endpoint(text)?;
+    if url.query().is_some() {
+        return Err("must not contain a query".to_owned());
+    }
+    Upstream::of(&url).ok_or_else(|| "must name a host".to_owned())
+}
+
+/// Where the authorization server sends the browser: any address, as it was registered.
+pub(super) fn redirect_uri(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
+    if url.fragment().is_some() {
+        return Err("must not contain a fragment (RFC 6749, section 3.1.2)".to_owned());
+    }
+    if url.cannot_be_a_base() { Err("must be an absolute address".to_owned()) } else { Ok(url) }
+}
+
+/// The prefix of a route: starts with a slash, without one at its end (except "/" itself).
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err("must start with a slash".to_owned());
+    }
+    if text.bytes().any(|b| !b.is_ascii_graphic() || b"?#\\<>\"".contains(&b)) {
+        return Err("must be the bytes of a path as they stand in a request".to_owned());
+    }
+    let trimmed = text.trim_end_matches('/');
+    if trimmed == "/-" || trimmed.starts_with("/-/") {
+        return Err("/-/ is for the proxy's own pages".to_owned());
+    }
+    Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
+}
+
+/// A web origin as browsers write it (RFC 6454, section 6.2).
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    let exact = text.split_once("://").is_some_and(|(scheme, rest)| {
+        !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '?', '#', '@', ' '])
+    });
+    if exact && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("not an origin: write \"http://localhost:3000\", without a path".to_owned())
+    }
+}
+
+fn is_loopback(host: Option<Host<&str>>) -> bool {
+    match host {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(ip)) => IpAddr::V4(ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::V6(ip).is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_goes_only_over_tls_or_stays_on_this_machine() {
+        for good in ["https://api.cnblogs.com", "http://127.0.0.1:1/x", "http://[::1]/", "http://localhost:80"] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in ["http://api.cnblogs.com", "ftp://localhost", "https://u:p@h/", "http://127.0.0.1.evil/", "x"] {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_and_sizes_have_units() {
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86400)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert!(duration("10").is_err() && duration("soon").is_err() && duration("900y").is_err());
+        assert_eq!(size("64KiB"), Ok(65536));
+        assert_eq!(size("10"), Ok(10));
+        assert!(size("KiB").is_err() && size("6 parsecs").is_err());
+    }
+
+    #[test]
+    fn prefixes_are_whole_segments() {
+        assert_eq!(prefix("/"), Ok("/".to_owned()));
+        assert_eq!(prefix("/write/"), Ok("/write".to_owned()));
+        assert!(prefix("write").is_err() && prefix("/-/x").is_err() && prefix("/a b").is_err());
+    }
+}

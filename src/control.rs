@@ -1,0 +1,423 @@
+//! Our own routes, under `/-/`: for people the status and login pages, for scripts the status in JSON, for
+//! supervisors liveness, readiness and metrics.
+//!
+//! Who may come here is decided before (`proxy::guard`, called by `server`). What changes something is a POST
+//! and, from a browser, carries the secret of the page it came from.
+
+pub mod login;
+mod pages;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, RawForm, RawQuery, State};
+use axum::http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use ring::hmac;
+use serde_json::{Value, json};
+use url::form_urlencoded;
+
+use crate::config::Listen;
+use crate::metrics::Metrics;
+use crate::problem::{Code, Problem};
+use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
+use crate::token::{Moment, now};
+use login::{Brought, Logins, Rejected};
+
+/// A pasted address has some 1,500 bytes.
+const LARGEST_FORM: usize = 64 * 1024;
+/// A page left open for longer asks to be loaded again.
+const PAGE_SECRET_LIVES_SECS: i64 = 12 * 3600;
+/// Everything local: nothing from elsewhere, nothing inline, in no frame. A form may lead to the authorization
+/// server, whose own redirects to other hosts count as well.
+const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+    form-action 'self' https: http://127.0.0.1:* http://localhost:* http://[::1]:*; base-uri 'none'; \
+    frame-ancestors 'none'";
+
+/// What the control routes work on.
+pub struct Control {
+    sessions: BTreeMap<String, Session>,
+    logins: Logins,
+    metrics: Arc<Metrics>,
+    listening: Vec<Listen>,
+    started: Moment,
+    page_key: hmac::Key,
+}
+
+type Shared = State<Arc<Control>>;
+
+impl Control {
+    /// Control routes over these sessions. `listening` is what the daemon is bound to.
+    pub fn new(
+        sessions: BTreeMap<String, Session>,
+        logins: Logins,
+        metrics: Arc<Metrics>,
+        listening: Vec<Listen>,
+    ) -> Self {
+        let random = ring::rand::SystemRandom::new();
+        let page_key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
+        Self { sessions, logins, metrics, listening, started: now(), page_key }
+    }
+
+    /// True when every account can serve a request now.
+    pub fn is_ready(&self) -> bool {
+        self.sessions.values().all(|session| session.current().is_some())
+    }
+
+    /// The status document. Never a token.
+    pub fn status(&self) -> Value {
+        let accounts: BTreeMap<_, _> =
+            self.sessions.iter().map(|(name, session)| (name, session.status())).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_secs": now().since(self.started).as_secs(),
+            "listening": self.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
+            "requests": self.metrics.counts(),
+        })
+    }
+
+    fn session(&self, account: &str) -> Result<&Session, Problem> {
+        self.sessions.get(account).ok_or_else(|| Problem::new(Code::NotFound, "there is no account of that name"))
+    }
+
+    /// The secret of a page that is made now: what a browser posts back proves that it saw the page.
+    fn page_secret(&self) -> String {
+        let made_at = now().wall_secs().to_string();
+        let tag = hmac::sign(&self.page_key, made_at.as_bytes());
+        format!("{made_at}.{}", hex(tag.as_ref()))
+    }
+
+    fn is_page_secret(&self, text: &str) -> bool {
+        let Some((made_at, tag)) = text.split_once('.') else { return false };
+        let age = now().wall_secs() - made_at.parse::<i64>().unwrap_or(0);
+        let is_genuine = unhex(tag).is_some_and(|tag| hmac::verify(&self.page_key, made_at.as_bytes(), &tag).is_ok());
+        is_genuine && age <= PAGE_SECRET_LIVES_SECS
+    }
+}
+
+/// The routes for callers and people.
+pub fn router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/-/", get(status_page))
+        .route("/-/login", get(login_page))
+        .route("/-/login/{account}", get(account_page).post(paste))
+        .route("/-/login/{account}/start", post(start))
+        .route("/-/callback", get(callback_by_get).post(callback_by_post))
+        .route("/-/status", get(status))
+        .route("/-/refresh/{account}", post(refresh))
+        .route("/-/logout/{account}", post(logout))
+        .route("/-/healthz", get(healthz))
+        .route("/-/readyz", get(readyz))
+        .route("/-/metrics", get(metrics))
+        .route("/-/page.css", get(pages::stylesheet))
+        .route("/-/page.js", get(pages::script))
+        .route("/-/icon.svg", get(pages::icon))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(LARGEST_FORM))
+        .layer(axum::middleware::map_response(inert))
+        .with_state(control)
+}
+
+/// The routes for those who may read the store: over a socket in the state directory only.
+pub fn private_router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/-/token/{account}", get(access_token))
+        .layer(axum::middleware::map_response(inert))
+        .with_state(Arc::clone(&control))
+        .merge(router(control))
+}
+
+/// True for a request that lives by its `state` alone: browsers bring it from another site.
+pub fn is_callback(path: &str) -> bool {
+    path == "/-/callback"
+}
+
+/// True for what supervisors ask without a Host of ours and without a key.
+pub fn is_probe(path: &str) -> bool {
+    path == "/-/healthz" || path == "/-/readyz"
+}
+
+// --- pages -----------------------------------------------------------------------------------------------
+
+async fn status_page(State(control): Shared) -> Response {
+    let accounts: Vec<_> = control.sessions.iter().map(|(name, session)| (name.clone(), session.status())).collect();
+    pages::status(&accounts, control.metrics.counts(), &control.page_secret()).into_response()
+}
+
+async fn login_page(State(control): Shared) -> Response {
+    let names: Vec<_> = control.logins.accounts().collect();
+    match names.as_slice() {
+        [only] => pages::login(only, &control.logins.redirect_uri(only), &control.page_secret()).into_response(),
+        _ => pages::choose(&names).into_response(),
+    }
+}
+
+async fn account_page(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
+    control.session(&account)?;
+    let redirect_uri = control.logins.redirect_uri(&account);
+    Ok(pages::login(&account, &redirect_uri, &control.page_secret()).into_response())
+}
+
+// --- login -----------------------------------------------------------------------------------------------
+
+async fn start(
+    State(control): Shared,
+    Path(account): Path<String>,
+    fields: HeaderMap,
+    RawForm(form): RawForm,
+) -> Result<Response, Answer> {
+    control.from_our_page(&fields, &form)?;
+    control.session(&account)?;
+    let url = control.logins.start(&account).map_err(|error| Problem::new(Code::NotFound, error.to_string()))?;
+    let location = HeaderValue::from_str(url.as_str()).expect("a URL is a field value");
+    Ok((StatusCode::SEE_OTHER, [(LOCATION, location)]).into_response())
+}
+
+async fn paste(
+    State(control): Shared,
+    Path(account): Path<String>,
+    fields: HeaderMap,
+    RawForm(form): RawForm,
+) -> Result<Response, Answer> {
+    control.from_our_page(&fields, &form)?;
+    let session = control.session(&account)?;
+    if let Some(answer) = field(&form, "answer") {
+        let id = field(&form, "confirm").unwrap_or_default();
+        let outcome = session.confirm(id, answer == "yes").await;
+        return Ok(told(&control, &fields, &account, outcome.map_err(Into::into)));
+    }
+    let pasted = field(&form, "callback").unwrap_or_default();
+    let outcome = control.logins.finish_pasted(&account, &pasted, session).await;
+    Ok(told(&control, &fields, &account, outcome))
+}
+
+async fn callback_by_get(State(control): Shared, fields: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    match query.filter(|query| !query.is_empty()) {
+        Some(query) => finish_brought(&control, &fields, Brought::Query(&query)).await,
+        None => pages::fragment().into_response(),
+    }
+}
+
+async fn callback_by_post(State(control): Shared, fields: HeaderMap, RawForm(form): RawForm) -> Response {
+    let Ok(form) = std::str::from_utf8(&form) else {
+        return told(&control, &fields, "", Err(Rejected("the callback is not text".to_owned())));
+    };
+    finish_brought(&control, &fields, Brought::Form(form)).await
+}
+
+async fn finish_brought(control: &Control, fields: &HeaderMap, brought: Brought<'_>) -> Response {
+    let (account, outcome) = control.logins.finish_brought(brought, &control.sessions).await;
+    told(control, fields, &account, outcome)
+}
+
+/// The outcome of a login, as a page for people and as JSON for programs.
+fn told(
+    control: &Control,
+    fields: &HeaderMap,
+    account: &str,
+    outcome: Result<LoginOutcome, Rejected>,
+) -> Response {
+    let status = match &outcome {
+        Ok(_) => StatusCode::OK,
+        Err(_) => StatusCode::BAD_REQUEST,
+    };
+    if !wants_html(fields) {
+        return match outcome {
+            Ok(outcome) => (status, axum_json(&login::as_json(&outcome))).into_response(),
+            Err(Rejected(reason)) => problem(Problem::new(Code::BadRequest, reason)),
+        };
+    }
+    let page = match outcome {
+        Ok(LoginOutcome::Done(done)) => pages::logged_in(account, &done),
+        Ok(LoginOutcome::NeedsConfirmation(asked)) => pages::confirm(account, &asked, &control.page_secret()),
+        Ok(LoginOutcome::Declined) => pages::declined(account),
+        Err(Rejected(reason)) => pages::failed(account, &reason),
+    };
+    (status, page).into_response()
+}
+
+// --- for scripts and supervisors -------------------------------------------------------------------------
+
+async fn status(State(control): Shared) -> Response {
+    axum_json(&control.status()).into_response()
+}
+
+async fn refresh(
+    State(control): Shared,
+    Path(account): Path<String>,
+    fields: HeaderMap,
+    RawForm(form): RawForm,
+) -> Result<Response, Answer> {
+    control.from_our_page(&fields, &form)?;
+    let outcome = control.session(&account)?.refresh().await;
+    changed(&fields, outcome, "refreshed")
+}
+
+async fn logout(
+    State(control): Shared,
+    Path(account): Path<String>,
+    fields: HeaderMap,
+    RawForm(form): RawForm,
+) -> Result<Response, Answer> {
+    control.from_our_page(&fields, &form)?;
+    let outcome = control.session(&account)?.log_out().await;
+    changed(&fields, outcome, "logged-out")
+}
+
+fn changed(fields: &HeaderMap, outcome: Result<(), AskError>, done: &str) -> Result<Response, Answer> {
+    outcome.map_err(|error| match error {
+        AskError::LoginRequired(reason) => Problem::new(Code::LoginRequired, reason),
+        AskError::Failed(reason) => Problem::new(Code::TokenUnavailable, reason),
+        AskError::Stopping => Problem::new(Code::Stopping, error.to_string()),
+    })?;
+    if wants_html(fields) {
+        return Ok((StatusCode::SEE_OTHER, [(LOCATION, "/-/")]).into_response());
+    }
+    Ok(axum_json(&json!({ "outcome": done })).into_response())
+}
+
+async fn access_token(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
+    let session = control.session(&account)?;
+    let token = session.token(std::time::Duration::from_secs(20)).await.map_err(|reason| match reason {
+        NoToken::LoginRequired => Problem::new(Code::LoginRequired, "a person has to log in"),
+        NoToken::Unavailable { .. } => Problem::new(Code::TokenUnavailable, "there is no token now"),
+    })?;
+    let bearer = token.authorization().as_bytes();
+    let secret = bearer.strip_prefix(b"Bearer ").unwrap_or(bearer).to_vec();
+    Ok(([(CONTENT_TYPE, "text/plain")], secret).into_response())
+}
+
+async fn healthz() -> Response {
+    axum_json(&json!({ "status": "ok" })).into_response()
+}
+
+async fn readyz(State(control): Shared) -> Response {
+    if control.is_ready() {
+        return axum_json(&json!({ "status": "ready" })).into_response();
+    }
+    let waiting: Vec<_> = control
+        .sessions
+        .iter()
+        .filter(|(_, session)| session.current().is_none())
+        .map(|(name, session)| format!("{name} is {}", session.status().state.as_str()))
+        .collect();
+    problem(Problem::new(Code::TokenUnavailable, waiting.join(", ")))
+}
+
+async fn metrics(State(control): Shared) -> Response {
+    let counts = control.metrics.counts();
+    let mut text = String::from("# TYPE cnblogs_proxy_requests_total counter\n");
+    for (class, number) in counts.by_class.iter().enumerate() {
+        text.push_str(&format!("cnblogs_proxy_requests_total{{class=\"{}xx\"}} {number}\n", class + 1));
+    }
+    for (name, kind, value) in [
+        ("requests_refused_total", "counter", counts.refused),
+        ("requests_replayed_total", "counter", counts.replayed),
+        ("requests_in_flight", "gauge", counts.in_flight),
+        ("connections", "gauge", counts.connections),
+    ] {
+        text.push_str(&format!("# TYPE cnblogs_proxy_{name} {kind}\ncnblogs_proxy_{name} {value}\n"));
+    }
+    text.push_str("# TYPE cnblogs_proxy_account_ready gauge\n");
+    for (name, session) in &control.sessions {
+        let is_ready = u8::from(session.status().state != AccountState::LoginRequired && session.current().is_some());
+        text.push_str(&format!("cnblogs_proxy_account_ready{{account=\"{name}\"}} {is_ready}\n"));
+    }
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn not_found() -> Response {
+    problem(Problem::new(Code::NotFound, "the local pages are /-/, /-/login, /-/status, /-/healthz, /-/readyz and /-/metrics"))
+}
+
+async fn wrong_method() -> Response {
+    problem(Problem::new(Code::MethodRefused, "this local page does not take that method"))
+}
+
+// --- what all of them share ------------------------------------------------------------------------------
+
+impl Control {
+    /// A browser has to show the secret of the page that it posts from. A program that is no browser could read
+    /// the page first anyway, and shows none.
+    fn from_our_page(&self, fields: &HeaderMap, form: &[u8]) -> Result<(), Problem> {
+        let marks = [ORIGIN, REFERER, HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
+        let is_browser = marks.iter().any(|name| fields.contains_key(name));
+        if !is_browser || field(form, "page").is_some_and(|secret| self.is_page_secret(&secret)) {
+            return Ok(());
+        }
+        Err(Problem::new(Code::ForbiddenOrigin, "this was not posted from the proxy's own page, or the page is too old: load it again"))
+    }
+}
+
+/// A problem as an axum answer.
+struct Answer(Response);
+
+impl From<Problem> for Answer {
+    fn from(from: Problem) -> Self {
+        Self(problem(from))
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl From<AskError> for Rejected {
+    fn from(error: AskError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn problem(problem: Problem) -> Response {
+    problem.into_response().map(Body::from)
+}
+
+fn axum_json(value: &Value) -> impl IntoResponse + use<> {
+    ([(CONTENT_TYPE, "application/json")], value.to_string())
+}
+
+/// What every answer of this origin carries, whatever else it says.
+async fn inert(mut response: Response) -> Response {
+    let fields = response.headers_mut();
+    for (name, value) in [
+        (CACHE_CONTROL, "no-store"),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (CONTENT_SECURITY_POLICY, CSP),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (http::header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        fields.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn wants_html(fields: &HeaderMap) -> bool {
+    let accept = fields.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.contains("text/html")
+}
+
+fn field(form: &[u8], name: &str) -> Option<String> {
+    form_urlencoded::parse(form).find(|(known, _)| known == name).map(|(_, value)| value.into_owned())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}

@@ -1,0 +1,124 @@
+//! Events that a person should hear of: each is logged, kept for the status page, and told to the configured
+//! command.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+use crate::token::{now, rfc3339};
+
+/// A command that takes longer is ended.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// Only a person can help: a login with a browser is needed.
+    LoginRequired,
+    /// The server ends the login soon.
+    LoginExpiring,
+    /// Refreshing has failed for a while; the current token still serves or will be replaced later.
+    RefreshFailing,
+    /// A refresh was sent and its answer lost; the login may be lost with it.
+    RotationInDoubt,
+    /// What failed before works again.
+    Recovered,
+    /// The login can't be saved, so refresh tokens are not spent.
+    StoreFailing,
+}
+
+/// An event with its circumstances.
+#[derive(Clone, Debug, Serialize)]
+pub struct Notice {
+    /// RFC 3339.
+    pub at: String,
+    /// What happened.
+    pub event: Event,
+    /// To which account.
+    #[serde(skip)]
+    pub account: String,
+    /// In words.
+    pub message: String,
+}
+
+/// Where events are sent. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// Makes a notifier and what [`run`] reads.
+pub fn channel() -> (Notifier, mpsc::UnboundedReceiver<Notice>) {
+    let (notices, receiver) = mpsc::unbounded_channel();
+    (Notifier { notices }, receiver)
+}
+
+/// Tells `command` of every event, one at a time, until all notifiers are gone.
+pub async fn run(mut notices: mpsc::UnboundedReceiver<Notice>, command: Vec<String>) {
+    while let Some(notice) = notices.recv().await {
+        if let Some((program, arguments)) = command.split_first() {
+            tell(program, arguments, &notice).await;
+        }
+    }
+}
+
+impl Event {
+    /// As it is written in the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LoginRequired => "login-required",
+            Self::LoginExpiring => "login-expiring",
+            Self::RefreshFailing => "refresh-failing",
+            Self::RotationInDoubt => "rotation-in-doubt",
+            Self::Recovered => "recovered",
+            Self::StoreFailing => "store-failing",
+        }
+    }
+}
+
+impl Notifier {
+    /// Logs an event and passes it on.
+    pub fn emit(&self, event: Event, account: &str, message: String) -> Notice {
+        let name = event.as_str();
+        if event == Event::Recovered {
+            tracing::info!(event = name, account, "{message}");
+        } else {
+            tracing::warn!(event = name, account, "{message}");
+        }
+        let notice = Notice { at: rfc3339(now().wall_ms()), event, account: account.to_owned(), message };
+        // Nobody listens while the program stops.
+        let _listening = self.notices.send(notice.clone());
+        notice
+    }
+}
+
+async fn tell(program: &str, arguments: &[String], notice: &Notice) {
+    let child = Command::new(program)
+        .args(arguments)
+        .env("CNBLOGS_PROXY_EVENT", notice.event.as_str())
+        .env("CNBLOGS_PROXY_ACCOUNT", &notice.account)
+        .env("CNBLOGS_PROXY_MESSAGE", &notice.message)
+        .env_remove("CNBLOGS_CLIENT_SECRET")
+        .env_remove("CNBLOGS_PAT")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            tracing::warn!(program, %error, "the notify command can't be run");
+            return;
+        }
+    };
+    match tokio::time::timeout(COMMAND_TIMEOUT, child.wait()).await {
+        Ok(Ok(status)) if status.success() => {}
+        Ok(Ok(status)) => tracing::warn!(program, %status, "the notify command failed"),
+        Ok(Err(error)) => tracing::warn!(program, %error, "the notify command can't be waited for"),
+        Err(_elapsed) => tracing::warn!(program, "the notify command took longer than 30 s and was ended"),
+    }
+}

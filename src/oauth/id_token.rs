@@ -1,0 +1,339 @@
+//! The checks of an `id_token` before the code that came with it is spent (OpenID Connect Core, sections 3.1.3.7
+//! and 3.3.2.10 to 3.3.2.12). Pure: keys and clock come in as arguments.
+
+use std::sync::Once;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::signature::{Error as SignatureError, Verifier};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, Validation};
+use ring::{digest, signature};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::Pending;
+use super::callback::Code;
+use super::keys::Key;
+use crate::config::Account;
+use crate::token::Moment;
+
+/// How far the server's clock may be off, and how long after its end an `id_token` still vouches: it lives
+/// 300 s at Cnblogs while its code lives 600 s.
+pub const LEEWAY_SECS: i64 = 300;
+/// Asymmetric algorithms only: a secret that both sides know vouches for nothing.
+const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// What an `id_token` says.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Claims {
+    /// Who issued it.
+    pub iss: Option<String>,
+    /// Whom it is about. At Cnblogs it is the same for everybody.
+    pub sub: String,
+    /// Whom it is for.
+    pub aud: Audience,
+    /// The party it was issued to, when it is for several.
+    pub azp: Option<String>,
+    /// Seconds since the Unix epoch.
+    pub exp: f64,
+    /// Seconds since the Unix epoch.
+    pub nbf: Option<f64>,
+    /// Seconds since the Unix epoch.
+    pub iat: Option<f64>,
+    /// Binds it to a login.
+    pub nonce: Option<String>,
+    /// Binds it to a code.
+    pub c_hash: Option<String>,
+}
+
+/// One audience or several (RFC 7519, section 4.1.3).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Audience {
+    /// A single string.
+    One(String),
+    /// An array.
+    Several(Vec<String>),
+}
+
+/// Why an `id_token` does not vouch for a login.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdTokenError {
+    /// The hybrid flow must bring one.
+    #[error("the callback has no id_token")]
+    Missing,
+    /// Not a JWT, or without a claim that it must have.
+    #[error("the id_token can't be read: {0}")]
+    Unreadable(String),
+    /// Unsigned, or signed with a shared secret.
+    #[error("the id_token is not signed with a public key algorithm")]
+    Algorithm,
+    /// The server publishes no key that could have signed it.
+    #[error("the id_token is signed with a key that the authorization server does not publish")]
+    UnknownKey,
+    /// The signature is wrong.
+    #[error("the id_token's signature does not verify")]
+    Signature,
+    /// It was made for another application.
+    #[error("the id_token is for another application (aud, azp)")]
+    Audience,
+    /// Its issuer is not the configured one, or changed within the login.
+    #[error("the id_token's issuer (iss) is not the expected one")]
+    Issuer,
+    /// It belongs to another login.
+    #[error("the id_token's nonce is not the one of this login")]
+    Nonce,
+    /// It belongs to another code.
+    #[error("the id_token does not belong to this code (c_hash)")]
+    CodeHash,
+    /// It ended too long ago.
+    #[error("the id_token has expired: please start the login again")]
+    Expired,
+    /// It begins too far in the future.
+    #[error("the id_token is not valid yet: is this machine's clock right?")]
+    NotYetValid,
+    /// The token answer is about somebody else.
+    #[error("the tokens are for another subject (sub) than the login")]
+    Subject,
+}
+
+/// Checks everything an `id_token` vouches for. `keys` is none when the server publishes none; the signature
+/// is not checked then.
+///
+/// # Errors
+/// The first check that fails.
+pub(super) fn check(
+    id_token: &SecretString,
+    keys: Option<&[Key]>,
+    code: &Code,
+    pending: &Pending,
+    account: &Account,
+    now: Moment,
+) -> Result<Claims, IdTokenError> {
+    let text = id_token.expose_secret();
+    let header = jsonwebtoken::decode_header(text).map_err(|error| match error.kind() {
+        ErrorKind::Json(_) => IdTokenError::Algorithm,
+        _ => IdTokenError::Unreadable(error.to_string()),
+    })?;
+    if !ALGORITHMS.contains(&header.alg) {
+        return Err(IdTokenError::Algorithm);
+    }
+    let claims = match keys {
+        Some(keys) => verified_claims(text, header.kid.as_deref(), header.alg, keys)?,
+        None => claims(text)?,
+    };
+    check_claims(&claims, Some(&pending.nonce), account, now)?;
+    if claims.nonce.is_none() {
+        return Err(IdTokenError::Nonce);
+    }
+    if claims.c_hash.as_deref() != Some(code_hash(header.alg, code.code.expose_secret()).as_str()) {
+        return Err(IdTokenError::CodeHash);
+    }
+    Ok(claims)
+}
+
+/// Checks audience, issuer, times and, when the token has one, nonce.
+///
+/// # Errors
+/// The first check that fails.
+pub(super) fn check_claims(
+    claims: &Claims,
+    nonce: Option<&str>,
+    account: &Account,
+    now: Moment,
+) -> Result<(), IdTokenError> {
+    check_audience(claims, &account.client_id)?;
+    if account.issuer.is_some() && account.issuer != claims.iss {
+        return Err(IdTokenError::Issuer);
+    }
+    if claims.nonce.is_some() && claims.nonce.as_deref() != nonce {
+        return Err(IdTokenError::Nonce);
+    }
+    let now_secs = now.wall_secs() as f64;
+    let leeway = LEEWAY_SECS as f64;
+    if !claims.exp.is_finite() || claims.exp + leeway < now_secs {
+        return Err(IdTokenError::Expired);
+    }
+    let begins = claims.nbf.unwrap_or(f64::MIN).max(claims.iat.unwrap_or(f64::MIN));
+    if begins - leeway > now_secs { Err(IdTokenError::NotYetValid) } else { Ok(()) }
+}
+
+/// Checks that a later `id_token` is about the same login (OpenID Connect Core, section 3.3.3.6).
+///
+/// # Errors
+/// The first difference.
+pub(super) fn same_login(front: &Claims, later: &Claims, account: &Account) -> Result<(), IdTokenError> {
+    check_audience(later, &account.client_id)?;
+    if front.iss != later.iss {
+        return Err(IdTokenError::Issuer);
+    }
+    if front.sub == later.sub { Ok(()) } else { Err(IdTokenError::Subject) }
+}
+
+/// The claims as they stand, for a token that came from the token endpoint itself over TLS.
+///
+/// # Errors
+/// When it is not a JWT with the claims that one must have.
+pub(super) fn claims(id_token: &str) -> Result<Claims, IdTokenError> {
+    jsonwebtoken::dangerous::insecure_decode::<Claims>(id_token)
+        .map(|token| token.claims)
+        .map_err(|error| IdTokenError::Unreadable(reason(&error)))
+}
+
+fn check_audience(claims: &Claims, client_id: &str) -> Result<(), IdTokenError> {
+    let same = |one: &String| one.eq_ignore_ascii_case(client_id);
+    let (is_for_us, is_one) = match &claims.aud {
+        Audience::One(aud) => (same(aud), true),
+        Audience::Several(all) => (all.iter().any(same), all.len() == 1),
+    };
+    let azp_fits = claims.azp.as_ref().map_or(is_one, same);
+    if is_for_us && azp_fits { Ok(()) } else { Err(IdTokenError::Audience) }
+}
+
+fn verified_claims(
+    text: &str,
+    kid: Option<&str>,
+    algorithm: Algorithm,
+    keys: &[Key],
+) -> Result<Claims, IdTokenError> {
+    install_verifier();
+    let mut validation = Validation::new(algorithm);
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    validation.required_spec_claims.clear();
+
+    let mut failure = IdTokenError::UnknownKey;
+    for key in keys.iter().filter(|key| key.may_have_signed(kid, algorithm)) {
+        match jsonwebtoken::decode::<Claims>(text, key.decoding(), &validation) {
+            Ok(token) => return Ok(token.claims),
+            Err(error) => {
+                failure = match error.kind() {
+                    ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => {
+                        IdTokenError::Unreadable(reason(&error))
+                    }
+                    _ => IdTokenError::Signature,
+                };
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// The left half of the code's digest (OpenID Connect Core, section 3.3.2.11).
+fn code_hash(algorithm: Algorithm, code: &str) -> String {
+    let digest = match algorithm {
+        Algorithm::RS384 | Algorithm::PS384 | Algorithm::ES384 => &digest::SHA384,
+        Algorithm::RS512 | Algorithm::PS512 | Algorithm::EdDSA => &digest::SHA512,
+        _ => &digest::SHA256,
+    };
+    let hash = digest::digest(digest, code.as_bytes());
+    URL_SAFE_NO_PAD.encode(&hash.as_ref()[..hash.as_ref().len() / 2])
+}
+
+/// A JSON error quotes what it read; its kind is enough.
+fn reason(error: &jsonwebtoken::errors::Error) -> String {
+    match error.kind() {
+        ErrorKind::Json(_) => "a claim is missing or has the wrong type".to_owned(),
+        ErrorKind::Base64(_) | ErrorKind::Utf8(_) | ErrorKind::InvalidToken => "it is not a JWT".to_owned(),
+        _ => "it is malformed".to_owned(),
+    }
+}
+
+/// One public key of ring, for jsonwebtoken: the program has one crypto provider.
+struct RingVerifier {
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl Verifier<Vec<u8>> for RingVerifier {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
+        let verified = match self.key.kind() {
+            DecodingKeyKind::RsaModulusExponent { n, e } => {
+                let parameters = rsa_parameters(self.algorithm).ok_or_else(SignatureError::new)?;
+                signature::RsaPublicKeyComponents { n, e }.verify(parameters, message, signature)
+            }
+            DecodingKeyKind::SecretOrDer(point) => {
+                let parameters: &dyn signature::VerificationAlgorithm = match self.algorithm {
+                    Algorithm::ES256 => &signature::ECDSA_P256_SHA256_FIXED,
+                    Algorithm::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
+                    Algorithm::EdDSA => &signature::ED25519,
+                    _ => return Err(SignatureError::new()),
+                };
+                signature::UnparsedPublicKey::new(parameters, point).verify(message, signature)
+            }
+        };
+        verified.map_err(SignatureError::from_source)
+    }
+}
+
+impl JwtVerifier for RingVerifier {
+    fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+}
+
+fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParameters> {
+    match algorithm {
+        Algorithm::RS256 => Some(&signature::RSA_PKCS1_2048_8192_SHA256),
+        Algorithm::RS384 => Some(&signature::RSA_PKCS1_2048_8192_SHA384),
+        Algorithm::RS512 => Some(&signature::RSA_PKCS1_2048_8192_SHA512),
+        Algorithm::PS256 => Some(&signature::RSA_PSS_2048_8192_SHA256),
+        Algorithm::PS384 => Some(&signature::RSA_PSS_2048_8192_SHA384),
+        Algorithm::PS512 => Some(&signature::RSA_PSS_2048_8192_SHA512),
+        _ => None,
+    }
+}
+
+fn install_verifier() {
+    static PROVIDER: CryptoProvider = CryptoProvider {
+        signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
+        verifier_factory: |algorithm, key| {
+            Ok(Box::new(RingVerifier { algorithm: *algorithm, key: key.clone() }))
+        },
+        key_utils: KeyUtils::new_unimplemented(),
+    };
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        PROVIDER.install_default().expect("nobody else installs a provider");
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims_of(json: serde_json::Value) -> Claims {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_code_hash_of_the_specification_verifies() {
+        let code = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
+
+        assert_eq!(code_hash(Algorithm::RS256, code), "SmFwmFTxanH8jku7UnWxlQ");
+    }
+
+    #[test]
+    fn the_audience_is_us_alone_or_us_by_name() {
+        let fits = |aud: serde_json::Value, azp: Option<&str>| {
+            let claims = claims_of(serde_json::json!({"sub": "s", "exp": 1, "aud": aud, "azp": azp}));
+            check_audience(&claims, "me").is_ok()
+        };
+        assert!(fits("me".into(), None) && fits(vec!["me"].into(), None) && fits("me".into(), Some("me")));
+        assert!(fits(vec!["me", "you"].into(), Some("me")));
+        assert!(!fits("you".into(), None) && !fits(vec!["me", "you"].into(), None));
+        assert!(!fits(vec!["me", "you"].into(), Some("you")) && !fits("me".into(), Some("you")));
+    }
+}

@@ -1,0 +1,426 @@
+//! The walk of a request, from admission to the answer: [`Proxy::forward`] reads as one text.
+
+pub mod guard;
+mod headers;
+mod replay;
+pub mod upstream;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, CONTENT_LENGTH, TRANSFER_ENCODING,
+};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::config::{Limits, Listen};
+use crate::metrics::Metrics;
+use crate::problem::{Code, Problem};
+use crate::session::{NoToken, Session};
+use crate::token::Token;
+use guard::{Caller, Guard};
+use headers::AllowedOrigin;
+use replay::{Copy, Upload};
+use upstream::{Client, Download, DownloadError, Endpoint, Tried};
+
+/// How long a replay waits for the rest of a body that is still coming.
+const REST_OF_BODY: Duration = Duration::from_secs(10);
+/// A small body that is known in length is read as a whole before it is sent on.
+const WHOLE_BODY: Duration = Duration::from_secs(60);
+const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
+
+/// What all workers share.
+pub struct Shared {
+    /// Who is admitted; replaced as a whole when keys are re-read.
+    pub guard: ArcSwap<Guard>,
+    /// One for each route.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// The sessions of the routes, in the same order.
+    pub sessions: Vec<Session>,
+    /// Sizes and times.
+    pub limits: Limits,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where the daemon listens, for telling people the login page's address.
+    pub listening: Vec<Listen>,
+}
+
+/// One worker's forwarder.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    clients: Vec<Client>,
+    by_prefix: HashMap<String, usize>,
+    longest_prefix: usize,
+}
+
+/// The body of an answer.
+pub enum Body {
+    /// Our own.
+    Own(Option<Bytes>),
+    /// The upstream's.
+    Upstream(Box<UpstreamBody>),
+}
+
+/// The upstream's body, opaque.
+pub struct UpstreamBody(Download);
+
+/// What goes up, without a token and a body: those differ from try to try.
+struct Message {
+    method: Method,
+    uri: Uri,
+    fields: HeaderMap,
+    is_chunked: bool,
+}
+
+/// A request's body, and what is needed to send it again.
+enum Source {
+    Empty,
+    Whole(Bytes),
+    Streamed { copy: Arc<Copy>, progress: Arc<AtomicU64> },
+}
+
+impl Proxy {
+    /// A worker's own connections over what all workers share.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let clients: Vec<_> = shared.endpoints.iter().map(|endpoint| Client::new(Arc::clone(endpoint))).collect();
+        let by_prefix: HashMap<_, _> =
+            clients.iter().enumerate().map(|(at, client)| (client.endpoint.route.prefix.clone(), at)).collect();
+        let longest_prefix = by_prefix.keys().map(String::len).max().unwrap_or(0);
+        Self { shared, clients, by_prefix, longest_prefix }
+    }
+
+    /// Answers a request: with the upstream's answer, or with a problem.
+    pub async fn forward(&self, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let guard = self.shared.guard.load();
+        match guard.admit_preflight(caller, &parts) {
+            Ok(Some(origin)) => return preflight(&parts, &origin),
+            Ok(None) => {}
+            Err(problem) => return self.refuse(problem, None),
+        }
+        let origin = guard.origin_of(&parts.headers);
+        self.walk(caller, &guard, parts, body).await.unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
+    }
+
+    async fn walk(
+        &self,
+        caller: &Caller,
+        guard: &Guard,
+        parts: Parts,
+        body: Incoming,
+    ) -> Result<Response<Body>, Problem> {
+        let admitted = guard.admit(caller, &parts)?;
+
+        let at = self.longest_prefix(parts.uri.path())?;
+        let (client, session) = (&self.clients[at], &self.shared.sessions[at]);
+        admitted.may_use(&parts, &client.endpoint.route.name)?;
+
+        let token = self.token(session).await?;
+
+        let message = Message::new(parts, &client.endpoint)?;
+        let (upload, source) = source(&message, body, &self.shared.limits).await?;
+
+        let answer = self.send(client, &message, upload, &source, &token).await?;
+        let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
+            self.replayed(client, session, &message, &source, token, answer).await?
+        } else {
+            (answer, token)
+        };
+
+        Ok(self.for_caller(client, answer, &token, admitted.origin.as_ref()))
+    }
+
+    /// The route with the longest prefix of whole segments.
+    fn longest_prefix(&self, path: &str) -> Result<usize, Problem> {
+        let window = &path.as_bytes()[..path.len().min(self.longest_prefix + 1)];
+        let ends = (1..=window.len()).rev().filter(|end| *end == path.len() || path.as_bytes()[*end] == b'/');
+        let mut candidates = ends.filter_map(|end| path.get(..end)).chain(["/"]);
+        candidates
+            .find_map(|prefix| self.by_prefix.get(prefix).copied())
+            .ok_or_else(|| Problem::new(Code::NoRoute, "add a [[route]] whose prefix this path begins with"))
+    }
+
+    /// The token in use: one load. Waits only when there is none and one is on its way.
+    async fn token(&self, session: &Session) -> Result<Arc<Token>, Problem> {
+        session.token(self.shared.limits.token_wait).await.map_err(|reason| match reason {
+            NoToken::LoginRequired => self.login_required(session.account()),
+            NoToken::Unavailable { retry_after_secs } => {
+                Problem::new(Code::TokenUnavailable, "the authorization server gives no token now; it is being retried")
+                    .retry_after(retry_after_secs)
+            }
+        })
+    }
+
+    fn login_required(&self, account: &str) -> Problem {
+        let url = login_url(&self.shared.listening, account);
+        let detail = match &url {
+            Some(url) => format!("open {url} in a browser, or run `cnblogs-proxy login {account}`"),
+            None => format!("run `cnblogs-proxy login {account}`"),
+        };
+        let problem = Problem::new(Code::LoginRequired, detail);
+        match url {
+            Some(url) => problem.with_member("login_url", url),
+            None => problem,
+        }
+    }
+
+    /// One request up; once more, on a fresh connection, when a pooled one turns out dead and nothing can have
+    /// happened twice (RFC 9110, section 9.2.2).
+    async fn send(
+        &self,
+        client: &Client,
+        message: &Message,
+        upload: Upload,
+        source: &Source,
+        token: &Arc<Token>,
+    ) -> Result<Response<Download>, Problem> {
+        let request = message.request(&client.endpoint, upload, token);
+        let (unsent, failure) = match client.send(request, token, source.progress(), true).await {
+            Ok(Tried::Answered(answer)) => return Ok(answer),
+            Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
+            Err(failure) => return Err(failure.problem()),
+        };
+        let again = match unsent {
+            Some(request) => Some(*request),
+            None if message.method.is_idempotent() => {
+                source.again().await.map(|upload| message.request(&client.endpoint, upload, token))
+            }
+            None => None,
+        };
+        let Some(request) = again else { return Err(failure.problem()) };
+
+        self.shared.metrics.replayed();
+        match client.send(request, token, source.progress(), false).await {
+            Ok(Tried::Answered(answer)) => Ok(answer),
+            Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
+        }
+    }
+
+    /// A 401 says that the request was not applied (RFC 9110, section 15.5.2): the token is refreshed, once for
+    /// all who saw the same, and the request is sent once more when its body can be.
+    async fn replayed(
+        &self,
+        client: &Client,
+        session: &Session,
+        message: &Message,
+        source: &Source,
+        token: Arc<Token>,
+        refusal: Response<Download>,
+    ) -> Result<(Response<Download>, Arc<Token>), Problem> {
+        let Some(upload) = source.again().await else {
+            session.report_rejected(&token);
+            return Ok((refusal, token));
+        };
+        let Some(newer) = session.refreshed_since(&token).await else { return Ok((refusal, token)) };
+        drop(refusal);
+        self.shared.metrics.replayed();
+        let answer = self.send(client, message, upload, &Source::of_replay(source), &newer).await?;
+        Ok((answer, newer))
+    }
+
+    fn for_caller(
+        &self,
+        client: &Client,
+        answer: Response<Download>,
+        token: &Token,
+        origin: Option<&AllowedOrigin>,
+    ) -> Response<Body> {
+        let route = &client.endpoint.route;
+        let (mut parts, body) = answer.into_parts();
+        headers::for_caller(&mut parts.headers, &route.prefix, &route.upstream, token, origin);
+        parts.extensions.clear();
+        parts.version = http::Version::HTTP_11;
+        Response::from_parts(parts, Body::Upstream(Box::new(UpstreamBody(body))))
+    }
+
+    fn refuse(&self, problem: Problem, origin: Option<&AllowedOrigin>) -> Response<Body> {
+        if problem.code().status().is_client_error() {
+            self.shared.metrics.refused();
+        }
+        let mut response = problem.into_response().map(|body| Body::Own(Some(body)));
+        if let Some(origin) = origin {
+            headers::allow(response.headers_mut(), origin);
+        }
+        response
+    }
+}
+
+/// The login page's address, for a person with a browser; none when only unix sockets are listened on.
+pub fn login_url(listening: &[Listen], account: &str) -> Option<String> {
+    let address = listening.iter().find_map(|listen| match listen {
+        Listen::Tcp(address) => Some(address),
+        Listen::Unix(_) => None,
+    })?;
+    let host = match address.ip() {
+        ip if ip.is_unspecified() => format!("localhost:{}", address.port()),
+        _ => address.to_string(),
+    };
+    Some(format!("http://{host}/-/login/{account}"))
+}
+
+impl Message {
+    fn new(parts: Parts, endpoint: &Endpoint) -> Result<Self, Problem> {
+        let uri = rebase(&parts.uri, &endpoint.route.prefix, &endpoint.route.upstream.base_path)?;
+        let is_chunked = parts.headers.contains_key(TRANSFER_ENCODING);
+        Ok(Self { method: parts.method, uri, fields: parts.headers, is_chunked })
+    }
+
+    /// The request of one try: stripped, then our Authorization, last.
+    fn request(&self, endpoint: &Endpoint, upload: Upload, token: &Token) -> Request<Upload> {
+        let mut request = Request::new(upload);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        let mut fields = self.fields.clone();
+        headers::for_upstream(&mut fields, self.is_chunked, &endpoint.host, token);
+        if self.is_chunked {
+            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        *request.headers_mut() = fields;
+        request
+    }
+}
+
+impl Source {
+    /// The body once more, when all of it is known.
+    async fn again(&self) -> Option<Upload> {
+        match self {
+            Self::Empty => Some(Upload::Empty),
+            Self::Whole(bytes) => Some(Upload::Whole(Some(bytes.clone()), None)),
+            Self::Streamed { copy, .. } => copy.whole(REST_OF_BODY).await,
+        }
+    }
+
+    /// What was sent of a streamed body.
+    fn progress(&self) -> Option<&AtomicU64> {
+        match self {
+            Self::Streamed { progress, .. } => Some(progress),
+            _ => None,
+        }
+    }
+
+    /// The source of a replay: a copy does not make progress any more.
+    fn of_replay(source: &Self) -> Self {
+        match source {
+            Self::Empty => Self::Empty,
+            Self::Whole(bytes) => Self::Whole(bytes.clone()),
+            Self::Streamed { copy, progress } => {
+                Self::Streamed { copy: Arc::clone(copy), progress: Arc::clone(progress) }
+            }
+        }
+    }
+}
+
+/// The request's body: none, small and known in length (read as a whole, so that it can be sent again), or a
+/// stream with a bounded copy.
+async fn source(message: &Message, body: Incoming, limits: &Limits) -> Result<(Upload, Source), Problem> {
+    if body.is_end_stream() {
+        return Ok((Upload::Empty, Source::Empty));
+    }
+    let is_small = body.size_hint().exact().is_some_and(|length| length <= limits.replay_buffer as u64);
+    if is_small && !message.is_chunked && message.fields.contains_key(CONTENT_LENGTH) {
+        let broken = |detail: &str| Problem::new(Code::BadRequest, detail).closing();
+        let whole = tokio::time::timeout(WHOLE_BODY, body.collect()).await;
+        let whole = whole.map_err(|_elapsed| broken("the request's body stalled"))?;
+        let bytes = whole.map_err(|_error| broken("the request's body broke off"))?.to_bytes();
+        return Ok((Upload::Whole(Some(bytes.clone()), None), Source::Whole(bytes)));
+    }
+    let (upload, copy, progress) = Upload::stream(body, limits.replay_buffer);
+    Ok((upload, Source::Streamed { copy, progress }))
+}
+
+/// The caller's path and query, byte for byte, with the route's prefix taken off and the upstream's own path
+/// put in front. Scheme and authority are the endpoint's constants, and no part of this.
+fn rebase(uri: &Uri, prefix: &str, base_path: &str) -> Result<Uri, Problem> {
+    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if prefix == "/" && base_path.is_empty() {
+        return Ok(uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from));
+    }
+    let rest = if prefix == "/" { target } else { &target[prefix.len()..] };
+    let slash = if base_path.is_empty() && !rest.starts_with('/') { "/" } else { "" };
+    let rebased = Bytes::from(format!("{base_path}{slash}{rest}"));
+    PathAndQuery::from_maybe_shared(rebased)
+        .map(Uri::from)
+        .map_err(|_too_long| Problem::new(Code::TargetTooLong, "the request target is too long"))
+}
+
+/// Answers a CORS preflight of an allowed page (Fetch, section 4.8), without asking the upstream.
+fn preflight(parts: &Parts, origin: &AllowedOrigin) -> Response<Body> {
+    let mut response = Response::new(Body::Own(None));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let fields = response.headers_mut();
+    headers::allow(fields, origin);
+    fields.insert(ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
+    if let Some(method) = parts.headers.get(http::header::ACCESS_CONTROL_REQUEST_METHOD) {
+        fields.insert(ACCESS_CONTROL_ALLOW_METHODS, method.clone());
+    }
+    if let Some(names) = parts.headers.get(http::header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    response
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream(body) => Pin::new(&mut body.0).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Upstream(body) => body.0.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Upstream(body) => body.0.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_goes_up_byte_for_byte() {
+        let cases = [
+            ("/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'", "/", "", "/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'"),
+            ("/api/x?", "/", "", "/api/x?"),
+            ("//evil.example/x", "/", "", "//evil.example/x"),
+            ("/a/%2e%2e/b", "/", "", "/a/%2e%2e/b"),
+            ("/statuses//1/comments", "/", "", "/statuses//1/comments"),
+            ("/write/posts?a", "/write", "/api", "/api/posts?a"),
+            ("/write", "/write", "/api", "/api"),
+            ("/write?a", "/write", "", "/?a"),
+            ("/write//x", "/write", "", "//x"),
+            ("/x", "/", "/api", "/api/x"),
+        ];
+        for (target, prefix, base, expected) in cases {
+            let rebased = rebase(&target.parse().unwrap(), prefix, base).unwrap();
+            assert_eq!(rebased.to_string(), expected, "{target}");
+            assert_eq!((rebased.scheme(), rebased.authority()), (None, None), "{target}");
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! Who is admitted. A program that puts a person's token on any request is a confused deputy waiting to happen:
+//! each reason to refuse is here, and each is checked before a token is touched.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{AUTHORIZATION, HOST, ORIGIN, PROXY_AUTHORIZATION, REFERER};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use ring::digest::{SHA256, digest};
+use secrecy::ExposeSecret;
+
+use super::headers::AllowedOrigin;
+use crate::config::{Callers, Config, Key, Listen, User};
+use crate::problem::{Code, Problem};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// What a browser sends when it fetches on its own account, or installs something that outlives the page.
+const NEVER: [HeaderName; 4] = [
+    HeaderName::from_static("sec-purpose"),
+    HeaderName::from_static("purpose"),
+    HeaderName::from_static("x-moz"),
+    HeaderName::from_static("service-worker"),
+];
+/// Fields by which some servers are told another method than the request line's.
+const OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// Where a caller connected: the Host values that name it.
+#[derive(Debug)]
+pub struct Door {
+    hosts: Hosts,
+}
+
+#[derive(Debug)]
+enum Hosts {
+    /// A unix socket: no web page can reach it, so any valid value will do.
+    Any,
+    /// In lower case.
+    These(Vec<String>),
+}
+
+/// Who owns the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// On this machine, with the user id that the kernel gave; none when it could not tell.
+    Local(Option<u32>),
+    /// On another machine.
+    Remote,
+}
+
+/// The caller's side of one connection.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who.
+    pub peer: Peer,
+    /// Where.
+    pub door: Arc<Door>,
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+pub struct Admitted<'a> {
+    /// The page that may read the answer.
+    pub origin: Option<AllowedOrigin>,
+    /// The key that the caller presented, where keys are configured.
+    pub key: Option<&'a Key>,
+}
+
+/// The rules, made once from the configuration.
+#[derive(Debug)]
+pub struct Guard {
+    users: Vec<User>,
+    own_uid: u32,
+    allowed_origins: Vec<String>,
+    keys: HashMap<[u8; 32], Key>,
+}
+
+impl Door {
+    /// A TCP listener: the loopback names with its port, and what is configured beside them.
+    pub fn tcp(port: u16, callers: &Callers) -> Self {
+        let mut hosts = Vec::new();
+        let mut accept = |name: &str, only: Option<u16>| {
+            hosts.push(format!("{name}:{}", only.unwrap_or(port)));
+            if only.is_none() && (port == 80 || !LOOPBACK.contains(&name)) {
+                hosts.push(name.to_owned());
+            }
+        };
+        LOOPBACK.iter().for_each(|name| accept(name, None));
+        callers.hosts.iter().for_each(|(name, only)| accept(name, *only));
+        Self { hosts: Hosts::These(hosts) }
+    }
+
+    /// A unix socket.
+    pub const fn unix() -> Self {
+        Self { hosts: Hosts::Any }
+    }
+
+    fn accepts(&self, authority: &str) -> bool {
+        match &self.hosts {
+            Hosts::Any => true,
+            Hosts::These(hosts) => hosts.iter().any(|host| host.eq_ignore_ascii_case(authority)),
+        }
+    }
+}
+
+impl Guard {
+    /// The rules of a configuration.
+    pub fn new(config: &Config) -> Self {
+        let keys = config.callers.keys.iter();
+        Self {
+            users: config.callers.users.clone(),
+            own_uid: rustix::process::geteuid().as_raw(),
+            allowed_origins: config.callers.allowed_origins.clone(),
+            keys: keys.map(|key| (fingerprint(key.secret.value.expose_secret().as_bytes()), key.clone())).collect(),
+        }
+    }
+
+    /// The whole admission of a request that would be forwarded.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub fn admit(&self, caller: &Caller, parts: &Parts) -> Result<Admitted<'_>, Problem> {
+        well_formed(parts)?;
+        right_host(caller, parts)?;
+        self.known_user(caller)?;
+        let origin = self.allowed_page(&parts.headers)?;
+        let key = self.key(&parts.headers)?;
+        Ok(Admitted { origin, key })
+    }
+
+    /// The admission to our own pages: as [`Self::admit`], but allowed origins are not allowed here, and the one
+    /// cross-site request, the callback of a login, lives by its `state` alone.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub fn admit_local(&self, caller: &Caller, parts: &Parts, is_callback: bool) -> Result<Option<&Key>, Problem> {
+        well_formed(parts)?;
+        right_host(caller, parts)?;
+        self.known_user(caller)?;
+        if !is_callback && self.allowed_page(&parts.headers)?.is_some() {
+            return Err(forbidden_origin("this origin may call the API, but not the proxy's own pages"));
+        }
+        let key = self.key(&parts.headers)?;
+        let is_limited = key.is_some_and(|k| k.methods.is_some() || k.paths.is_some() || k.routes.is_some());
+        let may_read = parts.uri.path() == "/-/status" && [Method::GET, Method::HEAD].contains(&parts.method);
+        if is_limited && !may_read {
+            return Err(Problem::new(Code::ForbiddenByKey, "a limited key may read /-/status and nothing else here"));
+        }
+        Ok(key)
+    }
+
+    /// The page behind a CORS preflight that may go on; preflights carry no key (Fetch, section 3.2.2).
+    ///
+    /// # Errors
+    /// When the page may not call.
+    pub fn admit_preflight(&self, caller: &Caller, parts: &Parts) -> Result<Option<AllowedOrigin>, Problem> {
+        let is_preflight = parts.method == Method::OPTIONS
+            && parts.headers.contains_key(ORIGIN)
+            && parts.headers.contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD);
+        if !is_preflight {
+            return Ok(None);
+        }
+        well_formed(parts)?;
+        right_host(caller, parts)?;
+        self.known_user(caller)?;
+        self.allowed_page(&parts.headers)
+    }
+
+    /// The page of a request that was refused may read why, when it is an allowed one.
+    pub fn origin_of(&self, fields: &HeaderMap) -> Option<AllowedOrigin> {
+        self.allowed_page(fields).ok().flatten()
+    }
+
+    /// True when callers need a key.
+    pub fn needs_key(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    fn known_user(&self, caller: &Caller) -> Result<(), Problem> {
+        let Peer::Local(uid) = caller.peer else { return Ok(()) };
+        let is_known = self.users.iter().any(|user| match user {
+            User::Anyone => true,
+            User::Myself => uid == Some(self.own_uid),
+            User::Uid(known) => uid == Some(*known),
+        });
+        if is_known || uid == Some(0) {
+            return Ok(());
+        }
+        let came = uid.map_or_else(
+            || "the kernel can't tell which user owns this connection (another network namespace?)".to_owned(),
+            |uid| format!("this connection belongs to user {uid}"),
+        );
+        Err(Problem::new(Code::ForbiddenUser, format!("{came}: to admit it, add it to callers.users")))
+    }
+
+    /// The allowed page that a request comes from; none when no page is involved.
+    fn allowed_page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
+        if let Some(name) = NEVER.iter().find(|name| fields.contains_key(*name)) {
+            return Err(forbidden_origin(&format!("requests with {name} are not served")));
+        }
+        let own = fields.get(HOST).map(|host| [b"http://", host.as_bytes()].concat()).unwrap_or_default();
+        let is_own = |origin: &[u8]| origin.eq_ignore_ascii_case(&own);
+        let is_allowed = |origin: &[u8]| {
+            self.allowed_origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))
+        };
+
+        let mut origins = fields.get_all(ORIGIN).iter();
+        let allowed = match (origins.next(), origins.next()) {
+            (None, _) => None,
+            (Some(origin), None) if is_own(origin.as_bytes()) => None,
+            (Some(origin), None) if is_allowed(origin.as_bytes()) => Some(AllowedOrigin(origin.clone())),
+            _ => return Err(forbidden_origin("to let this page call, add its origin to callers.allowed_origins")),
+        };
+        for referer in fields.get_all(REFERER) {
+            let origin = origin_of(referer.as_bytes());
+            if !is_own(origin) && !is_allowed(origin) {
+                return Err(forbidden_origin("the Referer is another page's"));
+            }
+        }
+        for site in fields.get_all(SEC_FETCH_SITE) {
+            if allowed.is_none() && ![&b"none"[..], b"same-origin"].contains(&site.as_bytes()) {
+                return Err(forbidden_origin("a page of another site asked for this"));
+            }
+        }
+        Ok(allowed)
+    }
+
+    fn key(&self, fields: &HeaderMap) -> Result<Option<&Key>, Problem> {
+        if self.keys.is_empty() {
+            return Ok(None);
+        }
+        let required = |detail: &str| Err(Problem::new(Code::KeyRequired, detail).with_challenge());
+        let mut presented = 0;
+        for name in [PROXY_AUTHORIZATION, AUTHORIZATION] {
+            for value in fields.get_all(name) {
+                presented += 1;
+                let found = credentials(value).and_then(|secret| self.keys.get(&fingerprint(&secret)));
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        if presented == 0 {
+            required("send the key as Authorization: Bearer KEY, as Basic password, or in Proxy-Authorization")
+        } else {
+            required("this key is not known here")
+        }
+    }
+}
+
+impl Admitted<'_> {
+    /// Whether the caller's key reaches a route with this request.
+    ///
+    /// # Errors
+    /// What it does not allow.
+    pub fn may_use(&self, parts: &Parts, route: &str) -> Result<(), Problem> {
+        let Some(key) = self.key else { return Ok(()) };
+        let refuse = |what: &str| {
+            Err(Problem::new(Code::ForbiddenByKey, format!("the key \"{}\" does not allow this {what}", key.name)))
+        };
+        if let Some(methods) = &key.methods
+            && (!methods.contains(&parts.method) || OVERRIDES.iter().any(|name| parts.headers.contains_key(name)))
+        {
+            return refuse("method");
+        }
+        if let Some(paths) = &key.paths {
+            let path = parts.uri.path();
+            if !is_unambiguous(path) || !paths.iter().any(|prefix| is_below(path, prefix)) {
+                return refuse("path");
+            }
+        }
+        match &key.routes {
+            Some(routes) if !routes.iter().any(|name| name == route) => refuse("route"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Peer {
+    /// True for a listener's address that only this machine reaches.
+    pub fn is_remote(address: std::net::IpAddr) -> bool {
+        !address.to_canonical().is_loopback()
+    }
+}
+
+/// The doors of a configuration, for a listener that is bound.
+pub fn door(listen: &Listen, callers: &Callers) -> Door {
+    match listen {
+        Listen::Tcp(address) => Door::tcp(address.port(), callers),
+        Listen::Unix(_) => Door::unix(),
+    }
+}
+
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// Methods that are never forwarded, and targets that are not a path.
+fn well_formed(parts: &Parts) -> Result<(), Problem> {
+    if ["CONNECT", "TRACE", "TRACK"].iter().any(|name| parts.method.as_str().eq_ignore_ascii_case(name)) {
+        return Err(Problem::new(Code::MethodRefused, "this proxy makes no tunnels and no echoes").closing());
+    }
+    if !parts.uri.path().starts_with('/') {
+        return Err(Problem::new(Code::BadRequest, "the request target is not a path").closing());
+    }
+    let framings = parts.headers.get_all(http::header::TRANSFER_ENCODING).iter().count();
+    let lengths = parts.headers.get_all(http::header::CONTENT_LENGTH).iter().count();
+    if framings > 1 || lengths > 1 || (framings == 1 && lengths == 1) {
+        return Err(Problem::new(Code::BadRequest, "the request has more than one framing").closing());
+    }
+    Ok(())
+}
+
+/// Exactly one Host, and one that names this proxy (RFC 9112, section 3.2); an absolute-form target must
+/// name it, too.
+fn right_host(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(Problem::new(Code::BadRequest, "a request has exactly one Host").closing());
+    };
+    let host = host.to_str().ok().filter(|host| is_authority(host));
+    let Some(host) = host else {
+        return Err(Problem::new(Code::BadRequest, "the Host is malformed").closing());
+    };
+    let foreign_target = parts.uri.authority().is_some_and(|authority| {
+        parts.uri.scheme_str() != Some("http") || !authority.as_str().eq_ignore_ascii_case(host)
+    });
+    if foreign_target || !caller.door.accepts(host) {
+        let detail = "this proxy is http://localhost with its port; other names go into callers.hosts";
+        return Err(Problem::new(Code::WrongHost, detail));
+    }
+    Ok(())
+}
+
+/// `host [ ":" port ]` without user information (RFC 9110, section 7.2).
+fn is_authority(host: &str) -> bool {
+    let (name, port) = match host.rfind(':') {
+        Some(at) if !host[at..].contains(']') => (&host[..at], Some(&host[at + 1..])),
+        _ => (host, None),
+    };
+    let is_name = !name.is_empty()
+        && if let Some(ip) = name.strip_prefix('[') {
+            ip.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok())
+        } else {
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&b))
+        };
+    is_name && port.is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn origin_of(referer: &[u8]) -> &[u8] {
+    let after_scheme = referer.windows(3).position(|w| w == b"://").map_or(referer.len(), |at| at + 3);
+    let end = referer[after_scheme..].iter().position(|b| b"/?#".contains(b));
+    &referer[..end.map_or(referer.len(), |at| after_scheme + at)]
+}
+
+fn forbidden_origin(detail: &str) -> Problem {
+    Problem::new(Code::ForbiddenOrigin, detail)
+}
+
+/// What follows `Bearer`, or the password of `Basic` (RFC 7617).
+fn credentials(value: &HeaderValue) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.as_bytes().to_vec().into());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = zeroize::Zeroizing::new(STANDARD.decode(rest).ok()?);
+    let colon = pair.iter().position(|b| *b == b':')?;
+    Some(pair[colon + 1..].to_vec().into())
+}
+
+/// Keys are looked up by digest, so that time tells nothing of how much of a key was right.
+fn fingerprint(secret: &[u8]) -> [u8; 32] {
+    digest(&SHA256, secret).as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// True when no server can read the path as another one.
+fn is_unambiguous(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let encoded = ["%2e", "%2f", "%5c", "%25", "\\", ";", "%00"].iter().any(|bad| lower.contains(bad));
+    let mut segments = path.split('/').skip(1).peekable();
+    let mut is_clean = true;
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        is_clean &= segment != "." && segment != ".." && (is_last || !segment.is_empty());
+    }
+    is_clean && !encoded
+}
+
+/// Whole segments: `/write` is above `/write/x` and not above `/writer`.
+pub(super) fn is_below(path: &str, prefix: &str) -> bool {
+    let rest = if prefix == "/" { Some(path) } else { path.strip_prefix(prefix) };
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_a_name_and_perhaps_a_port() {
+        for good in ["localhost", "localhost:80", "127.0.0.1:1", "[::1]:8262", "[::1]", "x", "LOCALHOST.:1"] {
+            assert!(is_authority(good), "{good}");
+        }
+        for bad in ["", ":80", "a b", "a,b", "u@h", "[::1", "::1", "a:b", "a/b", "[x]:1", "a:123456", "a\\b"] {
+            assert!(!is_authority(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_can_be_read_two_ways_is_not_judged() {
+        for good in ["/", "/api/blogposts", "/api/@sitehome", "/a/b/", "/a%20b"] {
+            assert!(is_unambiguous(good), "{good}");
+        }
+        for bad in ["/a/../b", "/a/./b", "//a", "/a//b", "/%2e%2e/b", "/a%2Fb", "/a%5cb", "/a\\b", "/..", "/%252e"] {
+            assert!(!is_unambiguous(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prefixes_end_where_segments_end() {
+        assert!(is_below("/write", "/write") && is_below("/write/x", "/write") && is_below("/x", "/"));
+        assert!(!is_below("/writer", "/write") && !is_below("/Write", "/write"));
+    }
+
+    #[test]
+    fn the_origin_of_a_referer_is_what_comes_before_its_path() {
+        assert_eq!(origin_of(b"http://localhost:1/a/b?c"), b"http://localhost:1");
+        assert_eq!(origin_of(b"http://localhost:1"), b"http://localhost:1");
+        assert_eq!(origin_of(b"garbage"), b"garbage");
+    }
+}

@@ -1,0 +1,296 @@
+//! Which fields cross the proxy, each way. Pure functions.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, AUTHORIZATION, CONNECTION,
+    CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, REFERER, REFRESH, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::Upstream;
+use crate::token::Token;
+
+const AUTHORIZATION_TYPE: HeaderName = HeaderName::from_static("authorization-type");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Of one connection, not of the message (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+/// The caller's own: a credential, a trace of where it is, or of this machine's other programs.
+const NOT_UPSTREAM: [HeaderName; 8] =
+    [HOST, AUTHORIZATION, AUTHORIZATION_TYPE, COOKIE, ORIGIN, REFERER, FORWARDED, VIA];
+/// The API's word about its own origin, which would be taken for ours.
+const NOT_DOWNSTREAM: [HeaderName; 7] = [
+    SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("alt-svc"),
+    HeaderName::from_static("clear-site-data"),
+    REFRESH,
+    HeaderName::from_static("service-worker-allowed"),
+    HeaderName::from_static("public-key-pins"),
+];
+/// A 200 of the API that is opened in a browser runs nothing.
+const SANDBOX: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
+/// Two of these in one request would be two framings (RFC 9112, section 6.3).
+const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
+
+/// A page that may read the answer.
+#[derive(Debug)]
+pub struct AllowedOrigin(pub HeaderValue);
+
+/// Leaves what the upstream may see, then puts our token on it, last.
+pub fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue, token: &Token) {
+    remove_hop_by_hop(fields);
+    for name in &NOT_UPSTREAM {
+        fields.remove(name);
+    }
+    remove_prefixed(fields, "x-forwarded-");
+    if !is_chunked {
+        fields.remove(TRAILER);
+    }
+    fields.insert(HOST, upstream.clone());
+    fields.insert(AUTHORIZATION, token.authorization().clone());
+    if token.is_personal() {
+        fields.insert(AUTHORIZATION_TYPE, HeaderValue::from_static("pat"));
+    }
+}
+
+/// Leaves what the caller may see, and makes the answer inert in a browser.
+pub fn for_caller(
+    fields: &mut HeaderMap,
+    prefix: &str,
+    upstream: &Upstream,
+    token: &Token,
+    origin: Option<&AllowedOrigin>,
+) {
+    remove_hop_by_hop(fields);
+    for name in &NOT_DOWNSTREAM {
+        fields.remove(name);
+    }
+    remove_prefixed(fields, "access-control-");
+    remove_token(fields, token);
+    if let Some(location) = fields.get(LOCATION)
+        && let Some(ours) = rewritten(location.as_bytes(), prefix, upstream)
+    {
+        fields.insert(LOCATION, ours);
+    }
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    fields.insert(CONTENT_SECURITY_POLICY, SANDBOX);
+    if let Some(origin) = origin {
+        allow(fields, origin);
+    }
+}
+
+/// Lets a page read the answer: CORS without credentials.
+pub fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
+    fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.0.clone());
+    fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("*"));
+    fields.append(VARY, HeaderValue::from_static("Origin"));
+}
+
+/// Leaves of the trailers what may cross as a field; framing and credentials never come late
+/// (RFC 9110, section 6.5.1).
+pub fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
+    remove_hop_by_hop(fields);
+    for name in NOT_UPSTREAM.iter().chain(&NOT_DOWNSTREAM).chain(&FRAMING) {
+        fields.remove(name);
+    }
+    remove_prefixed(fields, "x-forwarded-");
+    remove_prefixed(fields, "access-control-");
+    if let Some(token) = token {
+        remove_token(fields, token);
+    }
+}
+
+/// Removes the connection's own fields and what `Connection` names beside them; what frames the message stays.
+fn remove_hop_by_hop(fields: &mut HeaderMap) {
+    if fields.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = fields
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !FRAMING.contains(name))
+            .collect();
+        for name in named {
+            fields.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        fields.remove(name);
+    }
+}
+
+fn remove_prefixed(fields: &mut HeaderMap, prefix: &str) {
+    if fields.keys().any(|name| name.as_str().starts_with(prefix)) {
+        let named: Vec<_> = fields.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+        for name in named {
+            fields.remove(name);
+        }
+    }
+}
+
+fn remove_token(fields: &mut HeaderMap, token: &Token) {
+    let echoing: Vec<HeaderName> =
+        fields.iter().filter(|(_, value)| token.occurs_in(value.as_bytes())).map(|(name, _)| name.clone()).collect();
+    for name in echoing {
+        fields.remove(name);
+    }
+}
+
+/// A redirect within the upstream's own origin, as the caller has to follow it; none for any other.
+fn rewritten(location: &[u8], prefix: &str, upstream: &Upstream) -> Option<HeaderValue> {
+    let location = std::str::from_utf8(location).ok()?;
+    let (path, is_absolute) = match path_on(location, upstream) {
+        Some(path) => (path, true),
+        None if location.starts_with('/') && !location.starts_with("//") => (location, false),
+        None => return None,
+    };
+    let below_base = path
+        .strip_prefix(upstream.base_path.as_str())
+        .filter(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
+    let prefix = prefix.trim_end_matches('/');
+    let ours = below_base.map(|rest| match rest {
+        _ if rest.starts_with('/') || !prefix.is_empty() => format!("{prefix}{rest}"),
+        _ => format!("/{rest}"),
+    });
+    // What this route does not reach, or what would read as another host, is named in full.
+    match ours.filter(|ours| !ours.starts_with("//")) {
+        Some(ours) => HeaderValue::from_str(&ours).ok(),
+        None if is_absolute => None,
+        None => HeaderValue::from_str(&format!("{}{path}", upstream.origin())).ok(),
+    }
+}
+
+/// What follows the upstream's origin in an absolute address.
+fn path_on<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
+    let (scheme, rest) = location.split_once("://")?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (own_scheme, default_port) = if upstream.tls { ("https", 443) } else { ("http", 80) };
+    let with_port = |text: &str| {
+        let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        if has_port { text.to_ascii_lowercase() } else { format!("{}:{default_port}", text.to_ascii_lowercase()) }
+    };
+    let same = scheme.eq_ignore_ascii_case(own_scheme) && with_port(authority) == with_port(&upstream.authority);
+    same.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::{Lifetime, now};
+
+    fn token(is_personal: bool) -> Token {
+        Token::new(1, &"the-token".into(), is_personal, Lifetime::endless(now())).unwrap()
+    }
+
+    fn upstream(url: &str) -> Upstream {
+        Upstream::of(&url.parse().unwrap()).unwrap()
+    }
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        fields.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn exactly_one_authorization_leaves_whatever_the_caller_names() {
+        let mut fields = map(&[
+            ("connection", "close, Authorization, \"authorization\";q=1,, x-mine"),
+            ("authorization", "Bearer evil"),
+            ("authorization", "Basic evil"),
+            ("authorization-type", "pat"),
+            ("proxy-authorization", "Basic evil"),
+            ("cookie", "a=b"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-host", "evil"),
+            ("forwarded", "for=evil"),
+            ("via", "1.1 x"),
+            ("te", "trailers"),
+            ("trailer", "x-t"),
+            ("x-mine", "1"),
+            ("x-keep", "v"),
+        ]);
+
+        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"), &token(false));
+
+        let mut left: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("authorization", "Bearer the-token"), ("host", "api.example"), ("x-keep", "v")]);
+    }
+
+    #[test]
+    fn a_personal_token_says_that_it_is_one() {
+        let mut fields = HeaderMap::new();
+
+        for_upstream(&mut fields, false, &HeaderValue::from_static("h"), &token(true));
+
+        assert_eq!(fields["authorization-type"], "pat");
+    }
+
+    #[test]
+    fn framing_survives_a_connection_field_that_names_it() {
+        let mut fields = map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
+
+        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"), &token(false));
+
+        assert_eq!((&fields["content-length"], &fields["host"]), (&"5".parse().unwrap(), &"api.example".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_token_and_the_apis_origin_never_reach_the_caller() {
+        let mut fields = map(&[
+            ("x-echo", "Bearer the-token!"),
+            ("set-cookie", "a=b"),
+            ("alt-svc", "h2=x"),
+            ("access-control-allow-origin", "*"),
+            ("x-keep", "v"),
+            ("content-security-policy", "default-src *"),
+        ]);
+
+        for_caller(&mut fields, "/", &upstream("https://api.example"), &token(false), None);
+
+        let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-security-policy", "x-content-type-options", "x-keep"]);
+        assert_eq!(fields["content-security-policy"], SANDBOX);
+    }
+
+    #[test]
+    fn redirects_on_the_upstreams_origin_come_back_through_the_proxy() {
+        let cases = [
+            ("/", "https://api.example", "https://api.example/a?b#c", Some("/a?b#c")),
+            ("/", "https://api.example", "https://API.example:443/a", Some("/a")),
+            ("/", "https://api.example", "/a", Some("/a")),
+            ("/", "https://api.example", "https://api.example", Some("/")),
+            ("/w", "https://api.example/base", "https://api.example/base/a", Some("/w/a")),
+            ("/w", "https://api.example/base", "/base/a", Some("/w/a")),
+            ("/w", "https://api.example/base", "/elsewhere", Some("https://api.example/elsewhere")),
+            ("/w", "https://api.example/base", "/basement", Some("https://api.example/basement")),
+            ("/w", "https://api.example/base", "https://api.example/basement", None),
+            ("/", "https://api.example", "https://api.example//evil.example", None),
+            ("/", "https://api.example", "https://evil.example/a", None),
+            ("/", "https://api.example", "//evil.example/a", None),
+            ("/", "https://api.example", "http://api.example/a", None),
+            ("/", "https://api.example", "https://api.example.evil/a", None),
+            ("/", "https://api.example", "https://api.example@evil/a", None),
+            ("/", "https://api.example", "relative", None),
+        ];
+        for (prefix, url, location, expected) in cases {
+            let got = rewritten(location.as_bytes(), prefix, &upstream(url));
+            assert_eq!(got.as_ref().map(|v| v.to_str().unwrap()), expected, "{location}");
+        }
+    }
+}

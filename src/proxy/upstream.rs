@@ -1,0 +1,491 @@
+//! The way to one upstream: connections that are made when needed, verified, kept in a pool of this worker, and
+//! driven beside the requests that use them.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tower::Service as _;
+
+use super::headers;
+use super::replay::Upload;
+use crate::config::{HttpVersion, Limits, Route};
+use crate::problem::{Code, Problem};
+use crate::tls::{self, TlsError};
+use crate::token::Token;
+
+/// Idle connections are used again for that long: servers close theirs after a minute or more.
+const KEEP_IDLE: Duration = Duration::from_secs(50);
+/// Idle connections a worker keeps for one upstream.
+const MOST_IDLE: usize = 256;
+/// A body that brings nothing for that long has stalled.
+const STALL: Duration = Duration::from_secs(60);
+/// Without an acknowledgement for that long a connection is dead.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
+/// TLS records are read through a buffer of this size; rustls alone reads 4 KiB at a time.
+const TLS_BUFFER: usize = 64 * 1024;
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What all workers share of an upstream.
+pub struct Endpoint {
+    pub(super) route: Route,
+    pub(super) host: HeaderValue,
+    uri: Uri,
+    server_name: Option<ServerName<'static>>,
+    tls: ArcSwapOption<rustls::ClientConfig>,
+    limits: Limits,
+}
+
+/// One worker's connections to an upstream.
+pub(super) struct Client {
+    pub(super) endpoint: Arc<Endpoint>,
+    connector: HttpConnector,
+    idle: Arc<Pool>,
+    http2: Mutex<Option<http2::SendRequest<Upload>>>,
+}
+
+#[derive(Default)]
+struct Pool(Mutex<Vec<Idle>>);
+
+struct Idle {
+    sender: http1::SendRequest<Upload>,
+    since: Instant,
+}
+
+/// Why there is no answer that could be passed on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("connecting")]
+    Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("connecting took too long")]
+    ConnectTimeout,
+    #[error("TLS")]
+    Tls(#[source] std::io::Error),
+    #[error("the upstream speaks no HTTP/2")]
+    NoHttp2,
+    #[error("HTTP")]
+    Http(#[source] hyper::Error),
+    #[error("no answer in time")]
+    ResponseTimeout,
+    #[error("an answer that can't be passed on")]
+    Unsuitable,
+}
+
+/// What became of one try.
+pub(super) enum Tried {
+    /// An answer's head.
+    Answered(Response<Download>),
+    /// A pooled connection turned out dead before any byte of an answer. The request comes back when nothing
+    /// of it had been sent.
+    Dead(Option<Box<Request<Upload>>>, Failure),
+}
+
+/// An answer's body on its way down.
+pub(super) struct Download {
+    incoming: Incoming,
+    token: Arc<Token>,
+    back: Option<(http1::SendRequest<Upload>, Arc<Pool>)>,
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why an answer's body did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// Nothing came for 60 s.
+    #[error("the upstream's answer stalled")]
+    Stalled,
+    /// It broke off.
+    #[error("the upstream's answer broke off")]
+    Broken(#[source] hyper::Error),
+}
+
+impl Endpoint {
+    /// Prepares a route's upstream.
+    ///
+    /// # Errors
+    /// When its TLS set-up is not usable.
+    pub fn new(route: &Route, limits: Limits) -> Result<Self, TlsError> {
+        let upstream = &route.upstream;
+        let server_name = upstream
+            .tls
+            .then(|| ServerName::try_from(upstream.host.clone()).expect("a URL's host is a server name"));
+        let endpoint = Self {
+            route: route.clone(),
+            host: HeaderValue::from_str(&upstream.authority).expect("a URL's authority is a field value"),
+            uri: upstream.origin().parse().expect("an origin is a URI"),
+            server_name,
+            tls: ArcSwapOption::empty(),
+            limits,
+        };
+        endpoint.trust(route)?;
+        Ok(endpoint)
+    }
+
+    /// The prefix of its route.
+    pub fn prefix(&self) -> &str {
+        &self.route.prefix
+    }
+
+    /// Takes over re-read CA certificates for new connections.
+    ///
+    /// # Errors
+    /// When they can't serve as roots.
+    pub fn trust(&self, route: &Route) -> Result<(), TlsError> {
+        if self.server_name.is_some() {
+            let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
+            let protocol = if route.http == HttpVersion::Http2 { "h2" } else { "http/1.1" };
+            self.tls.store(Some(Arc::new(tls::client(extra, &[protocol])?)));
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
+        connector.set_keepalive_retries(Some(3));
+        Self { endpoint, connector, idle: Arc::default(), http2: Mutex::new(None) }
+    }
+
+    /// Sends a request and waits for the head of its answer. `progress` counts what was sent of a streamed
+    /// body: the time for the answer starts when it stops growing.
+    pub(super) async fn send(
+        &self,
+        request: Request<Upload>,
+        token: &Arc<Token>,
+        progress: Option<&AtomicU64>,
+        may_reuse: bool,
+    ) -> Result<Tried, Failure> {
+        if self.endpoint.route.http == HttpVersion::Http2 {
+            return self.send_http2(request, token, progress).await.map(Tried::Answered);
+        }
+        let (mut sender, is_reused) = match self.idle.take().filter(|_| may_reuse) {
+            Some(sender) => (sender, true),
+            None => (self.connect_http1().await?, false),
+        };
+        let answer = self.in_time(sender.try_send_request(request), progress).await?;
+        match answer {
+            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, Some(sender))?)),
+            Err(mut error) => {
+                let unsent = error.take_message();
+                let failure = Failure::Http(error.into_error());
+                if is_reused && (unsent.is_some() || failure.is_dead_connection()) {
+                    Ok(Tried::Dead(unsent.map(Box::new), failure))
+                } else {
+                    Err(failure)
+                }
+            }
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        mut request: Request<Upload>,
+        token: &Arc<Token>,
+        progress: Option<&AtomicU64>,
+    ) -> Result<Response<Download>, Failure> {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = self.endpoint.uri.scheme().cloned();
+        parts.authority = self.endpoint.uri.authority().cloned();
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_impossible| Failure::Unsuitable)?;
+        request.headers_mut().remove(http::header::HOST);
+        request.headers_mut().remove(http::header::TRANSFER_ENCODING);
+
+        let mut sender = self.http2_sender().await?;
+        let answer = self.in_time(sender.send_request(request), progress).await?.map_err(Failure::Http)?;
+        self.passable(answer, token, None)
+    }
+
+    async fn http2_sender(&self) -> Result<http2::SendRequest<Upload>, Failure> {
+        let kept = self.http2.lock().expect("no thread panics while it holds a sender").clone();
+        if let Some(sender) = kept.filter(|sender| !sender.is_closed()) {
+            return Ok(sender);
+        }
+        let sender = self.connect_http2().await?;
+        *self.http2.lock().expect("no thread panics while it holds a sender") = Some(sender.clone());
+        Ok(sender)
+    }
+
+    fn passable(
+        &self,
+        answer: Response<Incoming>,
+        token: &Arc<Token>,
+        sender: Option<http1::SendRequest<Upload>>,
+    ) -> Result<Response<Download>, Failure> {
+        // We offer no upgrade, so nobody can accept one.
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::Unsuitable);
+        }
+        let back = sender.map(|sender| (sender, Arc::clone(&self.idle)));
+        Ok(answer.map(|incoming| {
+            let mut download = Download { incoming, token: Arc::clone(token), back, stall: None };
+            if download.incoming.is_end_stream() {
+                download.give_back();
+            }
+            download
+        }))
+    }
+
+    /// Waits as long as the caller's body makes progress, and then for `response_timeout`.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = T>,
+        progress: Option<&AtomicU64>,
+    ) -> Result<T, Failure> {
+        let patience = self.endpoint.limits.response_timeout;
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let before = progress.map(|sent| sent.load(Ordering::Relaxed));
+            if let Ok(answer) = timeout(patience, answer.as_mut()).await {
+                return Ok(answer);
+            }
+            if before == progress.map(|sent| sent.load(Ordering::Relaxed)) {
+                return Err(Failure::ResponseTimeout);
+            }
+        }
+    }
+
+    async fn connect_http1(&self) -> Result<http1::SendRequest<Upload>, Failure> {
+        let connecting = async {
+            let tcp = self.connect_tcp().await?;
+            let mut http = http1::Builder::new();
+            http.writev(true);
+            match self.connect_tls(tcp).await? {
+                Stream::Plain(tcp) => {
+                    let (sender, connection) =
+                        http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
+                    drive(connection);
+                    Ok(sender)
+                }
+                Stream::Tls(tls) => {
+                    let (sender, connection) =
+                        http.handshake(TokioIo::new(tls)).await.map_err(Failure::Http)?;
+                    drive(connection);
+                    Ok(sender)
+                }
+            }
+        };
+        timeout(self.endpoint.limits.connect_timeout, connecting).await.map_err(|_elapsed| Failure::ConnectTimeout)?
+    }
+
+    async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, Failure> {
+        let connecting = async {
+            let tcp = self.connect_tcp().await?;
+            let Stream::Tls(tls) = self.connect_tls(tcp).await? else { return Err(Failure::NoHttp2) };
+            if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+                return Err(Failure::NoHttp2);
+            }
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(KEEPALIVE)
+                .adaptive_window(true)
+                .handshake(TokioIo::new(tls))
+                .await
+                .map_err(Failure::Http)?;
+            drive(connection);
+            Ok(sender)
+        };
+        timeout(self.endpoint.limits.connect_timeout, connecting).await.map_err(|_elapsed| Failure::ConnectTimeout)?
+    }
+
+    async fn connect_tcp(&self) -> Result<TcpStream, Failure> {
+        let connected = self.connector.clone().call(self.endpoint.uri.clone()).await;
+        let tcp = connected.map_err(|error| Failure::Connect(error.into()))?.into_inner();
+        // Not every kernel takes it; a dead connection is then noticed later.
+        let _taken = SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN));
+        Ok(tcp)
+    }
+
+    async fn connect_tls(&self, tcp: TcpStream) -> Result<Stream, Failure> {
+        let (Some(name), Some(config)) = (&self.endpoint.server_name, self.endpoint.tls.load_full()) else {
+            return Ok(Stream::Plain(tcp));
+        };
+        let buffered = BufReader::with_capacity(TLS_BUFFER, tcp);
+        let tls = TlsConnector::from(config).connect(name.clone(), buffered).await.map_err(Failure::Tls)?;
+        Ok(Stream::Tls(Box::new(tls)))
+    }
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<BufReader<TcpStream>>>),
+}
+
+/// A connection lives beside the requests that use it, on the same thread.
+fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to the upstream ended");
+        }
+    });
+}
+
+impl Pool {
+    /// The connection that was used last, if it is still good.
+    fn take(&self) -> Option<http1::SendRequest<Upload>> {
+        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
+        loop {
+            let Idle { sender, since } = idle.pop()?;
+            if since.elapsed() > KEEP_IDLE {
+                idle.clear();
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+    }
+
+    fn give_back(&self, sender: http1::SendRequest<Upload>) {
+        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
+        if !sender.is_closed() && idle.len() < MOST_IDLE {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl Failure {
+    /// The connection ended before any byte of an answer.
+    fn is_dead_connection(&self) -> bool {
+        let Self::Http(error) = self else { return false };
+        let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+        error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some()
+    }
+
+    /// What the caller is told. The cause is logged, and stays here.
+    pub(super) fn problem(&self) -> Problem {
+        tracing::warn!(cause = %chain(self), "the upstream gave no answer");
+        match self {
+            Self::Connect(error) => {
+                let (proxy_error, detail) = match io_kind(error.as_ref()) {
+                    Some(std::io::ErrorKind::ConnectionRefused) => ("connection_refused", "it refused the connection"),
+                    Some(std::io::ErrorKind::TimedOut) => ("connection_timeout", "it did not accept the connection"),
+                    _ if error.to_string().contains("dns") => ("dns_error", "its name can't be resolved"),
+                    _ => ("destination_unavailable", "there is no way to it"),
+                };
+                Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
+                    .because(proxy_error)
+            }
+            Self::ConnectTimeout => Problem::new(Code::UpstreamTimeout, "connecting to the API took too long")
+                .because("connection_timeout"),
+            Self::Tls(error) => tls_problem(error),
+            Self::NoHttp2 => Problem::new(Code::UpstreamInvalid, "the upstream speaks no HTTP/2 (http = \"2\")"),
+            Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
+            Self::Unsuitable => Problem::new(Code::UpstreamInvalid, "the API's answer can't be passed on"),
+            Self::Http(error) if error.is_parse() => {
+                Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
+            }
+            Self::Http(error) if error.is_user() => {
+                Problem::new(Code::BadRequest, "the request's body broke off").closing()
+            }
+            Self::Http(_) => Problem::new(Code::UpstreamUnreachable, "the API closed the connection without an answer")
+                .because("connection_terminated"),
+        }
+    }
+}
+
+fn tls_problem(error: &std::io::Error) -> Problem {
+    let is_certificate = matches!(
+        error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+    );
+    if is_certificate {
+        let detail = "the API's certificate is not trusted: nothing was sent (see ca_file for a private CA)";
+        Problem::new(Code::UpstreamUntrusted, detail)
+    } else {
+        Problem::new(Code::UpstreamUntrusted, "no TLS connection to the API could be made").because("tls_protocol_error")
+    }
+}
+
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl Download {
+    fn give_back(&mut self) {
+        if let Some((sender, pool)) = self.back.take() {
+            pool.give_back(sender);
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+            let stall = this.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+            ready!(stall.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(DownloadError::Stalled)));
+        };
+        this.stall = None;
+        let frame = match frame {
+            None => {
+                this.give_back();
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(DownloadError::Broken(error)))),
+            Some(Ok(frame)) => frame,
+        };
+        if this.incoming.is_end_stream() {
+            this.give_back();
+        }
+        Poll::Ready(Some(Ok(match frame.into_trailers() {
+            Ok(mut trailers) => {
+                headers::for_trailers(&mut trailers, Some(&this.token));
+                Frame::trailers(trailers)
+            }
+            Err(data) => data,
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

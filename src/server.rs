@@ -1,0 +1,412 @@
+//! Assembles the parts and takes them apart again: the store, the keepers, the control runtime, the worker
+//! threads, and the order of stopping.
+//!
+//! ```text
+//! main thread    control runtime: keepers, control routes, signals, files, commands
+//! worker threads one current-thread runtime each: accept, guard, forward
+//! ```
+
+mod connection;
+pub mod listen;
+mod peer;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use axum::Router;
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Listen};
+use crate::control::login::Logins;
+use crate::control::{self, Control};
+use crate::metrics::Metrics;
+use crate::notify::{self, Notifier};
+use crate::proxy::guard::Guard;
+use crate::proxy::upstream::Endpoint;
+use crate::proxy::{self, login_url};
+use crate::session::{self, Session, State};
+use crate::store::{Findings, Store};
+use listen::{Bound, Inherited};
+use worker::Worker;
+
+/// The socket in the state directory that our own commands use.
+const CONTROL_SOCKET: &str = "control.sock";
+/// The service manager is told of changes, and that we are alive, at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A refresh in flight is waited for at most as long when stopping.
+const KEEPERS_WITHIN: Duration = Duration::from_secs(15);
+
+/// The sessions of all accounts over one locked store.
+pub struct Accounts {
+    /// By name.
+    pub sessions: BTreeMap<String, Session>,
+    /// Logins in progress.
+    pub logins: Logins,
+    store: Arc<Store>,
+    keepers: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+/// What the daemon tells the one who started it, and what it asks of it again.
+pub trait Surroundings {
+    /// It accepts now, at these addresses; the names are of accounts that need a login, with the address of
+    /// its page.
+    fn accepting(&mut self, listening: &[Listen], login_required: &[(String, Option<String>)]);
+    /// Reads the configuration again, for SIGHUP, and takes over the log filter.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing changes then.
+    fn reread(&mut self) -> anyhow::Result<Config>;
+}
+
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was open is finished.
+    Drained,
+    /// A second signal, or the end of the drain time, cut something off.
+    CutOff,
+}
+
+impl Accounts {
+    /// Opens the store and starts a keeper for every account on the current runtime.
+    ///
+    /// # Errors
+    /// When the store is in use, not ours, or can't be read.
+    pub fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
+        let (store, findings) = Store::open(&config.state_dir)?;
+        let Findings { warnings, in_flight } = findings;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let (store, stop) = (Arc::new(store), CancellationToken::new());
+        let mut sessions = BTreeMap::new();
+        let mut keepers = Vec::new();
+        for account in config.accounts.values() {
+            let is_in_flight = in_flight.contains(&account.name);
+            let (session, keeper) = session::start(
+                account.clone(),
+                Arc::clone(&store),
+                is_in_flight,
+                notifier.clone(),
+                stop.clone(),
+            )?;
+            sessions.insert(account.name.clone(), session);
+            keepers.push(keeper);
+        }
+        let logins = Logins::new(config.accounts.values())?;
+        Ok(Self { sessions, logins, store, keepers, stop })
+    }
+
+    /// Lets every keeper finish what it has begun.
+    pub async fn close(self) {
+        close(self.stop, self.keepers).await;
+    }
+}
+
+/// Runs the daemon on the current thread until a signal ends it.
+///
+/// # Errors
+/// When it can't start: a port or the state directory is taken, a file can't be read.
+pub fn run(
+    config: Config,
+    inherited: Inherited,
+    surroundings: &mut impl Surroundings,
+) -> anyhow::Result<Ended> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("starting the control runtime")?;
+    let ended = runtime.block_on(serve(config, inherited, surroundings));
+    // What is still blocked in a file operation does not hold up the exit.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Where our own commands find a running daemon.
+pub fn control_socket(state_dir: &Path) -> PathBuf {
+    state_dir.join(CONTROL_SOCKET)
+}
+
+async fn serve(
+    config: Config,
+    inherited: Inherited,
+    surroundings: &mut impl Surroundings,
+) -> anyhow::Result<Ended> {
+    let mut signals = Signals::new().context("asking for signals")?;
+    let (notifier, notices) = notify::channel();
+    let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
+
+    let Accounts { sessions, logins, store, keepers, stop: stop_keepers } = Accounts::open(&config, &notifier)?;
+    let bound = listen::bind(&config.listen, inherited, &config.callers)?;
+    let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
+    let addresses = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Err(error) = store.name_holder(&format!("process {}, on {addresses}", std::process::id())) {
+        tracing::warn!(%error, "the lock file does not say who we are");
+    }
+
+    let metrics = Arc::new(Metrics::default());
+    let control = Arc::new(Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone()));
+    let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
+    let stop = CancellationToken::new();
+    let private = serve_commands(&config.state_dir, control::private_router(Arc::clone(&control)), stop.clone());
+    let local = control::router(Arc::clone(&control));
+    let mut workers = start_workers(&config, &bound, &shared, &local, &stop)?;
+    drop(bound);
+
+    let needing: Vec<_> = sessions
+        .iter()
+        .filter(|(_, session)| session.status().state == State::LoginRequired)
+        .map(|(name, _)| (name.clone(), login_url(&listening, name)))
+        .collect();
+    surroundings.accepting(&listening, &needing);
+    tell_manager(&[sd_notify::NotifyState::Ready]);
+
+    attend(&mut signals, &sessions, &shared, &listening, surroundings).await;
+    tell_manager(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    let drained = drain(&mut signals, &mut workers, config.limits.drain_timeout).await;
+    let kept = tokio::select! {
+        () = close(stop_keepers, keepers) => true,
+        () = signals.terminate() => false,
+    };
+    private.abort();
+    remove_control_socket(&config.state_dir);
+    drop(notifier);
+    notifying.abort();
+    Ok(if drained && kept { Ended::Drained } else { Ended::CutOff })
+}
+
+fn shared(
+    config: &Config,
+    sessions: &BTreeMap<String, Session>,
+    metrics: Arc<Metrics>,
+    listening: Vec<Listen>,
+) -> anyhow::Result<proxy::Shared> {
+    let endpoints: Result<Vec<_>, _> =
+        config.routes.iter().map(|route| Endpoint::new(route, config.limits).map(Arc::new)).collect();
+    Ok(proxy::Shared {
+        guard: ArcSwap::from_pointee(Guard::new(config)),
+        endpoints: endpoints?,
+        sessions: config.routes.iter().map(|route| sessions[&route.account].clone()).collect(),
+        limits: config.limits,
+        metrics,
+        listening,
+    })
+}
+
+fn start_workers(
+    config: &Config,
+    bound: &[Bound],
+    shared: &Arc<proxy::Shared>,
+    local: &Router,
+    stop: &CancellationToken,
+) -> anyhow::Result<mpsc::Receiver<()>> {
+    // Every worker holds a sender; the receiver ends when the last worker has.
+    let (alive, ended) = mpsc::channel(1);
+    let control = Handle::current();
+    for number in 0..config.workers {
+        let bound: Vec<_> = bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
+        let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
+        let (stop, alive) = (stop.clone(), alive.clone());
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let _alive = alive;
+                let runtime = Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.expect("a runtime needs only a few descriptors");
+                runtime.block_on(worker::run(Worker::new(shared, local, control), bound, stop));
+                runtime.shutdown_background();
+            })
+            .context("starting a worker thread")?;
+    }
+    Ok(ended)
+}
+
+/// Until the first signal that ends: tells the service manager how things are, and re-reads on SIGHUP.
+async fn attend(
+    signals: &mut Signals,
+    sessions: &BTreeMap<String, Session>,
+    shared: &Arc<proxy::Shared>,
+    listening: &[Listen],
+    surroundings: &mut impl Surroundings,
+) {
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let is_watched = sd_notify::watchdog_enabled().is_some();
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Asked::End => return,
+                Asked::Reread => reload(surroundings, sessions, shared).await,
+            },
+            _ = heartbeat.tick() => {
+                let status = one_line(sessions, listening);
+                if status != told {
+                    tell_manager(&[sd_notify::NotifyState::Status(&status)]);
+                    told = status;
+                }
+                if is_watched {
+                    tell_manager(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
+}
+
+/// Takes over keys, secrets and CA files; a bad configuration changes nothing.
+async fn reload(
+    surroundings: &mut impl Surroundings,
+    sessions: &BTreeMap<String, Session>,
+    shared: &Arc<proxy::Shared>,
+) {
+    let config = match surroundings.reread() {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("the configuration was not taken over: {error:#}");
+            return;
+        }
+    };
+    for endpoint in &shared.endpoints {
+        let route = config.routes.iter().find(|route| route.prefix == endpoint.prefix());
+        if let Some(Err(error)) = route.map(|route| endpoint.trust(route)) {
+            tracing::error!(%error, "the CA of a route was not taken over");
+        }
+    }
+    for account in config.accounts.values() {
+        if let Some(session) = sessions.get(&account.name) {
+            session.reconfigure(account.clone()).await;
+        }
+    }
+    shared.guard.store(Arc::new(Guard::new(&config)));
+    tracing::info!("took over keys, secrets, certificates and the log filter");
+}
+
+/// Waits until every worker has answered what it accepted. False when something was cut off.
+async fn drain(signals: &mut Signals, workers: &mut mpsc::Receiver<()>, within: Duration) -> bool {
+    tokio::select! {
+        _ = workers.recv() => true,
+        () = tokio::time::sleep(within) => {
+            tracing::warn!("some requests took longer than the drain time and were cut off");
+            true
+        }
+        () = signals.terminate() => false,
+    }
+}
+
+async fn close(stop: CancellationToken, keepers: Vec<JoinHandle<()>>) {
+    stop.cancel();
+    for keeper in keepers {
+        if tokio::time::timeout(KEEPERS_WITHIN, keeper).await.is_err() {
+            tracing::warn!("a refresh in flight did not end in time");
+        }
+    }
+}
+
+/// Serves our own commands, for those who may enter the state directory.
+fn serve_commands(state_dir: &Path, router: Router, stop: CancellationToken) -> JoinHandle<()> {
+    let bound = bind_control_socket(state_dir);
+    tokio::spawn(async move {
+        let listener = match bound {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!("commands will not find this daemon: {error:#}");
+                return;
+            }
+        };
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::warn!(%error, "commands do not find this daemon any more");
+        }
+    })
+}
+
+fn bind_control_socket(state_dir: &Path) -> anyhow::Result<UnixListener> {
+    let path = reachable(state_dir)?.join(CONTROL_SOCKET);
+    // We hold the lock, so whoever made it is gone.
+    let _removed = std::fs::remove_file(&path);
+    let listener = listen::bind_unix(&path, 0o600)?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
+}
+
+fn remove_control_socket(state_dir: &Path) {
+    let _removed = std::fs::remove_file(control_socket(state_dir));
+}
+
+/// The directory by a name that is short enough for a socket's address.
+///
+/// # Errors
+/// When it can't be opened.
+pub fn reachable(dir: &Path) -> anyhow::Result<PathBuf> {
+    const LONGEST: usize = 80;
+    if dir.as_os_str().len() <= LONGEST {
+        return Ok(dir.to_owned());
+    }
+    // The descriptor stays open as long as the program, like the socket.
+    let handle = Box::leak(Box::new(std::fs::File::open(dir)?));
+    Ok(PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(handle))))
+}
+
+fn one_line(sessions: &BTreeMap<String, Session>, listening: &[Listen]) -> String {
+    let accounts = sessions.iter().map(|(name, session)| {
+        let status = session.status();
+        let state = status.state.as_str();
+        match (status.state, login_url(listening, name), &status.expires_at) {
+            (State::LoginRequired, Some(url), _) => format!("{name}: {state}, open {url}"),
+            (State::Ready, _, Some(at)) => format!("{name}: {state} until {at}"),
+            _ => format!("{name}: {state}"),
+        }
+    });
+    accounts.collect::<Vec<_>>().join("; ")
+}
+
+/// Nothing when no service manager listens.
+fn tell_manager(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager does not listen");
+    }
+}
+
+enum Asked {
+    End,
+    Reread,
+}
+
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.term.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reread,
+        }
+    }
+
+    async fn terminate(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

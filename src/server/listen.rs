@@ -1,0 +1,180 @@
+//! The sockets that callers connect to: bound here, or given by the service manager.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+
+use crate::config::{Callers, Listen, User};
+use crate::proxy::guard::{Door, door};
+
+/// Connections that wait for a worker.
+const BACKLOG: i32 = 1024;
+
+/// A socket that callers connect to. Cheap to share among workers.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address, with the real port.
+    pub listen: Listen,
+    pub(super) socket: Socket,
+    pub(super) door: Arc<Door>,
+}
+
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Sockets that the service manager opened before the daemon began (`LISTEN_FDS`).
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// TCP listeners.
+    pub tcp: Vec<TcpListener>,
+    /// Unix listeners.
+    pub unix: Vec<UnixListener>,
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The operating system said no.
+    #[error("can't listen on {listen}")]
+    Bind {
+        /// Where.
+        listen: Listen,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Another process accepts there.
+    #[error("{0} is in use by another process")]
+    InUse(Listen),
+    /// Something that is not a socket stands at the path.
+    #[error("{0} is not a socket: it is left alone")]
+    NotASocket(PathBuf),
+    /// Others could replace the socket.
+    #[error("{0} can be written by others, who could put their own socket there")]
+    OpenDirectory(PathBuf),
+}
+
+impl Bound {
+    pub(super) fn share(&self) -> io::Result<Self> {
+        let socket = match &self.socket {
+            Socket::Tcp(listener) => Socket::Tcp(listener.try_clone()?),
+            Socket::Unix(listener) => Socket::Unix(listener.try_clone()?),
+        };
+        Ok(Self { listen: self.listen.clone(), socket, door: Arc::clone(&self.door) })
+    }
+}
+
+impl Inherited {
+    fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_empty()
+    }
+}
+
+/// Binds everything, or takes what the service manager gave instead.
+///
+/// # Errors
+/// The first socket that can't be had.
+pub fn bind(listen: &[Listen], inherited: Inherited, callers: &Callers) -> Result<Vec<Bound>, ListenError> {
+    if inherited.is_empty() {
+        return listen.iter().map(|one| bind_one(one, callers)).collect();
+    }
+    let mut bound = Vec::new();
+    for listener in inherited.tcp {
+        let address = listener.local_addr().map_err(|source| failed(&listen[0], source))?;
+        bound.push(of(Listen::Tcp(address), Socket::Tcp(listener), callers)?);
+    }
+    for listener in inherited.unix {
+        let address = listener.local_addr().map_err(|source| failed(&listen[0], source))?;
+        let path = address.as_pathname().unwrap_or(Path::new("(unnamed)")).to_owned();
+        bound.push(of(Listen::Unix(path), Socket::Unix(listener), callers)?);
+    }
+    Ok(bound)
+}
+
+fn bind_one(listen: &Listen, callers: &Callers) -> Result<Bound, ListenError> {
+    match listen {
+        Listen::Tcp(address) => {
+            let listener = bind_tcp(*address).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => ListenError::InUse(listen.clone()),
+                _ => failed(listen, source),
+            })?;
+            let real = listener.local_addr().map_err(|source| failed(listen, source))?;
+            of(Listen::Tcp(real), Socket::Tcp(listener), callers)
+        }
+        Listen::Unix(path) => {
+            clear_the_way(path)?;
+            // Only for us, or for everybody whom the kernel's word then admits or refuses.
+            let only_us = callers.users.iter().all(|user| matches!(user, User::Myself | User::Uid(0)));
+            let mode = if only_us { 0o600 } else { 0o666 };
+            let listener = bind_unix(path, mode).map_err(|source| failed(listen, source))?;
+            of(listen.clone(), Socket::Unix(listener), callers)
+        }
+    }
+}
+
+fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, ListenError> {
+    match &socket {
+        Socket::Tcp(listener) => listener.set_nonblocking(true),
+        Socket::Unix(listener) => listener.set_nonblocking(true),
+    }
+    .map_err(|source| failed(&listen, source))?;
+    let door = Arc::new(door(&listen, callers));
+    Ok(Bound { listen, socket, door })
+}
+
+/// One listener for all workers, and never `SO_REUSEPORT`, by which another process could share the port.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Makes a unix socket that has its mode from the first moment.
+pub(super) fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777 & !mode));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// Removes a socket that nobody accepts on any more, and nothing else.
+pub(super) fn clear_the_way(path: &Path) -> Result<(), ListenError> {
+    let listen = || Listen::Unix(path.to_owned());
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let directory = fs::metadata(parent).map_err(|source| failed(&listen(), source))?;
+    let us = rustix::process::geteuid().as_raw();
+    let is_ours = directory.uid() == us || directory.uid() == 0;
+    let is_open = directory.mode() & 0o002 != 0 && directory.mode() & 0o1000 == 0;
+    if !is_ours || is_open {
+        return Err(ListenError::OpenDirectory(parent.to_owned()));
+    }
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.file_type().is_socket() {
+        return Err(ListenError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|source| failed(&listen(), source))
+        }
+        _ => Err(ListenError::InUse(listen())),
+    }
+}
+
+fn failed(listen: &Listen, source: io::Error) -> ListenError {
+    ListenError::Bind { listen: listen.clone(), source }
+}

@@ -1,0 +1,247 @@
+//! A worker thread: one current-thread runtime that accepts from the shared listeners and serves what it
+//! accepted to the end, with its own connections to the upstreams. A request never hops to another thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::connection::{self, turned_away};
+use super::listen::{Bound, Socket};
+use super::peer::{Kernel, owner_of_unix};
+use crate::config::Limits;
+use crate::control;
+use crate::metrics::Metrics;
+use crate::problem::{Code, Problem};
+use crate::proxy::guard::{Caller, Door, Peer};
+use crate::proxy::{self, Proxy};
+
+/// After an accept that failed for want of descriptors, others get time to close theirs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A path below this is ours, unless it only looks like it.
+const LOCAL: &str = "/-/";
+
+/// What a worker answers requests with.
+pub struct Worker {
+    proxy: Proxy,
+    shared: Arc<proxy::Shared>,
+    local: Router,
+    control: Handle,
+    kernel: Option<Kernel>,
+}
+
+/// An answer of the proxy or of our own pages.
+pub(super) enum Answered {
+    /// By the walk.
+    Proxied(Response<proxy::Body>),
+    /// By the control routes.
+    Local(Response<axum::body::Body>),
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<proxy::Shared>, local: Router, control: Handle) -> Self {
+        let kernel = Kernel::new()
+            .inspect_err(|error| tracing::warn!(%error, "the kernel can't be asked who connects"))
+            .ok();
+        Self { proxy: Proxy::new(Arc::clone(&shared)), shared, local, control, kernel }
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Forwards a request, or gives it to our own routes.
+    pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
+        let started = std::time::Instant::now();
+        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
+        let line = is_logged.then(|| (request.method().clone(), request.uri().path().to_owned()));
+        let answered = if is_local(request.uri().path()) {
+            Answered::Local(self.local(caller, request).await)
+        } else {
+            Answered::Proxied(self.proxy.forward(caller, request).await)
+        };
+        if let Some((method, path)) = line {
+            let status = match &answered {
+                Answered::Proxied(response) => response.status(),
+                Answered::Local(response) => response.status(),
+            };
+            let took_ms = started.elapsed().as_millis();
+            tracing::debug!(%method, path, status = status.as_u16(), took_ms, "answered");
+        }
+        answered
+    }
+
+    /// Our own routes run on the control runtime: they may wait for the keeper, files, commands.
+    async fn local(&self, caller: &Caller, request: Request<Incoming>) -> Response<axum::body::Body> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        if !control::is_probe(path) {
+            let guard = self.shared.guard.load();
+            if let Err(problem) = guard.admit_local(caller, &parts, control::is_callback(path)) {
+                self.shared.metrics.refused();
+                return problem.into_response().map(axum::body::Body::from);
+            }
+        }
+        let request = Request::from_parts(parts, axum::body::Body::new(body));
+        let answer = self.control.spawn(self.local.clone().oneshot(request)).await;
+        match answer {
+            Ok(Ok(response)) => response,
+            Err(_stopped) => {
+                Problem::new(Code::Stopping, "the daemon is stopping").into_response().map(axum::body::Body::from)
+            }
+        }
+    }
+
+    fn peer(&self, peer: SocketAddr, stream: &TcpStream) -> Peer {
+        if Peer::is_remote(peer.ip()) {
+            return Peer::Remote;
+        }
+        let own = stream.local_addr().ok();
+        Peer::Local(own.and_then(|own| self.kernel.as_ref()?.owner(peer, own)))
+    }
+}
+
+/// Accepts from all listeners until `stop`, then waits until what was accepted is served.
+pub(super) async fn run(worker: Worker, bound: Vec<Bound>, stop: CancellationToken) {
+    let worker = Arc::new(worker);
+    let served = TaskTracker::new();
+    let accepting = TaskTracker::new();
+    for one in bound {
+        let (worker, served, stop) = (Arc::clone(&worker), served.clone(), stop.clone());
+        accepting.spawn(async move {
+            if let Err(error) = accept_from(one, worker, served, stop).await {
+                tracing::error!(%error, "a listener can't be used");
+            }
+        });
+    }
+    accepting.close();
+    accepting.wait().await;
+    served.close();
+    served.wait().await;
+}
+
+async fn accept_from(
+    bound: Bound,
+    worker: Arc<Worker>,
+    served: TaskTracker,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let door = bound.door;
+    match bound.socket {
+        Socket::Tcp(listener) => {
+            let listener = TcpListener::from_std(listener)?;
+            while let Some((stream, peer)) = accepted(&stop, || listener.accept()).await {
+                // Small answers are not held back.
+                let _set = stream.set_nodelay(true);
+                let peer = worker.peer(peer, &stream);
+                admit(stream, peer, &door, &worker, &served, &stop);
+            }
+        }
+        Socket::Unix(listener) => {
+            let listener = UnixListener::from_std(listener)?;
+            while let Some((stream, _)) = accepted(&stop, || listener.accept()).await {
+                let peer = Peer::Local(owner_of_unix(&stream));
+                admit(stream, peer, &door, &worker, &served, &stop);
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn accepted<T, F>(stop: &CancellationToken, mut accept: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    loop {
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => return None,
+            result = accept() => result,
+        };
+        match result {
+            Ok(accepted) => return Some(accepted),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn admit<T>(
+    stream: T,
+    peer: Peer,
+    door: &Arc<Door>,
+    worker: &Arc<Worker>,
+    served: &TaskTracker,
+    stop: &CancellationToken,
+) where
+    T: TryWrite + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let connections = worker.metrics().connected();
+    if connections > worker.limits().connections as u64 {
+        worker.metrics().disconnected();
+        stream.try_last_words(&turned_away(Code::TooManyConnections, "limits.connections is reached"));
+        return;
+    }
+    let caller = Caller { peer, door: Arc::clone(door) };
+    let (worker, stop) = (Arc::clone(worker), stop.clone());
+    served.spawn(async move {
+        connection::serve(stream, caller, Arc::clone(&worker), stop).await;
+        worker.metrics().disconnected();
+    });
+}
+
+/// A socket that can be written to once without waiting.
+trait TryWrite {
+    fn try_last_words(&self, words: &[u8]);
+}
+
+impl TryWrite for TcpStream {
+    fn try_last_words(&self, words: &[u8]) {
+        let _sent = self.try_write(words);
+    }
+}
+
+impl TryWrite for UnixStream {
+    fn try_last_words(&self, words: &[u8]) {
+        let _sent = self.try_write(words);
+    }
+}
+
+/// A path with dot segments, encoded or not, only looks like one of ours.
+fn is_local(path: &str) -> bool {
+    path.starts_with(LOCAL)
+        && !path.split('/').any(|segment| {
+            let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+            plain == "." || plain == ".."
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_a_local_route_is_one() {
+        for ours in ["/-/", "/-/status", "/-/nothing", "/-/login/main", "/-//status"] {
+            assert!(is_local(ours), "{ours}");
+        }
+        for theirs in ["/", "/-", "/-x/", "/-/../api", "/-/%2e%2E/api", "/-/./status", "/%2d/status", "//-/"] {
+            assert!(!is_local(theirs), "{theirs}");
+        }
+    }
+}

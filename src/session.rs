@@ -1,0 +1,358 @@
+//! The live token of one account: a [`Session`] is what requests and commands hold; its keeper is the one task
+//! that obtains, persists and publishes tokens.
+//!
+//! A request only reads and asks. A refresh never lives in a request's future: that is dropped when the caller
+//! hangs up, and with it a rotated refresh token that exists nowhere else.
+
+mod keeper;
+mod plan;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwapOption, Guard};
+use serde::Serialize;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Account;
+use crate::notify::{Notice, Notifier};
+use crate::oauth::callback::Code;
+use crate::oauth::{Oauth, Pending, Verified};
+use crate::store::Store;
+use crate::tls::TlsError;
+use crate::token::{Token, now};
+
+/// How many events the status shows.
+const EVENTS_KEPT: usize = 20;
+
+/// The live token of one account. Cheap to clone.
+#[derive(Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+/// Why there is no token for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoToken {
+    /// Only a person can help.
+    LoginRequired,
+    /// It is being retried; the next try is that many seconds away.
+    Unavailable {
+        /// At least one.
+        retry_after_secs: u64,
+    },
+}
+
+/// How an account is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Requests are served, and refreshing works.
+    Ready,
+    /// A refresh is on its way.
+    Refreshing,
+    /// Refreshing or saving fails for now; requests are served as long as the token lasts.
+    Degraded,
+    /// Only a person can help, even while the last token still serves.
+    LoginRequired,
+}
+
+/// How a refresh ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefreshOutcome {
+    /// With a new token.
+    Ok,
+    /// The server's OAuth error.
+    Refused,
+    /// Not now.
+    Unavailable,
+    /// Sent, and not answered.
+    InDoubt,
+}
+
+/// The last refresh.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastRefresh {
+    /// RFC 3339.
+    pub at: String,
+    /// How it ended.
+    pub outcome: RefreshOutcome,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What is told about an account. Never a token.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// How its tokens are obtained.
+    pub grant: &'static str,
+    /// How it is.
+    pub state: State,
+    /// Who logged in, as far as the API said.
+    pub person: Option<String>,
+    /// RFC 3339; null without a token, or when the token never expires.
+    pub expires_at: Option<String>,
+    /// RFC 3339; null when none is planned.
+    pub next_refresh_at: Option<String>,
+    /// RFC 3339; null when the server ends no login.
+    pub login_expires_at: Option<String>,
+    /// The last refresh, if there was one.
+    pub last_refresh: Option<LastRefresh>,
+    /// The newest last.
+    pub events: VecDeque<Notice>,
+}
+
+/// What the keeper answers to a person's ask.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It can't be done, and why.
+    #[error("{0}")]
+    Failed(String),
+    /// Only a login helps.
+    #[error("{0}")]
+    LoginRequired(String),
+    /// The program stops.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What became of a login.
+#[derive(Clone, Debug)]
+pub enum LoginOutcome {
+    /// It is stored and in use.
+    Done(LoginDone),
+    /// Somebody else is logged in; the new login waits for a yes.
+    NeedsConfirmation(Confirmation),
+    /// A no: the new login was revoked.
+    Declined,
+}
+
+/// A login that is in use.
+#[derive(Clone, Debug)]
+pub struct LoginDone {
+    /// Who logged in, as far as the API said.
+    pub person: Option<String>,
+    /// RFC 3339; when the server ends it.
+    pub login_expires_at: Option<String>,
+    /// Sentences that the person should read.
+    pub remarks: Vec<String>,
+}
+
+/// A login of somebody else than the stored one.
+#[derive(Clone, Debug)]
+pub struct Confirmation {
+    /// Names it in the answer.
+    pub id: String,
+    /// Who is logged in.
+    pub stored: String,
+    /// Who would be.
+    pub new: String,
+}
+
+struct Shared {
+    account: String,
+    current: ArcSwapOption<Token>,
+    rejected: AtomicU64,
+    poke: Notify,
+    asks: mpsc::Sender<Ask>,
+    published: watch::Sender<Published>,
+}
+
+/// What the keeper last said. `answers` counts the times that it finished a try, or turned one down.
+#[derive(Clone)]
+struct Published {
+    answers: u64,
+    retry_in: Duration,
+    status: Arc<Status>,
+}
+
+enum Ask {
+    Refresh(oneshot::Sender<Result<(), AskError>>),
+    LogIn { login: Box<(Pending, Code, Verified)>, reply: oneshot::Sender<Result<LoginOutcome, AskError>> },
+    Confirm { id: String, yes: bool, reply: oneshot::Sender<Result<LoginOutcome, AskError>> },
+    LogOut(oneshot::Sender<Result<(), AskError>>),
+    Reconfigure(Box<Account>),
+}
+
+/// Starts the keeper of an account on the current runtime and returns its session. The keeper ends after
+/// `stop`, when what it has begun is done.
+///
+/// # Errors
+/// When the account's TLS set-up is not usable.
+pub fn start(
+    account: Account,
+    store: Arc<Store>,
+    is_in_flight: bool,
+    notifier: Notifier,
+    stop: CancellationToken,
+) -> Result<(Session, JoinHandle<()>), TlsError> {
+    let (asks, asked) = mpsc::channel(32);
+    let status = keeper::first_status(&account);
+    let first = Published { answers: 0, retry_in: Duration::ZERO, status: Arc::new(status) };
+    let shared = Arc::new(Shared {
+        account: account.name.clone(),
+        current: ArcSwapOption::empty(),
+        rejected: AtomicU64::new(0),
+        poke: Notify::new(),
+        asks,
+        published: watch::Sender::new(first),
+    });
+    let oauth = Oauth::new(account)?;
+    let keeper = keeper::Keeper::new(Arc::clone(&shared), oauth, store, is_in_flight, notifier);
+    let task = tokio::spawn(keeper.keep(asked, stop));
+    Ok((Session { shared }, task))
+}
+
+impl Session {
+    /// The account's name.
+    pub fn account(&self) -> &str {
+        &self.shared.account
+    }
+
+    /// The token in use, if it can be: one load and two looks at clocks.
+    pub fn current(&self) -> Option<Guard<Option<Arc<Token>>>> {
+        let token = self.shared.current.load();
+        let is_usable = token.as_ref().is_some_and(|token| token.lifetime().is_usable(now()));
+        is_usable.then_some(token)
+    }
+
+    /// The token in use, or the next one when it is on its way and comes within `patience`.
+    ///
+    /// # Errors
+    /// When there is none in time, and who can help.
+    pub async fn token(&self, patience: Duration) -> Result<Arc<Token>, NoToken> {
+        let waiting = async {
+            let mut published = self.shared.published.subscribe();
+            let seen = published.borrow_and_update().answers;
+            self.shared.poke.notify_one();
+            loop {
+                if let Some(token) = self.current() {
+                    return token.as_ref().cloned();
+                }
+                let now_published = published.borrow_and_update().clone();
+                if now_published.answers > seen || now_published.status.state == State::LoginRequired {
+                    return None;
+                }
+                published.changed().await.ok()?;
+            }
+        };
+        if let Some(token) = self.current()
+            && let Some(token) = token.as_ref()
+        {
+            return Ok(Arc::clone(token));
+        }
+        let token = tokio::time::timeout(patience, waiting).await.ok().flatten();
+        token.ok_or_else(|| self.why_none())
+    }
+
+    /// A newer token than one that the upstream refused with 401: there already, or from the one refresh that
+    /// all who saw the same refusal share. None when there will be none.
+    pub async fn refreshed_since(&self, refused: &Token) -> Option<Arc<Token>> {
+        let mut published = self.shared.published.subscribe();
+        let seen = published.borrow_and_update().answers;
+        self.shared.rejected.fetch_max(refused.serial(), Ordering::AcqRel);
+        if self.newer_than(refused).is_none() {
+            self.shared.poke.notify_one();
+        }
+        loop {
+            if let Some(token) = self.newer_than(refused) {
+                return Some(token);
+            }
+            if published.borrow_and_update().answers > seen {
+                return None;
+            }
+            published.changed().await.ok()?;
+        }
+    }
+
+    /// Tells the keeper that the upstream refused a token, without waiting for what comes of it.
+    pub fn report_rejected(&self, refused: &Token) {
+        self.shared.rejected.fetch_max(refused.serial(), Ordering::AcqRel);
+        self.shared.poke.notify_one();
+    }
+
+    /// What is told about the account.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.shared.published.borrow().status)
+    }
+
+    /// Refreshes now, whatever forbade it for a while.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn refresh(&self) -> Result<(), AskError> {
+        self.ask(Ask::Refresh).await
+    }
+
+    /// Spends the code of a callback, once, and stores what it brings.
+    ///
+    /// # Errors
+    /// Why there is no login; the stored one is untouched then.
+    pub async fn log_in(&self, pending: Pending, code: Code, verified: Verified) -> Result<LoginOutcome, AskError> {
+        self.ask(|reply| Ask::LogIn { login: Box::new((pending, code, verified)), reply }).await
+    }
+
+    /// Answers whether another person's login shall replace the stored one.
+    ///
+    /// # Errors
+    /// When none is waiting under that id.
+    pub async fn confirm(&self, id: String, yes: bool) -> Result<LoginOutcome, AskError> {
+        self.ask(|reply| Ask::Confirm { id, yes, reply }).await
+    }
+
+    /// Revokes the refresh token at the server and erases the stored login.
+    ///
+    /// # Errors
+    /// When the stored one can't be erased, or was erased and the server did not confirm.
+    pub async fn log_out(&self) -> Result<(), AskError> {
+        self.ask(Ask::LogOut).await
+    }
+
+    /// Takes over re-read secrets and certificates.
+    pub async fn reconfigure(&self, account: Account) {
+        // A keeper that is gone needs no configuration.
+        let _taken = self.shared.asks.send(Ask::Reconfigure(Box::new(account))).await;
+    }
+
+    fn newer_than(&self, refused: &Token) -> Option<Arc<Token>> {
+        let token = self.current()?;
+        token.as_ref().filter(|token| token.serial() > refused.serial()).cloned()
+    }
+
+    fn why_none(&self) -> NoToken {
+        let published = self.shared.published.borrow();
+        match published.status.state {
+            State::LoginRequired => NoToken::LoginRequired,
+            _ => NoToken::Unavailable { retry_after_secs: published.retry_in.as_secs().saturating_add(1) },
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        ask: impl FnOnce(oneshot::Sender<Result<T, AskError>>) -> Ask,
+    ) -> Result<T, AskError> {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.asks.send(ask(reply)).await.is_err() {
+            return Err(AskError::Stopping);
+        }
+        answer.await.unwrap_or(Err(AskError::Stopping))
+    }
+}
+
+impl State {
+    /// As it is written in the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Refreshing => "refreshing",
+            Self::Degraded => "degraded",
+            Self::LoginRequired => "login-required",
+        }
+    }
+}
+

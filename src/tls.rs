@@ -1,0 +1,54 @@
+//! Which certificates are trusted: the system's and, where one is configured, an extra CA. One crypto provider
+//! for the whole program, and no key log whatever the environment says.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Why no TLS client can be built.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate of the extra CA file can't serve as a root.
+    #[error("a certificate of the extra CA can't be trusted as a root")]
+    Root(#[source] rustls::Error),
+    /// The crypto provider has no usable protocol version.
+    #[error("the TLS client can't be built")]
+    Client(#[source] rustls::Error),
+}
+
+/// A client that verifies servers against the system's roots and `extra`, and offers the protocols in `alpn`.
+///
+/// # Errors
+/// When a certificate in `extra` is not one.
+pub fn client(extra: &[CertificateDer<'static>], alpn: &[&str]) -> Result<ClientConfig, TlsError> {
+    let mut roots = system_roots().clone();
+    for certificate in extra {
+        roots.add(certificate.clone()).map_err(TlsError::Root)?;
+    }
+    let mut client = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Client)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(client)
+}
+
+/// Read once: a system has some 140 of them.
+fn system_roots() -> &'static RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        let (trusted, refused) = roots.add_parsable_certificates(found.certs);
+        tracing::debug!(trusted, refused, unreadable = found.errors.len(), "read the system's CA certificates");
+        roots
+    })
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
+}
