@@ -38,7 +38,7 @@ const PAGE_SECRET_LIVES_SECS: i64 = 12 * 3600;
 /// Everything local: nothing from elsewhere, nothing inline, in no frame. A form may lead to the authorization
 /// server, whose own redirects to other hosts count as well.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
-    form-action 'self' https: http://127.0.0.1:* http://localhost:* http://[::1]:*; base-uri 'none'; \
+    form-action 'self' https: http://127.0.0.1:* http://localhost:*; base-uri 'none'; \
     frame-ancestors 'none'";
 
 /// What the control routes work on.

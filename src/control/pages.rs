@@ -185,10 +185,13 @@ fn account(name: &str, status: &Status, secret: &str) -> String {
     )
 }
 
+/// The referrer policy in the page, unlike the one in its head, lets a browser name our own origin to ourselves:
+/// under `no-referrer` its forms would come from `Origin: null`.
 fn page(title: &str, attributes: &str, body: &str) -> Html<String> {
     Html(format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"referrer\" content=\"same-origin\">\
          <title>{title} - cnblogs-proxy</title><link rel=\"icon\" href=\"/-/icon.svg\">\
          <link rel=\"stylesheet\" href=\"/-/page.css\"><script src=\"/-/page.js\" defer></script></head>\
          <body {attributes}><main>{body}</main></body></html>"

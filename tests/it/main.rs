@@ -1,1 +1,8 @@
-//! x
+//! The program as a whole: the built binary between a stand-in of Cnblogs and real callers, on real sockets.
+
+mod support;
+
+#[path = "../standin/mod.rs"]
+mod standin;
+
+mod provider;

@@ -272,13 +272,8 @@ impl Exchange {
             "GET" => String::new(),
             _ => format!("Content-Type: {media_type}\r\nContent-Length: {}\r\n", body.len()),
         };
-        let (host, url) = (daemon.authority(), daemon.url.trim_end_matches('/'));
-        let origin = if target.starts_with("/-/") {
-            format!("Origin: {url}\r\nSec-Fetch-Site: same-origin\r\n")
-        } else {
-            String::new()
-        };
-        write!(stream, "{method} {target} HTTP/1.0\r\nHost: {host}\r\n{origin}{content}\r\n{body}")?;
+        let host = daemon.authority();
+        write!(stream, "{method} {target} HTTP/1.0\r\nHost: {host}\r\n{content}\r\n{body}")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let answer = String::from_utf8_lossy(&answer);
