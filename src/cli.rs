@@ -20,7 +20,7 @@ use crate::store::StoreError;
 
 /// Puts a fresh Cnblogs access token on every request of your local programs.
 ///
-/// Log in once with a browser; point any HTTP client at http://127.0.0.1:8262 from then on. The daemon keeps the
+/// Log in once with a browser; point any HTTP client at <http://127.0.0.1:8262> from then on. The daemon keeps the
 /// token fresh and adds it to every request.
 #[derive(Parser)]
 #[command(name = "cnblogs-proxy", version, max_term_width = 100, after_help = FIRST_STEPS)]
@@ -33,9 +33,7 @@ struct Cli {
 
 #[derive(Args)]
 struct Common {
-    /// Configuration file [default: $CNBLOGS_PROXY_CONFIG, ~/.config/cnblogs-proxy/config.toml,
-    /// /etc/cnblogs-proxy/config.toml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help = CONFIG_HELP)]
     config: Option<PathBuf>,
     /// What to log: error, warn, info, debug or trace
     #[arg(long, global = true, value_name = "FILTER")]
@@ -101,6 +99,8 @@ struct Failure {
     hint: Option<String>,
 }
 
+const CONFIG_HELP: &str = "Configuration file [default: $CNBLOGS_PROXY_CONFIG, \
+    ~/.config/cnblogs-proxy/config.toml, /etc/cnblogs-proxy/config.toml]";
 const FIRST_STEPS: &str = "\
 First steps:
   CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... cnblogs-proxy
@@ -124,9 +124,10 @@ pub fn run() -> ExitCode {
             return code(if is_help { Exit::Done } else { Exit::Usage });
         }
     };
-    let environment = Environment::new(std::env::vars_os().filter_map(|(name, value)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    }));
+    let environment = Environment::new(
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    );
     match dispatch(cli, &environment) {
         Ok(exit) => code(exit),
         Err(failure) => {
@@ -150,7 +151,9 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         }
         Command::Man => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|error| Failure::of(&error.into()))?;
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut page)
+                .map_err(|error| Failure::of(&error.into()))?;
             return print_bytes(&page);
         }
         _ => {}

@@ -4,9 +4,12 @@
 //! Errors name file, line, column and key and suggest what was meant. They never show a value, because a value
 //! may be a secret that stands in the wrong place.
 
+mod accounts;
+mod callers;
+mod files;
 mod parse;
 mod reader;
-mod accounts;
+mod routes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +19,11 @@ use std::time::Duration;
 
 use http::Method;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use secrecy::SecretString;
 use url::Url;
 
 use reader::{Entry, Known, Reader, Source};
 
-/// The API that is served when no route says otherwise.
-const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
 const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
 const ROOT: Known = &[
     "listen",
@@ -37,9 +37,6 @@ const ROOT: Known = &[
     "limits",
     "notify",
 ];
-const ROUTE: Known = &["prefix", "name", "upstream", "account", "ca_file", "http"];
-const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
-const KEY: Known = &["name", "file", "methods", "paths", "routes"];
 const LIMITS: Known = &[
     "connections",
     "header_timeout",
@@ -50,8 +47,6 @@ const LIMITS: Known = &[
     "drain_timeout",
     "replay_buffer",
 ];
-/// A secret longer than this is some other file.
-const LARGEST_SECRET: u64 = 64 * 1024;
 
 /// The variables that the program was started with, captured once by `cli`.
 #[derive(Clone, Default)]
@@ -333,7 +328,8 @@ impl Environment {
         if let Some(named) = self.var("CNBLOGS_PROXY_CONFIG") {
             return (Some(named.into()), true);
         }
-        let own = self.directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("cnblogs-proxy/config.toml"));
+        let own =
+            self.directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("cnblogs-proxy/config.toml"));
         let candidates = [own, Some("/etc/cnblogs-proxy/config.toml".into())];
         (candidates.into_iter().flatten().find(|path| path.exists()), false)
     }
@@ -368,13 +364,14 @@ impl Config {
         };
         let text = match &path {
             None => String::new(),
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| ConfigError::at(&path.display().to_string(), "", format!("can't be read: {error}")))?,
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+                ConfigError::at(&path.display().to_string(), "", format!("can't be read: {error}"))
+            })?,
         };
-        let source = Source::new(path.as_deref().unwrap_or(Path::new("(built-in defaults)")), text);
+        let source = Source::new(path.as_deref().unwrap_or_else(|| Path::new("(built-in defaults)")), text);
         let root = source.parse()?;
         let reader = Reader::new(&source, String::new(), root.get_ref(), ROOT)?;
-        Self::read(path, reader, environment)
+        Self::read(path, &reader, environment)
     }
 
     /// The account's route whose upstream is asked for the person's name, and where requests go by default.
@@ -382,19 +379,23 @@ impl Config {
         self.routes.iter().find(|route| route.account == account)
     }
 
-    fn read(file: Option<PathBuf>, root: Reader<'_>, environment: &Environment) -> Result<Self, ConfigError> {
-        let listen = read_listen(&root, environment)?;
-        let state_dir = read_state_dir(&root, environment)?;
+    fn read(
+        file: Option<PathBuf>,
+        root: &Reader<'_>,
+        environment: &Environment,
+    ) -> Result<Self, ConfigError> {
+        let listen = read_listen(root, environment)?;
+        let state_dir = read_state_dir(root, environment)?;
         let workers = root.entry("workers").map(|entry| entry.integer()).transpose()?.unwrap_or(0);
         let log = root.string("log")?.unwrap_or_else(|| "info".to_owned());
         let log_format = root.parsed("log_format", log_format)?.unwrap_or(LogFormat::Auto);
 
-        let mut accounts = accounts::read(&root, environment)?;
-        let routes = read_routes(&root, environment, &accounts)?;
+        let mut accounts = accounts::read(root, environment)?;
+        let routes = routes::read(root, environment, &accounts)?;
         accounts::fill_identity(&mut accounts, &routes);
-        let callers = read_callers(&root, &listen, &routes)?;
-        let limits = read_limits(&root)?;
-        let notify_command = read_notify(&root)?;
+        let callers = callers::read(root, &listen, &routes)?;
+        let limits = read_limits(root)?;
+        let notify_command = read_notify(root)?;
 
         Ok(Self {
             file,
@@ -522,214 +523,6 @@ fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBu
         .map_err(|error| ConfigError::at("", "state_dir", format!("can't be made absolute: {error}")))
 }
 
-fn read_routes(
-    root: &Reader<'_>,
-    environment: &Environment,
-    accounts: &BTreeMap<String, Account>,
-) -> Result<Vec<Route>, ConfigError> {
-    let override_url = environment.var("CNBLOGS_PROXY_UPSTREAM").map(parse::upstream).transpose();
-    let override_url = override_url.map_err(|message| ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", message))?;
-    let only = if accounts.len() == 1 { accounts.keys().next() } else { None };
-
-    let mut routes: Vec<Route> = Vec::new();
-    for table in root.tables("route", ROUTE)? {
-        let route = read_route(&table, only, accounts)?;
-        if routes.iter().any(|other| other.prefix == route.prefix) {
-            return Err(table.error("another route has the same prefix"));
-        }
-        if routes.iter().any(|other| other.name == route.name) {
-            return Err(table.error("another route has the same name"));
-        }
-        routes.push(route);
-    }
-
-    if routes.is_empty() {
-        let account = only.ok_or_else(|| {
-            root.error("there are several accounts and no route says which one to use")
-                .with_hint("add a [[route]] with prefix, upstream and account for each")
-        })?;
-        let upstream = parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL");
-        routes.push(Route {
-            prefix: "/".to_owned(),
-            name: "/".to_owned(),
-            upstream,
-            account: account.clone(),
-            ca: None,
-            http: HttpVersion::Auto,
-        });
-    }
-    if let Some(upstream) = override_url {
-        let alone = routes.len() == 1;
-        let route = routes.iter_mut().find(|route| alone || route.prefix == "/").ok_or_else(|| {
-            ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", "there are several routes and none is \"/\"".to_owned())
-        })?;
-        route.upstream = upstream;
-    }
-    Ok(routes)
-}
-
-fn read_route(
-    table: &Reader<'_>,
-    only: Option<&String>,
-    accounts: &BTreeMap<String, Account>,
-) -> Result<Route, ConfigError> {
-    let prefix = table.parsed("prefix", parse::prefix)?.unwrap_or_else(|| "/".to_owned());
-    let name = table.string("name")?.unwrap_or_else(|| prefix.clone());
-    let upstream = table
-        .parsed("upstream", parse::upstream)?
-        .unwrap_or_else(|| parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL"));
-    let account = table.parsed("account", |account| {
-        let names: Vec<_> = accounts.keys().map(String::as_str).collect();
-        if accounts.contains_key(account) {
-            Ok(account.to_owned())
-        } else {
-            Err(format!("there is no such account; there is: {}", names.join(", ")))
-        }
-    })?;
-    let account = account.or_else(|| only.cloned()).ok_or_else(|| {
-        table.error("there are several accounts: say which one with `account`")
-    })?;
-    let ca = read_ca(table)?;
-    let http = table.parsed("http", |text| match text {
-        "auto" => Ok(HttpVersion::Auto),
-        "1.1" => Ok(HttpVersion::Http1),
-        "2" => Ok(HttpVersion::Http2),
-        _ => Err("must be \"auto\", \"1.1\" or \"2\"".to_owned()),
-    })?;
-    let http = http.unwrap_or(HttpVersion::Auto);
-    if http == HttpVersion::Http2 && !upstream.tls {
-        return Err(table.error("http = \"2\" needs an https upstream"));
-    }
-    Ok(Route { prefix, name, upstream, account, ca, http })
-}
-
-fn read_ca(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
-    table
-        .parsed("ca_file", |path| {
-            if path.is_empty() {
-                return Ok(None);
-            }
-            let file = PathBuf::from(path);
-            let pem = std::fs::read(&file).map_err(|error| format!("can't be read: {error}"))?;
-            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-            let certificates = certificates.map_err(|error| format!("not a PEM file: {error}"))?;
-            if certificates.is_empty() {
-                return Err("holds no certificate in PEM".to_owned());
-            }
-            Ok(Some(ExtraCa { file, certificates }))
-        })
-        .map(Option::flatten)
-}
-
-fn read_callers(root: &Reader<'_>, listen: &[Listen], routes: &[Route]) -> Result<Callers, ConfigError> {
-    let empty = toml::de::DeTable::new();
-    let source = Source::new(Path::new(""), String::new());
-    let table = match root.table("callers", CALLERS)? {
-        Some(table) => table,
-        None => Reader::new(&source, "callers".to_owned(), &empty, CALLERS)?,
-    };
-
-    let mut users = Vec::new();
-    for entry in table.entry("users").map(|e| e.items("a list of user names or uids")).transpose()?.unwrap_or_default() {
-        users.push(read_user(&entry)?);
-    }
-    if users.is_empty() {
-        users.push(User::Myself);
-    }
-    let mut hosts = Vec::new();
-    for entry in table.strings("hosts")?.unwrap_or_default() {
-        hosts.push(read_host(&entry)?);
-    }
-    let mut allowed_origins = Vec::new();
-    for entry in table.strings("allowed_origins")?.unwrap_or_default() {
-        allowed_origins.push(parse::origin(&entry.string()?).map_err(|message| entry.error(message))?);
-    }
-    let allow_remote = table.entry("allow_remote").map(|entry| entry.boolean()).transpose()?.unwrap_or(false);
-    let mut keys: Vec<Key> = Vec::new();
-    for key_table in table.tables("key", KEY)? {
-        let key = read_key(&key_table, routes)?;
-        if keys.iter().any(|other| other.name == key.name) {
-            return Err(key_table.error("another key has the same name"));
-        }
-        keys.push(key);
-    }
-
-    let remote = listen.iter().find(|one| matches!(one, Listen::Tcp(address) if !address.ip().is_loopback()));
-    if let Some(remote) = remote
-        && !(allow_remote && !keys.is_empty())
-    {
-        return Err(ConfigError::at("", "listen", format!("{remote} can be reached by other machines"))
-            .with_hint("listen on 127.0.0.1, or set callers.allow_remote = true and give callers keys with [[callers.key]]"));
-    }
-    Ok(Callers { users, hosts, allowed_origins, allow_remote, keys })
-}
-
-fn read_user(entry: &Entry<'_>) -> Result<User, ConfigError> {
-    if let Ok(uid) = entry.integer() {
-        let uid = u32::try_from(uid).map_err(|_overflow| entry.error("too large for a uid"))?;
-        return Ok(User::Uid(uid));
-    }
-    let name = entry.string()?;
-    if let Ok(uid) = name.parse() {
-        return Ok(User::Uid(uid));
-    }
-    match name.as_str() {
-        "self" => Ok(User::Myself),
-        "*" => Ok(User::Anyone),
-        "root" => Ok(User::Uid(0)),
-        _ => uid_of(&name).map(User::Uid).ok_or_else(|| entry.error("this machine has no user of that name")),
-    }
-}
-
-fn uid_of(name: &str) -> Option<u32> {
-    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
-    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2)?.parse().ok()
-}
-
-fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {
-    let text = entry.string()?.to_ascii_lowercase();
-    let wrong = || entry.error("not a host: write \"name\" or \"name:port\"");
-    let authority: http::uri::Authority = text.parse().map_err(|_invalid| wrong())?;
-    if authority.host().is_empty() || text.contains('@') || text.ends_with(':') {
-        return Err(wrong());
-    }
-    Ok((authority.host().to_owned(), authority.port_u16()))
-}
-
-fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
-    let name = table.string("name")?.ok_or_else(|| table.error("a key needs a `name`"))?;
-    let secret = table.parsed("file", |path| secret_file(Path::new(path)))?;
-    let secret = secret.ok_or_else(|| table.error("a key needs a `file` that holds it"))?;
-
-    let methods = table.strings("methods")?.map(|entries| {
-        let method = |entry: &Entry<'_>| {
-            Method::from_bytes(entry.string()?.as_bytes()).map_err(|_invalid| entry.error("not a method"))
-        };
-        entries.iter().map(method).collect::<Result<Vec<_>, _>>()
-    });
-    let paths = table.strings("paths")?.map(|entries| {
-        let path = |entry: &Entry<'_>| parse::prefix(&entry.string()?).map_err(|message| entry.error(message));
-        entries.iter().map(path).collect::<Result<Vec<_>, _>>()
-    });
-    let allowed = table.strings("routes")?.map(|entries| {
-        let route = |entry: &Entry<'_>| {
-            let name = entry.string()?;
-            let known = routes.iter().any(|route| route.name == name);
-            if known { Ok(name) } else { Err(entry.error("there is no route of that name")) }
-        };
-        entries.iter().map(route).collect::<Result<Vec<_>, _>>()
-    });
-    let (methods, paths, allowed) = (methods.transpose()?, paths.transpose()?, allowed.transpose()?);
-    Ok(Key {
-        name,
-        secret,
-        methods: methods.filter(|list| !list.is_empty()),
-        paths: paths.filter(|list| !list.is_empty()),
-        routes: allowed.filter(|list| !list.is_empty()),
-    })
-}
-
 fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
     let Some(table) = root.table("limits", LIMITS)? else { return Ok(Limits::default()) };
     let default = Limits::default();
@@ -766,30 +559,6 @@ fn read_notify(root: &Reader<'_>) -> Result<Vec<String>, ConfigError> {
     let Some(table) = root.table("notify", &["command"])? else { return Ok(Vec::new()) };
     let entries = table.strings("command")?.unwrap_or_default();
     entries.iter().map(Entry::string).collect()
-}
-
-/// A secret from a file, without the white space at its end.
-fn secret_file(path: &Path) -> Result<Secret, String> {
-    let problem = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
-    let length = std::fs::metadata(path).map_err(problem)?.len();
-    if length > LARGEST_SECRET {
-        return Err(format!("{} is too large for a secret", path.display()));
-    }
-    let bytes = std::fs::read(path).map_err(problem)?;
-    let text = zeroize::Zeroizing::new(
-        String::from_utf8(bytes).map_err(|_invalid| format!("{} is not text", path.display()))?,
-    );
-    secret(text.trim(), format!("file {}", path.display()))
-}
-
-fn secret(text: &str, from: String) -> Result<Secret, String> {
-    if text.is_empty() {
-        return Err(format!("{from} is empty"));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(format!("{from} holds more than one line or control characters"));
-    }
-    Ok(Secret { value: text.into(), from })
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -62,7 +62,8 @@ impl Control {
         listening: Vec<Listen>,
     ) -> Self {
         let random = ring::rand::SystemRandom::new();
-        let page_key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
+        let page_key =
+            hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
         Self { sessions, logins, metrics, listening, started: now(), page_key }
     }
 
@@ -85,7 +86,9 @@ impl Control {
     }
 
     fn session(&self, account: &str) -> Result<&Session, Problem> {
-        self.sessions.get(account).ok_or_else(|| Problem::new(Code::NotFound, "there is no account of that name"))
+        self.sessions
+            .get(account)
+            .ok_or_else(|| Problem::new(Code::NotFound, "there is no account of that name"))
     }
 
     /// The secret of a page that is made now: what a browser posts back proves that it saw the page.
@@ -98,7 +101,8 @@ impl Control {
     fn is_page_secret(&self, text: &str) -> bool {
         let Some((made_at, tag)) = text.split_once('.') else { return false };
         let age = now().wall_secs() - made_at.parse::<i64>().unwrap_or(0);
-        let is_genuine = unhex(tag).is_some_and(|tag| hmac::verify(&self.page_key, made_at.as_bytes(), &tag).is_ok());
+        let is_genuine =
+            unhex(tag).is_some_and(|tag| hmac::verify(&self.page_key, made_at.as_bytes(), &tag).is_ok());
         is_genuine && age <= PAGE_SECRET_LIVES_SECS
     }
 }
@@ -149,14 +153,17 @@ pub fn is_probe(path: &str) -> bool {
 // --- pages -----------------------------------------------------------------------------------------------
 
 async fn status_page(State(control): Shared) -> Response {
-    let accounts: Vec<_> = control.sessions.iter().map(|(name, session)| (name.clone(), session.status())).collect();
+    let accounts: Vec<_> =
+        control.sessions.iter().map(|(name, session)| (name.clone(), session.status())).collect();
     pages::status(&accounts, control.metrics.counts(), &control.page_secret()).into_response()
 }
 
 async fn login_page(State(control): Shared) -> Response {
     let names: Vec<_> = control.logins.accounts().collect();
     match names.as_slice() {
-        [only] => pages::login(only, &control.logins.redirect_uri(only), &control.page_secret()).into_response(),
+        [only] => {
+            pages::login(only, &control.logins.redirect_uri(only), &control.page_secret()).into_response()
+        }
         _ => pages::choose(&names).into_response(),
     }
 }
@@ -175,9 +182,10 @@ async fn start(
     fields: HeaderMap,
     RawForm(form): RawForm,
 ) -> Result<Response, Answer> {
-    control.from_our_page(&fields, &form)?;
+    control.posted_from_our_page(&fields, &form)?;
     control.session(&account)?;
-    let url = control.logins.start(&account).map_err(|error| Problem::new(Code::NotFound, error.to_string()))?;
+    let url =
+        control.logins.start(&account).map_err(|error| Problem::new(Code::NotFound, error.to_string()))?;
     let location = HeaderValue::from_str(url.as_str()).expect("a URL is a field value");
     Ok((StatusCode::SEE_OTHER, [(LOCATION, location)]).into_response())
 }
@@ -188,7 +196,7 @@ async fn paste(
     fields: HeaderMap,
     RawForm(form): RawForm,
 ) -> Result<Response, Answer> {
-    control.from_our_page(&fields, &form)?;
+    control.posted_from_our_page(&fields, &form)?;
     let session = control.session(&account)?;
     if let Some(answer) = field(&form, "answer") {
         let id = field(&form, "confirm").unwrap_or_default();
@@ -257,7 +265,7 @@ async fn refresh(
     fields: HeaderMap,
     RawForm(form): RawForm,
 ) -> Result<Response, Answer> {
-    control.from_our_page(&fields, &form)?;
+    control.posted_from_our_page(&fields, &form)?;
     let outcome = control.session(&account)?.refresh().await;
     changed(&fields, outcome, "refreshed")
 }
@@ -268,7 +276,7 @@ async fn logout(
     fields: HeaderMap,
     RawForm(form): RawForm,
 ) -> Result<Response, Answer> {
-    control.from_our_page(&fields, &form)?;
+    control.posted_from_our_page(&fields, &form)?;
     let outcome = control.session(&account)?.log_out().await;
     changed(&fields, outcome, "logged-out")
 }
@@ -329,14 +337,18 @@ async fn metrics(State(control): Shared) -> Response {
     }
     text.push_str("# TYPE cnblogs_proxy_account_ready gauge\n");
     for (name, session) in &control.sessions {
-        let is_ready = u8::from(session.status().state != AccountState::LoginRequired && session.current().is_some());
+        let is_ready =
+            u8::from(session.status().state != AccountState::LoginRequired && session.current().is_some());
         text.push_str(&format!("cnblogs_proxy_account_ready{{account=\"{name}\"}} {is_ready}\n"));
     }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn not_found() -> Response {
-    problem(Problem::new(Code::NotFound, "the local pages are /-/, /-/login, /-/status, /-/healthz, /-/readyz and /-/metrics"))
+    problem(Problem::new(
+        Code::NotFound,
+        "the local pages are /-/, /-/login, /-/status, /-/healthz, /-/readyz and /-/metrics",
+    ))
 }
 
 async fn wrong_method() -> Response {
@@ -348,28 +360,36 @@ async fn wrong_method() -> Response {
 impl Control {
     /// A browser has to show the secret of the page that it posts from. A program that is no browser could read
     /// the page first anyway, and shows none.
-    fn from_our_page(&self, fields: &HeaderMap, form: &[u8]) -> Result<(), Problem> {
-        let marks = [ORIGIN, REFERER, HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
+    fn posted_from_our_page(&self, fields: &HeaderMap, form: &[u8]) -> Result<(), Problem> {
+        let marks = [
+            ORIGIN,
+            REFERER,
+            HeaderName::from_static("sec-fetch-site"),
+            HeaderName::from_static("sec-fetch-mode"),
+        ];
         let is_browser = marks.iter().any(|name| fields.contains_key(name));
         if !is_browser || field(form, "page").is_some_and(|secret| self.is_page_secret(&secret)) {
             return Ok(());
         }
-        Err(Problem::new(Code::ForbiddenOrigin, "this was not posted from the proxy's own page, or the page is too old: load it again"))
+        Err(Problem::new(
+            Code::ForbiddenOrigin,
+            "this was not posted from the proxy's own page, or the page is too old: load it again",
+        ))
     }
 }
 
 /// A problem as an axum answer.
-struct Answer(Response);
+struct Answer(Box<Response>);
 
 impl From<Problem> for Answer {
     fn from(from: Problem) -> Self {
-        Self(problem(from))
+        Self(Box::new(problem(from)))
     }
 }
 
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
-        self.0
+        *self.0
     }
 }
 

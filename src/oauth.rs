@@ -216,7 +216,8 @@ impl Oauth {
         let keys = self.keys.fetch(&self.http, self.account.jwks_url.as_ref(), id_token).await?;
         if keys.is_none() {
             remarks.push(
-                "the authorization server publishes no keys: the id_token's signature was not checked".to_owned(),
+                "the authorization server publishes no keys: the id_token's signature was not checked"
+                    .to_owned(),
             );
         }
         let keys = keys.as_ref().map(|keys| keys.as_slice());
@@ -228,7 +229,12 @@ impl Oauth {
     ///
     /// # Errors
     /// [`LoginError`]; the code is burnt then.
-    pub async fn log_in(&self, pending: &Pending, code: &Code, verified: Verified) -> Result<LoggedIn, LoginError> {
+    pub async fn log_in(
+        &self,
+        pending: &Pending,
+        code: &Code,
+        verified: Verified,
+    ) -> Result<LoggedIn, LoginError> {
         let Verified { claims: front, mut remarks } = verified;
         let granted = self.exchange(pending, code).await?;
         if let Some(claims) = &granted.claims {
@@ -346,12 +352,7 @@ impl Oauth {
 impl Pending {
     /// A new login with fresh random values.
     pub fn start() -> Self {
-        Self {
-            state: random(24),
-            nonce: random(24),
-            code_verifier: random(32).into(),
-            started: now(),
-        }
+        Self { state: random(24), nonce: random(24), code_verifier: random(32).into(), started: now() }
     }
 }
 

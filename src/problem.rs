@@ -82,6 +82,7 @@ impl Code {
     }
 
     /// Name, status, `Proxy-Status` error and title.
+    #[expect(clippy::too_many_lines, reason = "one table")]
     const fn facts(self) -> (&'static str, StatusCode, &'static str, &'static str) {
         const DENIED: &str = "http_request_denied";
         const MALFORMED: &str = "http_request_error";
@@ -90,28 +91,56 @@ impl Code {
         match self {
             Self::BadRequest => ("bad-request", S::BAD_REQUEST, MALFORMED, "The request is malformed"),
             Self::WrongHost => ("wrong-host", S::MISDIRECTED_REQUEST, DENIED, "The Host is not this proxy's"),
-            Self::ForbiddenOrigin => ("forbidden-origin", S::FORBIDDEN, DENIED, "Web pages may not call this proxy"),
-            Self::ForbiddenUser => ("forbidden-user", S::FORBIDDEN, DENIED, "This user may not call this proxy"),
-            Self::ForbiddenByKey => ("forbidden-by-key", S::FORBIDDEN, DENIED, "This key does not allow that"),
+            Self::ForbiddenOrigin => {
+                ("forbidden-origin", S::FORBIDDEN, DENIED, "Web pages may not call this proxy")
+            }
+            Self::ForbiddenUser => {
+                ("forbidden-user", S::FORBIDDEN, DENIED, "This user may not call this proxy")
+            }
+            Self::ForbiddenByKey => {
+                ("forbidden-by-key", S::FORBIDDEN, DENIED, "This key does not allow that")
+            }
             Self::KeyRequired => ("key-required", S::UNAUTHORIZED, DENIED, "A caller key is required"),
-            Self::MethodRefused => ("method-refused", S::METHOD_NOT_ALLOWED, DENIED, "This method is not forwarded"),
-            Self::NoRoute => ("no-route", S::NOT_FOUND, "destination_not_found", "No route matches this path"),
-            Self::NotFound => ("not-found", S::NOT_FOUND, "destination_not_found", "There is no such local page"),
-            Self::TargetTooLong => ("target-too-long", S::URI_TOO_LONG, MALFORMED, "The request target is too long"),
-            Self::HeadTooLarge => {
-                ("head-too-large", S::REQUEST_HEADER_FIELDS_TOO_LARGE, MALFORMED, "The request's head is too large")
+            Self::MethodRefused => {
+                ("method-refused", S::METHOD_NOT_ALLOWED, DENIED, "This method is not forwarded")
             }
+            Self::NoRoute => {
+                ("no-route", S::NOT_FOUND, "destination_not_found", "No route matches this path")
+            }
+            Self::NotFound => {
+                ("not-found", S::NOT_FOUND, "destination_not_found", "There is no such local page")
+            }
+            Self::TargetTooLong => {
+                ("target-too-long", S::URI_TOO_LONG, MALFORMED, "The request target is too long")
+            }
+            Self::HeadTooLarge => (
+                "head-too-large",
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                MALFORMED,
+                "The request's head is too large",
+            ),
             Self::LoginRequired => ("login-required", S::SERVICE_UNAVAILABLE, OURS, "A person has to log in"),
-            Self::TokenUnavailable => ("token-unavailable", S::SERVICE_UNAVAILABLE, OURS, "There is no token yet"),
-            Self::UpstreamUnreachable => {
-                ("upstream-unreachable", S::BAD_GATEWAY, "destination_unavailable", "The API can't be reached")
+            Self::TokenUnavailable => {
+                ("token-unavailable", S::SERVICE_UNAVAILABLE, OURS, "There is no token yet")
             }
-            Self::UpstreamUntrusted => {
-                ("upstream-untrusted", S::BAD_GATEWAY, "tls_certificate_error", "The API's identity can't be verified")
-            }
-            Self::UpstreamInvalid => {
-                ("upstream-invalid", S::BAD_GATEWAY, "http_protocol_error", "The API's answer can't be passed on")
-            }
+            Self::UpstreamUnreachable => (
+                "upstream-unreachable",
+                S::BAD_GATEWAY,
+                "destination_unavailable",
+                "The API can't be reached",
+            ),
+            Self::UpstreamUntrusted => (
+                "upstream-untrusted",
+                S::BAD_GATEWAY,
+                "tls_certificate_error",
+                "The API's identity can't be verified",
+            ),
+            Self::UpstreamInvalid => (
+                "upstream-invalid",
+                S::BAD_GATEWAY,
+                "http_protocol_error",
+                "The API's answer can't be passed on",
+            ),
             Self::UpstreamTimeout => {
                 ("upstream-timeout", S::GATEWAY_TIMEOUT, "http_response_timeout", "The API took too long")
             }

@@ -15,7 +15,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, CONTENT_LENGTH, TRANSFER_ENCODING,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, CONTENT_LENGTH,
+    TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -93,9 +94,13 @@ enum Source {
 impl Proxy {
     /// A worker's own connections over what all workers share.
     pub fn new(shared: Arc<Shared>) -> Self {
-        let clients: Vec<_> = shared.endpoints.iter().map(|endpoint| Client::new(Arc::clone(endpoint))).collect();
-        let by_prefix: HashMap<_, _> =
-            clients.iter().enumerate().map(|(at, client)| (client.endpoint.route.prefix.clone(), at)).collect();
+        let clients: Vec<_> =
+            shared.endpoints.iter().map(|endpoint| Client::new(Arc::clone(endpoint))).collect();
+        let by_prefix: HashMap<_, _> = clients
+            .iter()
+            .enumerate()
+            .map(|(at, client)| (client.endpoint.route.prefix.clone(), at))
+            .collect();
         let longest_prefix = by_prefix.keys().map(String::len).max().unwrap_or(0);
         Self { shared, clients, by_prefix, longest_prefix }
     }
@@ -110,7 +115,9 @@ impl Proxy {
             Err(problem) => return self.refuse(problem, None),
         }
         let origin = guard.origin_of(&parts.headers);
-        self.walk(caller, &guard, parts, body).await.unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
+        self.walk(caller, &guard, parts, body)
+            .await
+            .unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
     }
 
     async fn walk(
@@ -155,10 +162,11 @@ impl Proxy {
     async fn token(&self, session: &Session) -> Result<Arc<Token>, Problem> {
         session.token(self.shared.limits.token_wait).await.map_err(|reason| match reason {
             NoToken::LoginRequired => self.login_required(session.account()),
-            NoToken::Unavailable { retry_after_secs } => {
-                Problem::new(Code::TokenUnavailable, "the authorization server gives no token now; it is being retried")
-                    .retry_after(retry_after_secs)
-            }
+            NoToken::Unavailable { retry_after_secs } => Problem::new(
+                Code::TokenUnavailable,
+                "the authorization server gives no token now; it is being retried",
+            )
+            .retry_after(retry_after_secs),
         })
     }
 
@@ -406,7 +414,12 @@ mod tests {
     #[test]
     fn a_target_goes_up_byte_for_byte() {
         let cases = [
-            ("/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'", "/", "", "/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'"),
+            (
+                "/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'",
+                "/",
+                "",
+                "/api/a%2fb/c%2Ed?x=%e4%bd%a0&y=a+b&z='(!*)'",
+            ),
             ("/api/x?", "/", "", "/api/x?"),
             ("//evil.example/x", "/", "", "//evil.example/x"),
             ("/a/%2e%2e/b", "/", "", "/a/%2e%2e/b"),

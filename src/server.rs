@@ -123,7 +123,8 @@ pub fn run(
     inherited: Inherited,
     surroundings: &mut impl Surroundings,
 ) -> anyhow::Result<Ended> {
-    let runtime = Builder::new_current_thread().enable_all().build().context("starting the control runtime")?;
+    let runtime =
+        Builder::new_current_thread().enable_all().build().context("starting the control runtime")?;
     let ended = runtime.block_on(serve(config, inherited, surroundings));
     // What is still blocked in a file operation does not hold up the exit.
     runtime.shutdown_background();
@@ -144,7 +145,8 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
 
-    let Accounts { sessions, logins, store, keepers, stop: stop_keepers } = Accounts::open(&config, &notifier)?;
+    let Accounts { sessions, logins, store, keepers, stop: stop_keepers } =
+        Accounts::open(&config, &notifier)?;
     let bound = listen::bind(&config.listen, inherited, &config.callers)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
     let addresses = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -156,7 +158,8 @@ async fn serve(
     let control = Arc::new(Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone()));
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
-    let private = serve_commands(&config.state_dir, control::private_router(Arc::clone(&control)), stop.clone());
+    let private =
+        serve_commands(&config.state_dir, control::private_router(Arc::clone(&control)), stop.clone());
     let local = control::router(Arc::clone(&control));
     let mut workers = start_workers(&config, &bound, &shared, &local, &stop)?;
     drop(bound);
@@ -213,7 +216,8 @@ fn start_workers(
     let (alive, ended) = mpsc::channel(1);
     let control = Handle::current();
     for number in 0..config.workers {
-        let bound: Vec<_> = bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
+        let bound: Vec<_> =
+            bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
         let (stop, alive) = (stop.clone(), alive.clone());
         std::thread::Builder::new()

@@ -226,27 +226,10 @@ impl Session {
     /// # Errors
     /// When there is none in time, and who can help.
     pub async fn token(&self, patience: Duration) -> Result<Arc<Token>, NoToken> {
-        let waiting = async {
-            let mut published = self.shared.published.subscribe();
-            let seen = published.borrow_and_update().answers;
-            self.shared.poke.notify_one();
-            loop {
-                if let Some(token) = self.current() {
-                    return token.as_ref().cloned();
-                }
-                let now_published = published.borrow_and_update().clone();
-                if now_published.answers > seen || now_published.status.state == State::LoginRequired {
-                    return None;
-                }
-                published.changed().await.ok()?;
-            }
+        let token = match self.usable() {
+            Some(token) => Some(token),
+            None => tokio::time::timeout(patience, self.next()).await.ok().flatten(),
         };
-        if let Some(token) = self.current()
-            && let Some(token) = token.as_ref()
-        {
-            return Ok(Arc::clone(token));
-        }
-        let token = tokio::time::timeout(patience, waiting).await.ok().flatten();
         token.ok_or_else(|| self.why_none())
     }
 
@@ -293,7 +276,12 @@ impl Session {
     ///
     /// # Errors
     /// Why there is no login; the stored one is untouched then.
-    pub async fn log_in(&self, pending: Pending, code: Code, verified: Verified) -> Result<LoginOutcome, AskError> {
+    pub async fn log_in(
+        &self,
+        pending: Pending,
+        code: Code,
+        verified: Verified,
+    ) -> Result<LoginOutcome, AskError> {
         self.ask(|reply| Ask::LogIn { login: Box::new((pending, code, verified)), reply }).await
     }
 
@@ -317,6 +305,30 @@ impl Session {
     pub async fn reconfigure(&self, account: Account) {
         // A keeper that is gone needs no configuration.
         let _taken = self.shared.asks.send(Ask::Reconfigure(Box::new(account))).await;
+    }
+
+    fn usable(&self) -> Option<Arc<Token>> {
+        self.current().and_then(|token| token.as_ref().cloned())
+    }
+
+    /// The outcome of the keeper's next try.
+    async fn next(&self) -> Option<Arc<Token>> {
+        let mut published = self.shared.published.subscribe();
+        let seen = published.borrow_and_update().answers;
+        self.shared.poke.notify_one();
+        loop {
+            if let Some(token) = self.usable() {
+                return Some(token);
+            }
+            let (answers, state) = {
+                let published = published.borrow_and_update();
+                (published.answers, published.status.state)
+            };
+            if answers > seen || state == State::LoginRequired {
+                return None;
+            }
+            published.changed().await.ok()?;
+        }
     }
 
     fn newer_than(&self, refused: &Token) -> Option<Arc<Token>> {
@@ -355,4 +367,3 @@ impl State {
         }
     }
 }
-

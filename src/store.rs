@@ -22,8 +22,8 @@ use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, flock};
 
-pub use record::{Person, Record};
 use record::{Damage, Generation};
+pub use record::{Person, Record};
 
 const CURRENT: &str = "store";
 const PREVIOUS: &str = "store.previous";
@@ -46,7 +46,9 @@ pub enum StoreError {
         holder: String,
     },
     /// The directory or a file in it belongs to somebody else.
-    #[error("{path} belongs to user {owner}, not to us (user {us}): a login is not kept where others can reach it")]
+    #[error(
+        "{path} belongs to user {owner}, not to us (user {us}): a login is not kept where others can reach it"
+    )]
     Foreign {
         /// What belongs to somebody else.
         path: PathBuf,
@@ -182,7 +184,12 @@ impl Store {
     /// # Errors
     /// When the file system refuses; the stored generation is intact then, and so is the reservation, so that
     /// it can be tried again.
-    pub fn commit(&self, reservation: &mut Reservation, account: &str, record: &Record) -> Result<(), StoreError> {
+    pub fn commit(
+        &self,
+        reservation: &mut Reservation,
+        account: &str,
+        record: &Record,
+    ) -> Result<(), StoreError> {
         let mut latest = self.latest();
         let mut next = latest.successor();
         next.records.insert(account.to_owned(), record.clone());
@@ -236,13 +243,19 @@ impl Store {
         let mut latest = self.latest();
         match read_generation(&self.dir.join(CURRENT)) {
             Ok(Some(found)) if found.number > latest.number => {
-                tracing::warn!(generation = found.number, "the store was changed by another process: taking it over");
+                tracing::warn!(
+                    generation = found.number,
+                    "the store was changed by another process: taking it over"
+                );
                 *latest = found;
             }
             Ok(Some(found)) if found.number == latest.number => {}
             Ok(None) if latest.records.is_empty() => {}
             Ok(Some(found)) => {
-                tracing::warn!(generation = found.number, "an older store was put in place of ours: it will be replaced");
+                tracing::warn!(
+                    generation = found.number,
+                    "an older store was put in place of ours: it will be replaced"
+                );
             }
             Ok(None) => tracing::warn!("the store was deleted while running: it will be written again"),
             Err(error) => tracing::warn!(%error, "the store was damaged while running: it will be replaced"),
@@ -371,7 +384,9 @@ fn load(dir: &Path, findings: &mut Findings) -> Result<Generation, StoreError> {
         Err(Damage::Newer { version }) => return Err(StoreError::Newer { path: current, version }),
         Err(Damage::TooLarge) => return Err(StoreError::TooLarge { path: current }),
         Err(damage) => {
-            findings.warnings.push(format!("{} is damaged ({damage}): looking at the one before", current.display()));
+            findings
+                .warnings
+                .push(format!("{} is damaged ({damage}): looking at the one before", current.display()));
         }
     }
     let previous = dir.join(PREVIOUS);

@@ -43,7 +43,12 @@ fn system_roots() -> &'static RootCertStore {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
         let (trusted, refused) = roots.add_parsable_certificates(found.certs);
-        tracing::debug!(trusted, refused, unreadable = found.errors.len(), "read the system's CA certificates");
+        tracing::debug!(
+            trusted,
+            refused,
+            unreadable = found.errors.len(),
+            "read the system's CA certificates"
+        );
         roots
     })
 }

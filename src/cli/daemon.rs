@@ -51,8 +51,9 @@ impl Daemon {
     /// The daemon, or an error that says that there is none.
     pub(super) fn running(state_dir: &Path) -> Result<Self, Failure> {
         Self::find(state_dir)?.ok_or_else(|| {
-            Failure::new(Exit::Failed, format!("no daemon is running on {}", state_dir.display()))
-                .with_hint("start it with `cnblogs-proxy serve`; give this command the same --config or environment")
+            Failure::new(Exit::Failed, format!("no daemon is running on {}", state_dir.display())).with_hint(
+                "start it with `cnblogs-proxy serve`; give this command the same --config or environment",
+            )
         })
     }
 
@@ -85,7 +86,8 @@ impl Daemon {
             let (parts, body) = response.into_parts();
             let body = Limited::new(body, LARGEST_ANSWER).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-            let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+            let location =
+                parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
             anyhow::Ok(Answer { status: parts.status, location, body })
         };
         let (answer, _closed) = tokio::join!(asking, async {
@@ -108,7 +110,8 @@ impl Answer {
         }
         let problem = self.json();
         let text = |name: &str| problem.get(name).and_then(Value::as_str);
-        let message = text("detail").or_else(|| text("title")).unwrap_or("the daemon gave no reason").to_owned();
+        let message =
+            text("detail").or_else(|| text("title")).unwrap_or("the daemon gave no reason").to_owned();
         let needs_login = text("type") == Some("urn:cnblogs-proxy:login-required");
         Err(if needs_login { login_required(message) } else { Failure::new(Exit::Failed, message) })
     }
@@ -116,7 +119,8 @@ impl Answer {
 
 /// Exit code 3, and what to do.
 pub(super) fn login_required(message: String) -> Failure {
-    Failure::new(Exit::LoginRequired, message).with_hint("run `cnblogs-proxy login`, or open /-/login in a browser")
+    Failure::new(Exit::LoginRequired, message)
+        .with_hint("run `cnblogs-proxy login`, or open /-/login in a browser")
 }
 
 pub(super) fn runtime() -> Result<Runtime, Failure> {

@@ -20,7 +20,11 @@ use crate::config::{Config, Environment, LogFormat};
 pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
 
 /// Starts logging.
-pub(super) fn start(config: &Config, common: &Common, environment: &Environment) -> Result<LogFilter, Failure> {
+pub(super) fn start(
+    config: &Config,
+    common: &Common,
+    environment: &Environment,
+) -> Result<LogFilter, Failure> {
     let (filter, handle) = reload::Layer::new(filter(config, common)?);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
@@ -31,7 +35,8 @@ pub(super) fn start(config: &Config, common: &Common, environment: &Environment)
     let _started = match config.log_format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(only_ours)).try_init(),
         LogFormat::Auto if is_journal => {
-            let format = Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
+            let format =
+                Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
             registry.with(lines.event_format(format).with_ansi(false).with_filter(only_ours)).try_init()
         }
         LogFormat::Auto | LogFormat::Text => {
@@ -72,7 +77,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let priority = match *event.metadata().level() {
             Level::ERROR => 3,
             Level::WARN => 4,

@@ -52,7 +52,9 @@ fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {
     let url = place.start(account)?;
     say("Open this address in a browser and log in there:\n");
     say(&url);
-    say("\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,");
+    say(
+        "\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,",
+    );
     say("with everything behind the #, and paste it here:");
     let mut lines = stdin().lock().lines();
     let mut last = None;
@@ -100,7 +102,8 @@ fn settle(
             Ok(Exit::Failed)
         }
         _ => {
-            let who = if text("person").is_empty() { String::new() } else { format!(" as {}", text("person")) };
+            let who =
+                if text("person").is_empty() { String::new() } else { format!(" as {}", text("person")) };
             say(&format!("{account} is logged in{who}."));
             if !text("login_expires_at").is_empty() {
                 say(&format!("This login lasts until {}.", text("login_expires_at")));

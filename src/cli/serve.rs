@@ -44,7 +44,7 @@ impl Surroundings for Terminal<'_> {
     }
 }
 
-/// Sockets that the service manager gave (`LISTEN_FDS`, sd_listen_fds(3)).
+/// Sockets that the service manager gave (`LISTEN_FDS`, `sd_listen_fds(3)`).
 fn inherited() -> Result<Inherited, Failure> {
     let mut given = ListenFd::from_env();
     let mut inherited = Inherited::default();

@@ -18,8 +18,9 @@ const TOKEN_WAIT: Duration = Duration::from_secs(20);
 pub(super) fn status(config: &Config, json: bool) -> Result<Exit, Failure> {
     let status = Daemon::running(&config.state_dir)?.get("/-/status")?.success()?.json();
     let accounts = status.get("accounts").and_then(Value::as_object).cloned().unwrap_or_default();
-    let needs_login =
-        accounts.values().any(|account| account.get("state").and_then(Value::as_str) == Some("login-required"));
+    let needs_login = accounts
+        .values()
+        .any(|account| account.get("state").and_then(Value::as_str) == Some("login-required"));
     if json {
         say(&serde_json::to_string_pretty(&status).unwrap_or_default());
     } else {
@@ -130,7 +131,10 @@ fn readable(status: &Value, accounts: &serde_json::Map<String, Value>) -> String
         row("next refresh", text(account, "next_refresh_at"));
         row("login ends", text(account, "login_expires_at"));
         let last = account.get("last_refresh").unwrap_or(&Value::Null);
-        row("last refresh", text(last, "at").zip(text(last, "outcome")).map(|(at, how)| format!("{at}, {how}")));
+        row(
+            "last refresh",
+            text(last, "at").zip(text(last, "outcome")).map(|(at, how)| format!("{at}, {how}")),
+        );
         row("because", text(last, "error"));
         let newest = account.get("events").and_then(Value::as_array).and_then(|events| events.last());
         row("last event", newest.and_then(|event| text(event, "message")));

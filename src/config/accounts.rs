@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::files::{ca_file, secret, secret_file};
 use super::reader::{Known, Reader};
 use super::{
     Account, ClientAuth, ConfigError, Environment, Grant, ResponseMode, ResponseType, Route, Secret, parse,
-    read_ca, secret, secret_file,
 };
 
 /// The account that variables and the shortest set-up speak of.
@@ -85,7 +85,8 @@ fn from_environment(environment: &Environment, alone: bool) -> Result<Option<Acc
     let has_variable = ["CNBLOGS_CLIENT_ID", "CNBLOGS_PAT", "CNBLOGS_PAT_FILE"]
         .iter()
         .any(|name| environment.var(name).is_some());
-    if !has_variable && !(alone && environment.credential("pat").is_some()) {
+    let has_credential = alone && environment.credential("pat").is_some();
+    if !has_variable && !has_credential {
         return Ok(None);
     }
     let empty = toml::de::DeTable::new();
@@ -128,14 +129,16 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
         revocation_url: url("revocation_url", DEFAULT_REVOCATION_URL)?,
         jwks_url: url("jwks_url", DEFAULT_JWKS_URL)?,
         client_auth: table.parsed("client_auth", client_auth)?.unwrap_or(ClientAuth::Body),
-        ca: read_ca(table)?,
+        ca: ca_file(table)?,
         refresh_at: read_refresh_at(table)?,
         identity_url: match table.entry("identity_url") {
             None => Some(unset_identity()),
             Some(_) => url("identity_url", "")?,
         },
-        login_lifetime: Some(table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME))
-            .filter(|lifetime| !lifetime.is_zero()),
+        login_lifetime: Some(
+            table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME),
+        )
+        .filter(|lifetime| !lifetime.is_zero()),
     })
 }
 
@@ -144,13 +147,15 @@ fn read_grant(
     own: Option<&Environment>,
     environment: &Environment,
 ) -> Result<Grant, ConfigError> {
-    let grant = table.parsed("grant", |text| match text {
-        "authorization_code" => Ok(Grant::AuthorizationCode),
-        "client_credentials" => Ok(Grant::ClientCredentials),
-        "personal_access_token" => Ok(Grant::PersonalAccessToken),
-        _ => Err("must be \"authorization_code\", \"client_credentials\" or \"personal_access_token\"".to_owned()),
-    })?;
-    let pat = own.is_some_and(|env| env.var("CNBLOGS_PAT").or(env.var("CNBLOGS_PAT_FILE")).is_some());
+    let grant =
+        table.parsed("grant", |text| match text {
+            "authorization_code" => Ok(Grant::AuthorizationCode),
+            "client_credentials" => Ok(Grant::ClientCredentials),
+            "personal_access_token" => Ok(Grant::PersonalAccessToken),
+            _ => Err("must be \"authorization_code\", \"client_credentials\" or \"personal_access_token\""
+                .to_owned()),
+        })?;
+    let pat = own.is_some_and(|env| env.var("CNBLOGS_PAT").or_else(|| env.var("CNBLOGS_PAT_FILE")).is_some());
     let client = own.is_some_and(|env| env.var("CNBLOGS_CLIENT_ID").is_some());
     match grant {
         Some(Grant::AuthorizationCode | Grant::ClientCredentials) if pat => {
@@ -240,9 +245,8 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
 
 /// An endpoint; none when it is set to nothing.
 fn read_url(table: &Reader<'_>, key: &'static str, default: &str) -> Result<Option<Url>, ConfigError> {
-    let given = table.parsed(key, |text| {
-        if text.is_empty() { Ok(None) } else { parse::endpoint(text).map(Some) }
-    })?;
+    let given =
+        table.parsed(key, |text| if text.is_empty() { Ok(None) } else { parse::endpoint(text).map(Some) })?;
     Ok(given.unwrap_or_else(|| Url::parse(default).ok()))
 }
 

@@ -21,7 +21,8 @@ pub(super) fn listen(text: &str) -> Result<Listen, String> {
             Err("a unix socket needs an absolute path: \"unix:/run/cnblogs-proxy/proxy.sock\"".to_owned())
         };
     }
-    let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    let text =
+        text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
     text.parse::<SocketAddr>().map(Listen::Tcp).map_err(|_invalid| {
         "not an address: write \"127.0.0.1:8262\", \"[::1]:8262\" or \"unix:/path/to/socket\"".to_owned()
     })
@@ -62,7 +63,7 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     }
     match url.scheme() {
         "https" => Ok(url),
-        "http" if is_loopback(url.host()) => Ok(url),
+        "http" if is_loopback(url.host().as_ref()) => Ok(url),
         "http" => Err("must be https: a secret would cross the network in clear".to_owned()),
         _ => Err("must be an https:// URL".to_owned()),
     }
@@ -112,11 +113,11 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-fn is_loopback(host: Option<Host<&str>>) -> bool {
+fn is_loopback(host: Option<&Host<&str>>) -> bool {
     match host {
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        Some(Host::Ipv4(ip)) => IpAddr::V4(ip).is_loopback(),
-        Some(Host::Ipv6(ip)) => IpAddr::V6(ip).is_loopback(),
+        Some(Host::Ipv4(ip)) => IpAddr::V4(*ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::V6(*ip).is_loopback(),
         None => false,
     }
 }
@@ -127,10 +128,14 @@ mod tests {
 
     #[test]
     fn a_secret_goes_only_over_tls_or_stays_on_this_machine() {
-        for good in ["https://api.cnblogs.com", "http://127.0.0.1:1/x", "http://[::1]/", "http://localhost:80"] {
+        for good in
+            ["https://api.cnblogs.com", "http://127.0.0.1:1/x", "http://[::1]/", "http://localhost:80"]
+        {
             assert!(endpoint(good).is_ok(), "{good}");
         }
-        for bad in ["http://api.cnblogs.com", "ftp://localhost", "https://u:p@h/", "http://127.0.0.1.evil/", "x"] {
+        for bad in
+            ["http://api.cnblogs.com", "ftp://localhost", "https://u:p@h/", "http://127.0.0.1.evil/", "x"]
+        {
             assert!(endpoint(bad).is_err(), "{bad}");
         }
     }

@@ -121,7 +121,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The tables below a key whose names are the person's own.
-    pub(super) fn named_tables(&self, key: &'static str, known: Known) -> Result<Vec<(String, Self)>, ConfigError> {
+    pub(super) fn named_tables(
+        &self,
+        key: &'static str,
+        known: Known,
+    ) -> Result<Vec<(String, Self)>, ConfigError> {
         let Some(entry) = self.entry(key) else { return Ok(Vec::new()) };
         let DeValue::Table(tables) = entry.value.get_ref() else {
             return Err(entry.wrong_type(&format!("tables, written [{key}.NAME]")));
@@ -183,7 +187,8 @@ impl<'a> Entry<'a> {
 
     pub(super) fn items(&self, expected: &str) -> Result<Vec<Self>, ConfigError> {
         let DeValue::Array(array) = self.value.get_ref() else { return Err(self.wrong_type(expected)) };
-        let item = |(index, value)| Self { source: self.source, key: format!("{}[{index}]", self.key), value };
+        let item =
+            |(index, value)| Self { source: self.source, key: format!("{}[{index}]", self.key), value };
         Ok(array.iter().enumerate().map(item).collect())
     }
 

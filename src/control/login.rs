@@ -113,9 +113,13 @@ impl Logins {
         let Some(account) = self.account_of(&callback.state) else {
             return (String::new(), Err(unknown_state()));
         };
-        let is_registered = self.oauth(&account).is_ok_and(|oauth| oauth.account().redirect_uri.path() == LOCAL_CALLBACK);
+        let is_registered =
+            self.oauth(&account).is_ok_and(|oauth| oauth.account().redirect_uri.path() == LOCAL_CALLBACK);
         let Some(session) = sessions.get(&account).filter(|_| is_registered) else {
-            return (account, Err(Rejected("this account's redirect_uri is not the address of this page".to_owned())));
+            return (
+                account,
+                Err(Rejected("this account's redirect_uri is not the address of this page".to_owned())),
+            );
         };
         let outcome = self.finish(callback, session).await;
         (account, outcome)

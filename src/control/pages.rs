@@ -93,7 +93,8 @@ pub(super) fn logged_in(account: &str, done: &LoginDone) -> Html<String> {
         || "The server does not end this login by itself.".to_owned(),
         |at| format!("This login lasts until <time>{}</time>; you will be told before.", escape(at)),
     );
-    let remarks: String = done.remarks.iter().map(|text| format!("<p class=\"warning\">{}</p>", escape(text))).collect();
+    let remarks: String =
+        done.remarks.iter().map(|text| format!("<p class=\"warning\">{}</p>", escape(text))).collect();
     let body = format!(
         "<h1>Logged in</h1><p>Account <b>{}</b> is logged in{who}. {until}</p>{remarks}\
          <p>Requests to this proxy carry a fresh token from now on. You can close this page and the other tab.</p>\
@@ -134,7 +135,8 @@ pub(super) fn declined(account: &str) -> Html<String> {
 
 /// A login that came to nothing.
 pub(super) fn failed(account: &str, reason: &str) -> Html<String> {
-    let again = if account.is_empty() { "/-/login".to_owned() } else { format!("/-/login/{}", escape(account)) };
+    let again =
+        if account.is_empty() { "/-/login".to_owned() } else { format!("/-/login/{}", escape(account)) };
     let body = format!(
         "<h1>Not logged in</h1><p class=\"warning\">{}</p>\
          <p>Nothing was changed. <a href=\"{again}\">Start again</a></p>",
@@ -154,7 +156,12 @@ fn account(name: &str, status: &Status, secret: &str) -> String {
         .iter()
         .rev()
         .map(|notice| {
-            format!("<li><time>{}</time> <b>{}</b>: {}</li>", escape(&notice.at), notice.event.as_str(), escape(&notice.message))
+            format!(
+                "<li><time>{}</time> <b>{}</b>: {}</li>",
+                escape(&notice.at),
+                notice.event.as_str(),
+                escape(&notice.message)
+            )
         })
         .collect();
     let button = |action: &str, label: &str| {

@@ -117,7 +117,9 @@ async fn failure(answer: Response) -> GrantError {
     }
 
     let Ok(body) = body(answer).await else {
-        return GrantError::InDoubt { reason: format!("the token endpoint's answer of {status} was cut off") };
+        return GrantError::InDoubt {
+            reason: format!("the token endpoint's answer of {status} was cut off"),
+        };
     };
     if let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(&body)
         && let Some(error) = members.get("error").and_then(Value::as_str)
@@ -126,7 +128,10 @@ async fn failure(answer: Response) -> GrantError {
     }
     // Some servers refuse a dead refresh token without a word.
     if body.iter().all(u8::is_ascii_whitespace) {
-        return GrantError::Refused { code: "invalid_grant".to_owned(), description: " (an empty answer)".to_owned() };
+        return GrantError::Refused {
+            code: "invalid_grant".to_owned(),
+            description: " (an empty answer)".to_owned(),
+        };
     }
     unavailable(format!("the token endpoint answered {status} with something that is not JSON"), retry_after)
 }
@@ -170,7 +175,9 @@ fn expires_in(value: Option<&Value>) -> Result<Duration, String> {
     let secs = match value {
         None | Some(Value::Null) => return Ok(DEFAULT_EXPIRES_IN),
         Some(Value::Number(number)) => number.as_f64(),
-        Some(Value::String(text)) if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') => text.parse().ok(),
+        Some(Value::String(text)) if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+            text.parse().ok()
+        }
         Some(_) => None,
     };
     let secs = secs.filter(|secs: &f64| secs.is_finite() && *secs >= 1.0);

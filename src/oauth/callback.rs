@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_no_of_the_server_is_a_callback() {
-        let callback = parse_parameters(&["error=access_denied&error_description=%3Cscript%3E&state=s"]).unwrap();
+        let callback =
+            parse_parameters(&["error=access_denied&error_description=%3Cscript%3E&state=s"]).unwrap();
 
         let Outcome::Denied { error, description } = callback.outcome else { panic!("a code") };
         assert_eq!((error.as_str(), description.as_deref()), ("access_denied", Some("<script>")));

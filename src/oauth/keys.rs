@@ -47,8 +47,9 @@ impl Key {
     pub(super) fn may_have_signed(&self, kid: Option<&str>, algorithm: Algorithm) -> bool {
         let common = &self.jwk.common;
         let same_id = kid.is_none() || common.key_id.is_none() || common.key_id.as_deref() == kid;
-        let fits_algorithm =
-            common.key_algorithm.is_none_or(|own| own.to_string().eq_ignore_ascii_case(&format!("{algorithm:?}")));
+        let fits_algorithm = common
+            .key_algorithm
+            .is_none_or(|own| own.to_string().eq_ignore_ascii_case(&format!("{algorithm:?}")));
         let fits_kind = match algorithm {
             Algorithm::ES256 | Algorithm::ES384 => {
                 matches!(self.jwk.algorithm, AlgorithmParameters::EllipticCurve(_))
@@ -99,7 +100,8 @@ async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>,
     }
     let body = answer::small_body(answer).await?;
     let set: Value = serde_json::from_slice(&body).map_err(|_invalid| format!("{url} answered no JSON"))?;
-    let keys = set.get("keys").and_then(Value::as_array).ok_or_else(|| format!("{url} answered no key set"))?;
+    let keys =
+        set.get("keys").and_then(Value::as_array).ok_or_else(|| format!("{url} answered no key set"))?;
     // A key of a kind that we do not know is no reason to refuse the others.
     Ok(Some(keys.iter().filter_map(key).collect()))
 }

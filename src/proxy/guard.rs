@@ -117,7 +117,9 @@ impl Guard {
             users: config.callers.users.clone(),
             own_uid: rustix::process::geteuid().as_raw(),
             allowed_origins: config.callers.allowed_origins.clone(),
-            keys: keys.map(|key| (fingerprint(key.secret.value.expose_secret().as_bytes()), key.clone())).collect(),
+            keys: keys
+                .map(|key| (fingerprint(key.secret.value.expose_secret().as_bytes()), key.clone()))
+                .collect(),
         }
     }
 
@@ -139,7 +141,12 @@ impl Guard {
     ///
     /// # Errors
     /// The first reason to refuse it.
-    pub fn admit_local(&self, caller: &Caller, parts: &Parts, is_callback: bool) -> Result<Option<&Key>, Problem> {
+    pub fn admit_local(
+        &self,
+        caller: &Caller,
+        parts: &Parts,
+        is_callback: bool,
+    ) -> Result<Option<&Key>, Problem> {
         well_formed(parts)?;
         right_host(caller, parts)?;
         self.known_user(caller)?;
@@ -150,7 +157,10 @@ impl Guard {
         let is_limited = key.is_some_and(|k| k.methods.is_some() || k.paths.is_some() || k.routes.is_some());
         let may_read = parts.uri.path() == "/-/status" && [Method::GET, Method::HEAD].contains(&parts.method);
         if is_limited && !may_read {
-            return Err(Problem::new(Code::ForbiddenByKey, "a limited key may read /-/status and nothing else here"));
+            return Err(Problem::new(
+                Code::ForbiddenByKey,
+                "a limited key may read /-/status and nothing else here",
+            ));
         }
         Ok(key)
     }
@@ -193,7 +203,10 @@ impl Guard {
             return Ok(());
         }
         let came = uid.map_or_else(
-            || "the kernel can't tell which user owns this connection (another network namespace?)".to_owned(),
+            || {
+                "the kernel can't tell which user owns this connection (another network namespace?)"
+                    .to_owned()
+            },
             |uid| format!("this connection belongs to user {uid}"),
         );
         Err(Problem::new(Code::ForbiddenUser, format!("{came}: to admit it, add it to callers.users")))
@@ -215,7 +228,11 @@ impl Guard {
             (None, _) => None,
             (Some(origin), None) if is_own(origin.as_bytes()) => None,
             (Some(origin), None) if is_allowed(origin.as_bytes()) => Some(AllowedOrigin(origin.clone())),
-            _ => return Err(forbidden_origin("to let this page call, add its origin to callers.allowed_origins")),
+            _ => {
+                return Err(forbidden_origin(
+                    "to let this page call, add its origin to callers.allowed_origins",
+                ));
+            }
         };
         for referer in fields.get_all(REFERER) {
             let origin = origin_of(referer.as_bytes());
@@ -236,18 +253,16 @@ impl Guard {
             return Ok(None);
         }
         let required = |detail: &str| Err(Problem::new(Code::KeyRequired, detail).with_challenge());
-        let mut presented = 0;
-        for name in [PROXY_AUTHORIZATION, AUTHORIZATION] {
-            for value in fields.get_all(name) {
-                presented += 1;
-                let found = credentials(value).and_then(|secret| self.keys.get(&fingerprint(&secret)));
-                if found.is_some() {
-                    return Ok(found);
-                }
-            }
+        let presented =
+            || [PROXY_AUTHORIZATION, AUTHORIZATION].into_iter().flat_map(|name| fields.get_all(name));
+        let known = presented().find_map(|value| self.keys.get(&fingerprint(&credentials(value)?)));
+        if known.is_some() {
+            return Ok(known);
         }
-        if presented == 0 {
-            required("send the key as Authorization: Bearer KEY, as Basic password, or in Proxy-Authorization")
+        if presented().next().is_none() {
+            required(
+                "send the key as Authorization: Bearer KEY, as Basic password, or in Proxy-Authorization",
+            )
         } else {
             required("this key is not known here")
         }
@@ -262,10 +277,14 @@ impl Admitted<'_> {
     pub fn may_use(&self, parts: &Parts, route: &str) -> Result<(), Problem> {
         let Some(key) = self.key else { return Ok(()) };
         let refuse = |what: &str| {
-            Err(Problem::new(Code::ForbiddenByKey, format!("the key \"{}\" does not allow this {what}", key.name)))
+            Err(Problem::new(
+                Code::ForbiddenByKey,
+                format!("the key \"{}\" does not allow this {what}", key.name),
+            ))
         };
         if let Some(methods) = &key.methods
-            && (!methods.contains(&parts.method) || OVERRIDES.iter().any(|name| parts.headers.contains_key(name)))
+            && (!methods.contains(&parts.method)
+                || OVERRIDES.iter().any(|name| parts.headers.contains_key(name)))
         {
             return refuse("method");
         }
@@ -409,7 +428,8 @@ mod tests {
         for good in ["localhost", "localhost:80", "127.0.0.1:1", "[::1]:8262", "[::1]", "x", "LOCALHOST.:1"] {
             assert!(is_authority(good), "{good}");
         }
-        for bad in ["", ":80", "a b", "a,b", "u@h", "[::1", "::1", "a:b", "a/b", "[x]:1", "a:123456", "a\\b"] {
+        for bad in ["", ":80", "a b", "a,b", "u@h", "[::1", "::1", "a:b", "a/b", "[x]:1", "a:123456", "a\\b"]
+        {
             assert!(!is_authority(bad), "{bad}");
         }
     }
@@ -419,7 +439,9 @@ mod tests {
         for good in ["/", "/api/blogposts", "/api/@sitehome", "/a/b/", "/a%20b"] {
             assert!(is_unambiguous(good), "{good}");
         }
-        for bad in ["/a/../b", "/a/./b", "//a", "/a//b", "/%2e%2e/b", "/a%2Fb", "/a%5cb", "/a\\b", "/..", "/%252e"] {
+        for bad in
+            ["/a/../b", "/a/./b", "//a", "/a//b", "/%2e%2e/b", "/a%2Fb", "/a%5cb", "/a\\b", "/..", "/%252e"]
+        {
             assert!(!is_unambiguous(bad), "{bad}");
         }
     }

@@ -1,10 +1,10 @@
 //! Which fields cross the proxy, each way. Pure functions.
 
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, AUTHORIZATION, CONNECTION,
-    CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, REFERER, REFRESH, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VARY, VIA, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, AUTHORIZATION, CONNECTION, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, COOKIE, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, REFERER, REFRESH, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY, VIA, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -39,8 +39,7 @@ const NOT_DOWNSTREAM: [HeaderName; 7] = [
     HeaderName::from_static("public-key-pins"),
 ];
 /// A 200 of the API that is opened in a browser runs nothing.
-const SANDBOX: HeaderValue =
-    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
+const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 /// Two of these in one request would be two framings (RFC 9112, section 6.3).
 const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
 
@@ -49,7 +48,7 @@ const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
 pub struct AllowedOrigin(pub HeaderValue);
 
 /// Leaves what the upstream may see, then puts our token on it, last.
-pub fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue, token: &Token) {
+pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue, token: &Token) {
     remove_hop_by_hop(fields);
     for name in &NOT_UPSTREAM {
         fields.remove(name);
@@ -66,7 +65,7 @@ pub fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderV
 }
 
 /// Leaves what the caller may see, and makes the answer inert in a browser.
-pub fn for_caller(
+pub(super) fn for_caller(
     fields: &mut HeaderMap,
     prefix: &str,
     upstream: &Upstream,
@@ -92,7 +91,7 @@ pub fn for_caller(
 }
 
 /// Lets a page read the answer: CORS without credentials.
-pub fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
+pub(super) fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
     fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.0.clone());
     fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("*"));
     fields.append(VARY, HeaderValue::from_static("Origin"));
@@ -100,7 +99,7 @@ pub fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
 
 /// Leaves of the trailers what may cross as a field; framing and credentials never come late
 /// (RFC 9110, section 6.5.1).
-pub fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
+pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
     remove_hop_by_hop(fields);
     for name in NOT_UPSTREAM.iter().chain(&NOT_DOWNSTREAM).chain(&FRAMING) {
         fields.remove(name);
@@ -141,8 +140,11 @@ fn remove_prefixed(fields: &mut HeaderMap, prefix: &str) {
 }
 
 fn remove_token(fields: &mut HeaderMap, token: &Token) {
-    let echoing: Vec<HeaderName> =
-        fields.iter().filter(|(_, value)| token.occurs_in(value.as_bytes())).map(|(name, _)| name.clone()).collect();
+    let echoing: Vec<HeaderName> = fields
+        .iter()
+        .filter(|(_, value)| token.occurs_in(value.as_bytes()))
+        .map(|(name, _)| name.clone())
+        .collect();
     for name in echoing {
         fields.remove(name);
     }
@@ -178,10 +180,16 @@ fn path_on<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let (own_scheme, default_port) = if upstream.tls { ("https", 443) } else { ("http", 80) };
     let with_port = |text: &str| {
-        let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
-        if has_port { text.to_ascii_lowercase() } else { format!("{}:{default_port}", text.to_ascii_lowercase()) }
+        let has_port =
+            text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        if has_port {
+            text.to_ascii_lowercase()
+        } else {
+            format!("{}:{default_port}", text.to_ascii_lowercase())
+        }
     };
-    let same = scheme.eq_ignore_ascii_case(own_scheme) && with_port(authority) == with_port(&upstream.authority);
+    let same =
+        scheme.eq_ignore_ascii_case(own_scheme) && with_port(authority) == with_port(&upstream.authority);
     same.then_some(path)
 }
 
@@ -242,11 +250,15 @@ mod tests {
 
     #[test]
     fn framing_survives_a_connection_field_that_names_it() {
-        let mut fields = map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
+        let mut fields =
+            map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
 
         for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"), &token(false));
 
-        assert_eq!((&fields["content-length"], &fields["host"]), (&"5".parse().unwrap(), &"api.example".parse().unwrap()));
+        assert_eq!(
+            (&fields["content-length"], &fields["host"]),
+            (&"5".parse().unwrap(), &"api.example".parse().unwrap())
+        );
     }
 
     #[test]

@@ -84,20 +84,28 @@ impl Upload {
 impl Copy {
     /// The body once more, when all of it came and fitted. Waits for the rest of a body that is still coming.
     pub(super) async fn whole(&self, patience: Duration) -> Option<Upload> {
-        let ended = async {
-            loop {
-                let ended = self.ended.notified();
-                match &*self.state.lock().expect("no thread panics while it holds a copy") {
-                    CopyState::Growing(..) => {}
-                    CopyState::Whole(bytes, trailers) => {
-                        return Some(Upload::Whole(Some(bytes.clone().into()), trailers.clone()));
-                    }
-                    CopyState::Gone => return None,
-                }
-                ended.await;
+        tokio::time::timeout(patience, self.end_of_body()).await.ok().flatten()
+    }
+
+    async fn end_of_body(&self) -> Option<Upload> {
+        loop {
+            let ended = self.ended.notified();
+            if let Some(outcome) = self.outcome() {
+                return outcome;
             }
-        };
-        tokio::time::timeout(patience, ended).await.ok().flatten()
+            ended.await;
+        }
+    }
+
+    /// None while the body is still coming; then the copy, or that there is none.
+    fn outcome(&self) -> Option<Option<Upload>> {
+        match &*self.state.lock().expect("no thread panics while it holds a copy") {
+            CopyState::Growing(..) => None,
+            CopyState::Whole(bytes, trailers) => {
+                Some(Some(Upload::Whole(Some(bytes.clone().into()), trailers.clone())))
+            }
+            CopyState::Gone => Some(None),
+        }
     }
 
     fn grow(&self, frame: &Frame<Bytes>) {

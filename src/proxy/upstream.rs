@@ -285,7 +285,9 @@ impl Client {
                 }
             }
         };
-        timeout(self.endpoint.limits.connect_timeout, connecting).await.map_err(|_elapsed| Failure::ConnectTimeout)?
+        timeout(self.endpoint.limits.connect_timeout, connecting)
+            .await
+            .map_err(|_elapsed| Failure::ConnectTimeout)?
     }
 
     async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, Failure> {
@@ -305,7 +307,9 @@ impl Client {
             drive(connection);
             Ok(sender)
         };
-        timeout(self.endpoint.limits.connect_timeout, connecting).await.map_err(|_elapsed| Failure::ConnectTimeout)?
+        timeout(self.endpoint.limits.connect_timeout, connecting)
+            .await
+            .map_err(|_elapsed| Failure::ConnectTimeout)?
     }
 
     async fn connect_tcp(&self) -> Result<TcpStream, Failure> {
@@ -378,18 +382,26 @@ impl Failure {
         match self {
             Self::Connect(error) => {
                 let (proxy_error, detail) = match io_kind(error.as_ref()) {
-                    Some(std::io::ErrorKind::ConnectionRefused) => ("connection_refused", "it refused the connection"),
-                    Some(std::io::ErrorKind::TimedOut) => ("connection_timeout", "it did not accept the connection"),
+                    Some(std::io::ErrorKind::ConnectionRefused) => {
+                        ("connection_refused", "it refused the connection")
+                    }
+                    Some(std::io::ErrorKind::TimedOut) => {
+                        ("connection_timeout", "it did not accept the connection")
+                    }
                     _ if error.to_string().contains("dns") => ("dns_error", "its name can't be resolved"),
                     _ => ("destination_unavailable", "there is no way to it"),
                 };
                 Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
                     .because(proxy_error)
             }
-            Self::ConnectTimeout => Problem::new(Code::UpstreamTimeout, "connecting to the API took too long")
-                .because("connection_timeout"),
+            Self::ConnectTimeout => {
+                Problem::new(Code::UpstreamTimeout, "connecting to the API took too long")
+                    .because("connection_timeout")
+            }
             Self::Tls(error) => tls_problem(error),
-            Self::NoHttp2 => Problem::new(Code::UpstreamInvalid, "the upstream speaks no HTTP/2 (http = \"2\")"),
+            Self::NoHttp2 => {
+                Problem::new(Code::UpstreamInvalid, "the upstream speaks no HTTP/2 (http = \"2\")")
+            }
             Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
             Self::Unsuitable => Problem::new(Code::UpstreamInvalid, "the API's answer can't be passed on"),
             Self::Http(error) if error.is_parse() => {
@@ -398,8 +410,10 @@ impl Failure {
             Self::Http(error) if error.is_user() => {
                 Problem::new(Code::BadRequest, "the request's body broke off").closing()
             }
-            Self::Http(_) => Problem::new(Code::UpstreamUnreachable, "the API closed the connection without an answer")
-                .because("connection_terminated"),
+            Self::Http(_) => {
+                Problem::new(Code::UpstreamUnreachable, "the API closed the connection without an answer")
+                    .because("connection_terminated")
+            }
         }
     }
 }
@@ -413,7 +427,8 @@ fn tls_problem(error: &std::io::Error) -> Problem {
         let detail = "the API's certificate is not trusted: nothing was sent (see ca_file for a private CA)";
         Problem::new(Code::UpstreamUntrusted, detail)
     } else {
-        Problem::new(Code::UpstreamUntrusted, "no TLS connection to the API could be made").because("tls_protocol_error")
+        Problem::new(Code::UpstreamUntrusted, "no TLS connection to the API could be made")
+            .because("tls_protocol_error")
     }
 }
 

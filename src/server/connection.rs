@@ -167,7 +167,8 @@ impl Activity {
             _ => Duration::from_secs(24 * 3600 * 365),
         };
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
-        let unread = if blocked == u64::MAX { Duration::MAX } else { Duration::from_millis(blocked) + WRITE_STALL };
+        let unread =
+            if blocked == u64::MAX { Duration::MAX } else { Duration::from_millis(blocked) + WRITE_STALL };
         self.accepted + patience.min(unread)
     }
 
@@ -208,7 +209,11 @@ impl<T: AsyncWrite + Unpin> Line<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Line<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
@@ -302,7 +307,8 @@ fn words(problem: Problem) -> Vec<u8> {
     let response = problem.into_response();
     let status = response.status();
     let mut bytes =
-        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default())
+            .into_bytes();
     for (name, value) in response.headers() {
         bytes.extend_from_slice(name.as_str().as_bytes());
         bytes.extend_from_slice(b": ");

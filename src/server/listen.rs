@@ -93,7 +93,7 @@ pub fn bind(listen: &[Listen], inherited: Inherited, callers: &Callers) -> Resul
     }
     for listener in inherited.unix {
         let address = listener.local_addr().map_err(|source| failed(&listen[0], source))?;
-        let path = address.as_pathname().unwrap_or(Path::new("(unnamed)")).to_owned();
+        let path = address.as_pathname().unwrap_or_else(|| Path::new("(unnamed)")).to_owned();
         bound.push(of(Listen::Unix(path), Socket::Unix(listener), callers)?);
     }
     Ok(bound)
@@ -155,7 +155,7 @@ pub(super) fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
 /// Removes a socket that nobody accepts on any more, and nothing else.
 pub(super) fn clear_the_way(path: &Path) -> Result<(), ListenError> {
     let listen = || Listen::Unix(path.to_owned());
-    let parent = path.parent().unwrap_or(Path::new("/"));
+    let parent = path.parent().unwrap_or_else(|| Path::new("/"));
     let directory = fs::metadata(parent).map_err(|source| failed(&listen(), source))?;
     let us = rustix::process::geteuid().as_raw();
     let is_ours = directory.uid() == us || directory.uid() == 0;

@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
-/// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
+/// `SOCK_DIAG_BY_FAMILY` of `linux/sock_diag.h`.
 const BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const IPPROTO_TCP: u8 = 6;
-/// linux/tcp_states.h: a socket that nobody owns any more reports no user, or root.
+/// Of `linux/tcp_states.h`: a socket that nobody owns any more reports no user, or root.
 const TIME_WAIT: u8 = 6;
 const NETLINK_HEADER: usize = 16;
 /// `struct inet_diag_msg`: family, state, timer, retrans, id, expires, rqueue, wqueue, uid, inode.
@@ -20,7 +20,7 @@ const ANSWER: usize = NETLINK_HEADER + 72;
 
 /// Asks the kernel about TCP sockets. One a worker.
 #[derive(Debug)]
-pub struct Kernel {
+pub(super) struct Kernel {
     netlink: OwnedFd,
 }
 
@@ -29,14 +29,14 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel gives none.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let netlink =
             socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
         Ok(Self { netlink })
     }
 
     /// The user that owns the socket at `peer` which is connected to `own`; none when the kernel can't tell.
-    pub fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+    pub(super) fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
         let request = request(peer, own)?;
         let sent = sendto(&self.netlink, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0));
         sent.ok()?;
@@ -47,11 +47,11 @@ impl Kernel {
 }
 
 /// The user at the other end of a unix socket.
-pub fn owner_of_unix(socket: impl AsFd) -> Option<u32> {
+pub(super) fn owner_of_unix(socket: impl AsFd) -> Option<u32> {
     rustix::net::sockopt::socket_peercred(socket).ok().map(|credentials| credentials.uid.as_raw())
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2` of linux/inet_diag.h, for one socket.
+/// `struct nlmsghdr` and `struct inet_diag_req_v2` of `linux/inet_diag.h`, for one socket.
 fn request(peer: SocketAddr, own: SocketAddr) -> Option<Vec<u8>> {
     let (peer_ip, own_ip) = (peer.ip().to_canonical(), own.ip().to_canonical());
     let (family, peer_bytes, own_bytes) = match (peer_ip, own_ip) {
@@ -83,9 +83,8 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Option<Vec<u8>> {
 }
 
 fn uid(answer: &[u8]) -> Option<u32> {
-    let word = |at: usize| {
-        answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes)
-    };
+    let word =
+        |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes)?;
     let state = *answer.get(NETLINK_HEADER + 1)?;
     let (uid, inode) = (word(ANSWER - 8)?, word(ANSWER - 4)?);

@@ -31,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LOCAL: &str = "/-/";
 
 /// What a worker answers requests with.
-pub struct Worker {
+pub(super) struct Worker {
     proxy: Proxy,
     shared: Arc<proxy::Shared>,
     local: Router,
@@ -99,9 +99,9 @@ impl Worker {
         let answer = self.control.spawn(self.local.clone().oneshot(request)).await;
         match answer {
             Ok(Ok(response)) => response,
-            Err(_stopped) => {
-                Problem::new(Code::Stopping, "the daemon is stopping").into_response().map(axum::body::Body::from)
-            }
+            Err(_stopped) => Problem::new(Code::Stopping, "the daemon is stopping")
+                .into_response()
+                .map(axum::body::Body::from),
         }
     }
 
@@ -240,7 +240,8 @@ mod tests {
         for ours in ["/-/", "/-/status", "/-/nothing", "/-/login/main", "/-//status"] {
             assert!(is_local(ours), "{ours}");
         }
-        for theirs in ["/", "/-", "/-x/", "/-/../api", "/-/%2e%2E/api", "/-/./status", "/%2d/status", "//-/"] {
+        for theirs in ["/", "/-", "/-x/", "/-/../api", "/-/%2e%2E/api", "/-/./status", "/%2d/status", "//-/"]
+        {
             assert!(!is_local(theirs), "{theirs}");
         }
     }

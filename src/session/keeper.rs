@@ -4,6 +4,9 @@
 //! store.reserve -> oauth -> store.commit -> ArcSwap.store -> answer all who wait
 //! ```
 
+mod login;
+mod report;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,23 +18,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
-use super::{
-    Ask, AskError, Confirmation, EVENTS_KEPT, LastRefresh, LoginDone, LoginOutcome, RefreshOutcome, Shared, State,
-    Status,
-};
+use super::{Ask, AskError, Confirmation, LastRefresh, RefreshOutcome, Shared, State, Status};
 use crate::config::{Account, Grant};
 use crate::notify::{Event, Notifier};
-use crate::oauth::callback::Code;
-use crate::oauth::{GrantError, Granted, LoggedIn, Oauth, Pending, Verified, random};
-use crate::store::{Person, Record, Reservation, Store, StoreError};
-use crate::token::{Lifetime, Moment, Token, now, rfc3339};
+use crate::oauth::{GrantError, Granted, Oauth};
+use crate::store::{Record, Reservation, Store, StoreError};
+use crate::token::{Lifetime, Moment, Token, now};
 
 /// Nothing sleeps longer, so that suspend and clock jumps are noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How long a login of somebody else waits for a yes.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(600);
-/// A person is warned that long before the server ends the login.
-const WARN_BEFORE: Duration = Duration::from_secs(3 * 24 * 3600);
 /// How often a store that refuses is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
@@ -144,7 +141,8 @@ impl Keeper {
         let lifetime = if account.grant == Grant::PersonalAccessToken {
             Some((account.secret.value.clone(), Lifetime::endless(now())))
         } else {
-            self.record = self.store.record(&account.name).filter(|record| record.client_id == account.client_id);
+            self.record =
+                self.store.record(&account.name).filter(|record| record.client_id == account.client_id);
             self.record.as_ref().map(|record| (record.access_token.clone(), self.lifetime_of(record)))
         };
         let Some((access_token, lifetime)) = lifetime else { return };
@@ -169,7 +167,8 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
-        if let Some(awaiting) = self.awaiting.take_if(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN) {
+        if let Some(awaiting) = self.awaiting.take_if(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN)
+        {
             self.drop_login(awaiting.record).await;
         }
         self.look_around();
@@ -212,14 +211,14 @@ impl Keeper {
         self.look_around();
     }
 
-    // --- refresh -----------------------------------------------------------------------------------------
-
     async fn refresh_for_a_person(&mut self) -> Result<(), AskError> {
         if self.oauth.account().grant == Grant::PersonalAccessToken {
             return Err(AskError::Failed("a personal access token is not refreshed".to_owned()));
         }
         if !self.can_refresh() {
-            return Err(AskError::LoginRequired("there is nothing to refresh: a login is required".to_owned()));
+            return Err(AskError::LoginRequired(
+                "there is nothing to refresh: a login is required".to_owned(),
+            ));
         }
         self.plan.forgive();
         match self.refresh().await {
@@ -250,7 +249,11 @@ impl Keeper {
         self.plan.sending(now());
         let mut outcome = self.spend().await;
         if let Err(GrantError::InDoubt { reason }) = &outcome {
-            tracing::warn!(account = self.shared.account, reason, "the answer to a refresh was lost: trying once more");
+            tracing::warn!(
+                account = self.shared.account,
+                reason,
+                "the answer to a refresh was lost: trying once more"
+            );
             self.is_in_doubt = true;
             self.plan.sending(now());
             outcome = self.spend().await;
@@ -305,7 +308,8 @@ impl Keeper {
     async fn refused(&mut self, mut reservation: Reservation) {
         if let Some(record) = &mut self.record {
             record.is_refused = true;
-            let (store, account, record) = (Arc::clone(&self.store), self.shared.account.clone(), record.clone());
+            let (store, account, record) =
+                (Arc::clone(&self.store), self.shared.account.clone(), record.clone());
             let saved = blocking(move || store.commit(&mut reservation, &account, &record)).await;
             if let Err(error) = saved {
                 tracing::warn!(error = chain(&error), "that the refresh token is dead could not be saved");
@@ -315,7 +319,8 @@ impl Keeper {
             self.is_in_doubt = false;
             self.tell(
                 Event::RotationInDoubt,
-                "the answer to a refresh was lost and the refresh token with it: a new login is needed".to_owned(),
+                "the answer to a refresh was lost and the refresh token with it: a new login is needed"
+                    .to_owned(),
             );
         }
     }
@@ -334,14 +339,12 @@ impl Keeper {
                 .clone()
                 .or_else(|| old.and_then(|record| record.refresh_token.clone())),
             is_refused: false,
-            login_at_ms: old.map_or(granted.received.wall_ms(), |record| record.login_at_ms),
+            login_at_ms: old.map_or_else(|| granted.received.wall_ms(), |record| record.login_at_ms),
             subject: old.and_then(|record| record.subject.clone()),
             issuer: old.and_then(|record| record.issuer.clone()),
             person: old.and_then(|record| record.person.clone()),
         }
     }
-
-    // --- the store ---------------------------------------------------------------------------------------
 
     async fn reserve(&mut self) -> Result<Reservation, String> {
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
@@ -353,7 +356,8 @@ impl Keeper {
             }
             Err(error) => {
                 self.plan.postpone(STORE_RETRY, now());
-                let message = format!("the login can't be saved, so the refresh token is not spent: {}", chain(&error));
+                let message =
+                    format!("the login can't be saved, so the refresh token is not spent: {}", chain(&error));
                 self.tell(Event::StoreFailing, message.clone());
                 Err(message)
             }
@@ -380,7 +384,9 @@ impl Keeper {
     }
 
     async fn save_if_needed(&mut self) {
-        let (Some(mut reservation), Some(record)) = (self.unsaved.take(), self.record.clone()) else { return };
+        let (Some(mut reservation), Some(record)) = (self.unsaved.take(), self.record.clone()) else {
+            return;
+        };
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let (reservation, saved) = blocking(move || {
             let saved = store.commit(&mut reservation, &account, &record);
@@ -402,137 +408,14 @@ impl Keeper {
 
     /// True when another process changed the stored login under us.
     fn is_superseded(&self) -> bool {
-        let secret = |record: &Record| {
-            record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned())
-        };
+        let secret =
+            |record: &Record| record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
         let stored = self.store.record(&self.shared.account);
         match (&stored, &self.record) {
             (Some(stored), Some(ours)) => secret(stored) != secret(ours),
             _ => false,
         }
     }
-
-    // --- login -------------------------------------------------------------------------------------------
-
-    async fn log_in(
-        &mut self,
-        pending: &Pending,
-        code: &Code,
-        verified: Verified,
-    ) -> Result<LoginOutcome, AskError> {
-        let reservation = self.reserve().await.map_err(AskError::Failed)?;
-        let LoggedIn { granted, remarks } = match self.oauth.log_in(pending, code, verified).await {
-            Ok(logged_in) => logged_in,
-            Err(error) => return Err(AskError::Failed(error.to_string())),
-        };
-        let identity = self.oauth.identity(&granted.access_token).await;
-        let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
-        let record = Record {
-            client_id: self.oauth.account().client_id.clone(),
-            access_token: granted.access_token.clone(),
-            obtained_at_ms: granted.received.wall_ms(),
-            expires_in_secs: granted.expires_in.as_secs(),
-            refresh_token: granted.refresh_token.clone(),
-            is_refused: false,
-            login_at_ms: granted.received.wall_ms(),
-            subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
-            issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
-            person,
-        };
-        let stored = self.record.as_ref().and_then(|stored| stored.person.clone());
-        if let (Some(stored), Some(new)) = (stored, record.person.clone())
-            && stored.id != new.id
-        {
-            let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
-            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
-            return Ok(outcome);
-        }
-        Ok(self.accept(reservation, record, remarks).await)
-    }
-
-    async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
-        let Some(awaiting) = self.awaiting.take_if(|awaiting| awaiting.confirmation.id == id) else {
-            return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
-        };
-        if !yes {
-            self.drop_login(awaiting.record).await;
-            return Ok(LoginOutcome::Declined);
-        }
-        let reservation = self.reserve().await.map_err(AskError::Failed)?;
-        let replaced = self.record.take();
-        let outcome = self.accept(reservation, awaiting.record, awaiting.remarks).await;
-        if let Some(replaced) = replaced {
-            self.drop_login(replaced).await;
-        }
-        Ok(outcome)
-    }
-
-    async fn accept(&mut self, reservation: Reservation, record: Record, remarks: Vec<String>) -> LoginOutcome {
-        self.told.remove(&Event::LoginExpiring);
-        self.keep_login(reservation, record).await;
-        self.look_around();
-        self.answer();
-        let status = self.status();
-        tracing::info!(account = self.shared.account, person = status.person, "logged in");
-        LoginOutcome::Done(LoginDone {
-            person: status.person,
-            login_expires_at: status.login_expires_at,
-            remarks,
-        })
-    }
-
-    /// Makes a login worthless that will not be used. What the server says to it changes nothing.
-    async fn drop_login(&self, record: Record) {
-        if let Some(refresh_token) = &record.refresh_token {
-            let _revoked = self.oauth.revoke(refresh_token, "refresh_token").await;
-        }
-    }
-
-    async fn log_out(&mut self) -> Result<(), AskError> {
-        if self.oauth.account().grant != Grant::AuthorizationCode {
-            return Err(AskError::Failed("this account has no login: its tokens need no person".to_owned()));
-        }
-        let Some(record) = self.record.take() else {
-            return Err(AskError::LoginRequired("nobody is logged in".to_owned()));
-        };
-        let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
-            Some(refresh_token) => self.oauth.revoke(refresh_token, "refresh_token").await,
-            None => self.oauth.revoke(&record.access_token, "access_token").await,
-        };
-        self.unsaved = None;
-        self.shared.current.store(None);
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let erased = blocking(move || store.erase(&account)).await;
-        self.plan = Plan::default();
-        self.look_around();
-        self.answer();
-        if let Err(error) = erased {
-            return Err(AskError::Failed(format!("the stored login can't be erased: {}", chain(&error))));
-        }
-        tracing::info!(account = self.shared.account, "logged out");
-        revoked.map_err(|error| {
-            AskError::Failed(format!("the login is erased here, but the server did not confirm that it is revoked: {error}"))
-        })
-    }
-
-    fn reconfigure(&mut self, account: Account) {
-        let is_personal = account.grant == Grant::PersonalAccessToken;
-        match Oauth::new(account) {
-            Ok(oauth) => self.oauth = oauth,
-            Err(error) => {
-                tracing::error!(account = self.shared.account, %error, "the new configuration is not used");
-                return;
-            }
-        }
-        if is_personal {
-            self.load();
-        }
-        self.is_misconfigured = false;
-        self.plan.forgive();
-    }
-
-    // --- what to do next, and what to tell ---------------------------------------------------------------
 
     fn should_refresh(&self) -> bool {
         let lifetime = self.lifetime();
@@ -556,122 +439,15 @@ impl Keeper {
         match self.oauth.account().grant {
             Grant::PersonalAccessToken => false,
             Grant::ClientCredentials => true,
-            Grant::AuthorizationCode => {
-                self.record.as_ref().is_some_and(|record| record.refresh_token.is_some() && !record.is_refused)
-            }
+            Grant::AuthorizationCode => self
+                .record
+                .as_ref()
+                .is_some_and(|record| record.refresh_token.is_some() && !record.is_refused),
         }
     }
 
     fn lifetime(&self) -> Option<Lifetime> {
         self.shared.current.load().as_ref().map(|token| *token.lifetime())
-    }
-
-    fn state(&self) -> State {
-        let lifetime = self.lifetime();
-        let is_usable = lifetime.is_some_and(|lifetime| lifetime.is_usable(now()));
-        let grant = self.oauth.account().grant;
-        if grant == Grant::AuthorizationCode && !self.can_refresh() {
-            // Without a refresh token from the start, the access token is the whole login.
-            let is_whole = self.record.as_ref().is_some_and(|record| record.refresh_token.is_none());
-            return if is_usable && is_whole { State::Ready } else { State::LoginRequired };
-        }
-        if self.is_refreshing {
-            return State::Refreshing;
-        }
-        let is_failing = self.last_refresh.as_ref().is_some_and(|last| last.outcome != RefreshOutcome::Ok);
-        let is_told = self.told.contains(&Event::StoreFailing);
-        if is_failing || is_told || self.is_misconfigured || !is_usable { State::Degraded } else { State::Ready }
-    }
-
-    /// When the server ends the login, in milliseconds since the Unix epoch.
-    fn login_ends_at_ms(&self) -> Option<i64> {
-        let record = self.record.as_ref()?;
-        let account = self.oauth.account();
-        if account.grant != Grant::AuthorizationCode {
-            return None;
-        }
-        if record.refresh_token.is_none() {
-            return self.lifetime().and_then(|lifetime| lifetime.expires_at_wall_ms());
-        }
-        let lasts = i64::try_from(account.login_lifetime?.as_millis()).ok()?;
-        Some(record.login_at_ms.saturating_add(lasts))
-    }
-
-    /// Tells what a person should know by now, and publishes the status.
-    fn look_around(&mut self) {
-        if self.state() == State::LoginRequired {
-            let usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
-            let until = if usable { " before the last token expires" } else { "" };
-            self.tell(Event::LoginRequired, format!("a person has to log in{until}"));
-        }
-        let warn_ms = i64::try_from(WARN_BEFORE.as_millis()).unwrap_or(i64::MAX);
-        if let Some(ends_at) = self.login_ends_at_ms()
-            && ends_at.saturating_sub(now().wall_ms()) < warn_ms
-            && self.record.as_ref().is_some_and(|record| record.refresh_token.is_some())
-        {
-            self.tell(
-                Event::LoginExpiring,
-                format!("the server ends this login at {}: log in again before that", rfc3339(ends_at)),
-            );
-        }
-        self.publish();
-    }
-
-    fn tell(&mut self, event: Event, message: String) {
-        if self.told.insert(event) {
-            self.note_event(event, message);
-        }
-    }
-
-    fn untell(&mut self, event: Event, message: &str) {
-        if self.told.remove(&event) {
-            self.note_event(Event::Recovered, message.to_owned());
-        }
-    }
-
-    fn note_event(&mut self, event: Event, message: String) {
-        let notice = self.notifier.emit(event, &self.shared.account, message);
-        self.events.push_back(notice);
-        if self.events.len() > EVENTS_KEPT {
-            self.events.pop_front();
-        }
-    }
-
-    fn note_refresh(&mut self, outcome: RefreshOutcome, error: Option<String>) {
-        match &error {
-            None => tracing::info!(account = self.shared.account, "refreshed the token"),
-            Some(reason) => tracing::warn!(account = self.shared.account, ?outcome, reason, "the refresh failed"),
-        }
-        self.last_refresh = Some(LastRefresh { at: rfc3339(now().wall_ms()), outcome, error });
-    }
-
-    fn status(&self) -> Status {
-        let lifetime = self.lifetime();
-        let next = self.can_refresh().then_some(lifetime).flatten();
-        Status {
-            grant: self.oauth.account().grant.as_str(),
-            state: self.state(),
-            person: self.record.as_ref().and_then(|record| record.person.as_ref()).map(|p| p.name.clone()),
-            expires_at: lifetime.and_then(|lifetime| lifetime.expires_at_wall_ms()).map(rfc3339),
-            next_refresh_at: next.and_then(|lifetime| lifetime.due_at_wall_ms()).map(rfc3339),
-            login_expires_at: self.login_ends_at_ms().map(rfc3339),
-            last_refresh: self.last_refresh.clone(),
-            events: self.events.clone(),
-        }
-    }
-
-    fn publish(&self) {
-        let (status, retry_in) = (Arc::new(self.status()), self.plan.until_allowed(now()));
-        self.shared.published.send_modify(|published| {
-            published.status = status;
-            published.retry_in = retry_in;
-        });
-    }
-
-    /// Tells all who wait that a try is over, or that there will be none.
-    fn answer(&self) {
-        self.publish();
-        self.shared.published.send_modify(|published| published.answers += 1);
     }
 }
 

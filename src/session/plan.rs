@@ -44,7 +44,8 @@ impl Plan {
 
     /// How long back-off, `Retry-After` and the budget of tries forbid another one.
     pub(super) fn until_allowed(&self, now: Moment) -> Duration {
-        let backing_off = self.not_before.map_or(Duration::ZERO, |(since, wait)| wait.saturating_sub(now.since(since)));
+        let backing_off =
+            self.not_before.map_or(Duration::ZERO, |(since, wait)| wait.saturating_sub(now.since(since)));
         let over_budget = match self.sent.len().checked_sub(MOST_TRIES) {
             Some(oldest) => WINDOW.saturating_sub(now.since(self.sent[oldest])),
             None => Duration::ZERO,
@@ -208,6 +209,9 @@ mod tests {
 
         assert_eq!(plan.until_refresh(Some(&lifetime), 0.0, START), Duration::from_secs(1800));
         assert_eq!(plan.until_refresh(Some(&lifetime), 1.0, START), Duration::from_secs(1710));
-        assert_eq!(plan.until_refresh(Some(&lifetime), 0.0, START.plus(Duration::from_secs(9999))), Duration::ZERO);
+        assert_eq!(
+            plan.until_refresh(Some(&lifetime), 0.0, START.plus(Duration::from_secs(9999))),
+            Duration::ZERO
+        );
     }
 }

@@ -173,7 +173,8 @@ impl Home {
     pub(crate) fn secret(&self, name: &str, content: &str) -> PathBuf {
         let path = self.path().join(name);
         let _replaced = std::fs::remove_file(&path);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
         file.write_all(content.as_bytes()).unwrap();
         path
     }
@@ -210,7 +211,8 @@ impl Daemon {
     /// Starts the daemon and waits until it listens on everything.
     #[track_caller]
     pub(crate) fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Mutex::new(String::new()));
         let (sender, lines) = channel();
         let stdout = child.stdout.take().unwrap();
@@ -434,7 +436,11 @@ pub(crate) fn config(
     )
 }
 
-fn collect(stream: impl Read + Send + 'static, output: Arc<Mutex<String>>, lines: Option<std::sync::mpsc::Sender<String>>) {
+fn collect(
+    stream: impl Read + Send + 'static,
+    output: Arc<Mutex<String>>,
+    lines: Option<std::sync::mpsc::Sender<String>>,
+) {
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             output.lock().unwrap().push_str(&format!("{line}\n"));

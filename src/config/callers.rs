@@ -1,0 +1,124 @@
+//! The `[callers]` table: users, hosts, origins and keys.
+
+use std::path::Path;
+
+use http::Method;
+
+use super::files::secret_file;
+use super::reader::{Entry, Known, Reader, Source};
+use super::{Callers, ConfigError, Key, Listen, Route, User, parse};
+
+const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
+const KEY: Known = &["name", "file", "methods", "paths", "routes"];
+
+pub(super) fn read(root: &Reader<'_>, listen: &[Listen], routes: &[Route]) -> Result<Callers, ConfigError> {
+    let empty = toml::de::DeTable::new();
+    let source = Source::new(Path::new(""), String::new());
+    let table = match root.table("callers", CALLERS)? {
+        Some(table) => table,
+        None => Reader::new(&source, "callers".to_owned(), &empty, CALLERS)?,
+    };
+
+    let mut users = Vec::new();
+    for entry in
+        table.entry("users").map(|e| e.items("a list of user names or uids")).transpose()?.unwrap_or_default()
+    {
+        users.push(read_user(&entry)?);
+    }
+    if users.is_empty() {
+        users.push(User::Myself);
+    }
+    let mut hosts = Vec::new();
+    for entry in table.strings("hosts")?.unwrap_or_default() {
+        hosts.push(read_host(&entry)?);
+    }
+    let mut allowed_origins = Vec::new();
+    for entry in table.strings("allowed_origins")?.unwrap_or_default() {
+        allowed_origins.push(parse::origin(&entry.string()?).map_err(|message| entry.error(message))?);
+    }
+    let allow_remote = table.entry("allow_remote").map(|entry| entry.boolean()).transpose()?.unwrap_or(false);
+    let mut keys: Vec<Key> = Vec::new();
+    for key_table in table.tables("key", KEY)? {
+        let key = read_key(&key_table, routes)?;
+        if keys.iter().any(|other| other.name == key.name) {
+            return Err(key_table.error("another key has the same name"));
+        }
+        keys.push(key);
+    }
+
+    let remote = listen.iter().find(|one| matches!(one, Listen::Tcp(address) if !address.ip().is_loopback()));
+    if let Some(remote) = remote
+        && (!allow_remote || keys.is_empty())
+    {
+        return Err(ConfigError::at("", "listen", format!("{remote} can be reached by other machines"))
+            .with_hint("listen on 127.0.0.1, or set callers.allow_remote = true and give callers keys with [[callers.key]]"));
+    }
+    Ok(Callers { users, hosts, allowed_origins, allow_remote, keys })
+}
+
+fn read_user(entry: &Entry<'_>) -> Result<User, ConfigError> {
+    if let Ok(uid) = entry.integer() {
+        let uid = u32::try_from(uid).map_err(|_overflow| entry.error("too large for a uid"))?;
+        return Ok(User::Uid(uid));
+    }
+    let name = entry.string()?;
+    if let Ok(uid) = name.parse() {
+        return Ok(User::Uid(uid));
+    }
+    match name.as_str() {
+        "self" => Ok(User::Myself),
+        "*" => Ok(User::Anyone),
+        "root" => Ok(User::Uid(0)),
+        _ => uid_of(&name).map(User::Uid).ok_or_else(|| entry.error("this machine has no user of that name")),
+    }
+}
+
+fn uid_of(name: &str) -> Option<u32> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {
+    let text = entry.string()?.to_ascii_lowercase();
+    let wrong = || entry.error("not a host: write \"name\" or \"name:port\"");
+    let authority: http::uri::Authority = text.parse().map_err(|_invalid| wrong())?;
+    if authority.host().is_empty() || text.contains('@') || text.ends_with(':') {
+        return Err(wrong());
+    }
+    Ok((authority.host().to_owned(), authority.port_u16()))
+}
+
+fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
+    let name = table.string("name")?.ok_or_else(|| table.error("a key needs a `name`"))?;
+    let secret = table.parsed("file", |path| secret_file(Path::new(path)))?;
+    let secret = secret.ok_or_else(|| table.error("a key needs a `file` that holds it"))?;
+
+    let methods = table.strings("methods")?.map(|entries| {
+        let method = |entry: &Entry<'_>| {
+            Method::from_bytes(entry.string()?.as_bytes()).map_err(|_invalid| entry.error("not a method"))
+        };
+        entries.iter().map(method).collect::<Result<Vec<_>, _>>()
+    });
+    let paths = table.strings("paths")?.map(|entries| {
+        let path =
+            |entry: &Entry<'_>| parse::prefix(&entry.string()?).map_err(|message| entry.error(message));
+        entries.iter().map(path).collect::<Result<Vec<_>, _>>()
+    });
+    let allowed = table.strings("routes")?.map(|entries| {
+        let route = |entry: &Entry<'_>| {
+            let name = entry.string()?;
+            let known = routes.iter().any(|route| route.name == name);
+            if known { Ok(name) } else { Err(entry.error("there is no route of that name")) }
+        };
+        entries.iter().map(route).collect::<Result<Vec<_>, _>>()
+    });
+    let (methods, paths, allowed) = (methods.transpose()?, paths.transpose()?, allowed.transpose()?);
+    Ok(Key {
+        name,
+        secret,
+        methods: methods.filter(|list| !list.is_empty()),
+        paths: paths.filter(|list| !list.is_empty()),
+        routes: allowed.filter(|list| !list.is_empty()),
+    })
+}

@@ -1,0 +1,56 @@
+//! The files that a configuration names: secrets and certificates.
+
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::reader::Reader;
+use super::{ConfigError, ExtraCa, Secret};
+
+/// A secret longer than this is some other file.
+const LARGEST_SECRET: u64 = 64 * 1024;
+
+/// The certificates of `ca_file`, if one is named.
+pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
+    table
+        .parsed("ca_file", |path| {
+            if path.is_empty() {
+                return Ok(None);
+            }
+            let file = PathBuf::from(path);
+            let pem = std::fs::read(&file).map_err(|error| format!("can't be read: {error}"))?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            let certificates = certificates.map_err(|error| format!("not a PEM file: {error}"))?;
+            if certificates.is_empty() {
+                return Err("holds no certificate in PEM".to_owned());
+            }
+            Ok(Some(ExtraCa { file, certificates }))
+        })
+        .map(Option::flatten)
+}
+
+/// A secret from a file, without the white space at its end.
+pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
+    let problem = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
+    let length = std::fs::metadata(path).map_err(problem)?.len();
+    if length > LARGEST_SECRET {
+        return Err(format!("{} is too large for a secret", path.display()));
+    }
+    let bytes = std::fs::read(path).map_err(problem)?;
+    let text = zeroize::Zeroizing::new(
+        String::from_utf8(bytes).map_err(|_invalid| format!("{} is not text", path.display()))?,
+    );
+    secret(text.trim(), format!("file {}", path.display()))
+}
+
+/// A secret that is one line of text.
+pub(super) fn secret(text: &str, from: String) -> Result<Secret, String> {
+    if text.is_empty() {
+        return Err(format!("{from} is empty"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("{from} holds more than one line or control characters"));
+    }
+    Ok(Secret { value: text.into(), from })
+}

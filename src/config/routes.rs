@@ -1,0 +1,97 @@
+//! The `[[route]]` tables, and the one route that stands for none.
+
+use std::collections::BTreeMap;
+
+use super::files::ca_file;
+use super::reader::{Known, Reader};
+use super::{Account, ConfigError, Environment, HttpVersion, Route, parse};
+
+/// The API that is served when no route says otherwise.
+const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
+const ROUTE: Known = &["prefix", "name", "upstream", "account", "ca_file", "http"];
+
+pub(super) fn read(
+    root: &Reader<'_>,
+    environment: &Environment,
+    accounts: &BTreeMap<String, Account>,
+) -> Result<Vec<Route>, ConfigError> {
+    let override_url = environment.var("CNBLOGS_PROXY_UPSTREAM").map(parse::upstream).transpose();
+    let override_url =
+        override_url.map_err(|message| ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", message))?;
+    let only = if accounts.len() == 1 { accounts.keys().next() } else { None };
+
+    let mut routes: Vec<Route> = Vec::new();
+    for table in root.tables("route", ROUTE)? {
+        let route = read_route(&table, only, accounts)?;
+        if routes.iter().any(|other| other.prefix == route.prefix) {
+            return Err(table.error("another route has the same prefix"));
+        }
+        if routes.iter().any(|other| other.name == route.name) {
+            return Err(table.error("another route has the same name"));
+        }
+        routes.push(route);
+    }
+
+    if routes.is_empty() {
+        let account = only.ok_or_else(|| {
+            root.error("there are several accounts and no route says which one to use")
+                .with_hint("add a [[route]] with prefix, upstream and account for each")
+        })?;
+        let upstream = parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL");
+        routes.push(Route {
+            prefix: "/".to_owned(),
+            name: "/".to_owned(),
+            upstream,
+            account: account.clone(),
+            ca: None,
+            http: HttpVersion::Auto,
+        });
+    }
+    if let Some(upstream) = override_url {
+        let alone = routes.len() == 1;
+        let route = routes.iter_mut().find(|route| alone || route.prefix == "/").ok_or_else(|| {
+            ConfigError::at(
+                "CNBLOGS_PROXY_UPSTREAM",
+                "",
+                "there are several routes and none is \"/\"".to_owned(),
+            )
+        })?;
+        route.upstream = upstream;
+    }
+    Ok(routes)
+}
+
+fn read_route(
+    table: &Reader<'_>,
+    only: Option<&String>,
+    accounts: &BTreeMap<String, Account>,
+) -> Result<Route, ConfigError> {
+    let prefix = table.parsed("prefix", parse::prefix)?.unwrap_or_else(|| "/".to_owned());
+    let name = table.string("name")?.unwrap_or_else(|| prefix.clone());
+    let upstream = table
+        .parsed("upstream", parse::upstream)?
+        .unwrap_or_else(|| parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL"));
+    let account = table.parsed("account", |account| {
+        let names: Vec<_> = accounts.keys().map(String::as_str).collect();
+        if accounts.contains_key(account) {
+            Ok(account.to_owned())
+        } else {
+            Err(format!("there is no such account; there is: {}", names.join(", ")))
+        }
+    })?;
+    let account = account
+        .or_else(|| only.cloned())
+        .ok_or_else(|| table.error("there are several accounts: say which one with `account`"))?;
+    let ca = ca_file(table)?;
+    let http = table.parsed("http", |text| match text {
+        "auto" => Ok(HttpVersion::Auto),
+        "1.1" => Ok(HttpVersion::Http1),
+        "2" => Ok(HttpVersion::Http2),
+        _ => Err("must be \"auto\", \"1.1\" or \"2\"".to_owned()),
+    })?;
+    let http = http.unwrap_or(HttpVersion::Auto);
+    if http == HttpVersion::Http2 && !upstream.tls {
+        return Err(table.error("http = \"2\" needs an https upstream"));
+    }
+    Ok(Route { prefix, name, upstream, account, ca, http })
+}

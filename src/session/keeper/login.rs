@@ -1,0 +1,140 @@
+//! Logins and logouts, as the keeper carries them out: it alone obtains, persists and publishes.
+
+use std::sync::Arc;
+
+use super::{Awaiting, Keeper, blocking, chain};
+use crate::config::{Account, Grant};
+use crate::notify::Event;
+use crate::oauth::callback::Code;
+use crate::oauth::{LoggedIn, Oauth, Pending, Verified, random};
+use crate::session::plan::Plan;
+use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
+use crate::store::{Person, Record, Reservation};
+use crate::token::now;
+
+impl Keeper {
+    pub(super) async fn log_in(
+        &mut self,
+        pending: &Pending,
+        code: &Code,
+        verified: Verified,
+    ) -> Result<LoginOutcome, AskError> {
+        let reservation = self.reserve().await.map_err(AskError::Failed)?;
+        let LoggedIn { granted, remarks } = match self.oauth.log_in(pending, code, verified).await {
+            Ok(logged_in) => logged_in,
+            Err(error) => return Err(AskError::Failed(error.to_string())),
+        };
+        let identity = self.oauth.identity(&granted.access_token).await;
+        let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
+        let record = Record {
+            client_id: self.oauth.account().client_id.clone(),
+            access_token: granted.access_token.clone(),
+            obtained_at_ms: granted.received.wall_ms(),
+            expires_in_secs: granted.expires_in.as_secs(),
+            refresh_token: granted.refresh_token.clone(),
+            is_refused: false,
+            login_at_ms: granted.received.wall_ms(),
+            subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
+            issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
+            person,
+        };
+        let stored = self.record.as_ref().and_then(|stored| stored.person.clone());
+        if let (Some(stored), Some(new)) = (stored, record.person.clone())
+            && stored.id != new.id
+        {
+            let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
+            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
+            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
+            return Ok(outcome);
+        }
+        Ok(self.accept(reservation, record, remarks).await)
+    }
+
+    pub(super) async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
+        let Some(awaiting) = self.awaiting.take_if(|awaiting| awaiting.confirmation.id == id) else {
+            return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
+        };
+        if !yes {
+            self.drop_login(awaiting.record).await;
+            return Ok(LoginOutcome::Declined);
+        }
+        let reservation = self.reserve().await.map_err(AskError::Failed)?;
+        let replaced = self.record.take();
+        let outcome = self.accept(reservation, awaiting.record, awaiting.remarks).await;
+        if let Some(replaced) = replaced {
+            self.drop_login(replaced).await;
+        }
+        Ok(outcome)
+    }
+
+    pub(super) async fn accept(
+        &mut self,
+        reservation: Reservation,
+        record: Record,
+        remarks: Vec<String>,
+    ) -> LoginOutcome {
+        self.told.remove(&Event::LoginExpiring);
+        self.keep_login(reservation, record).await;
+        self.look_around();
+        self.answer();
+        let status = self.status();
+        tracing::info!(account = self.shared.account, person = status.person, "logged in");
+        LoginOutcome::Done(LoginDone {
+            person: status.person,
+            login_expires_at: status.login_expires_at,
+            remarks,
+        })
+    }
+
+    /// Makes a login worthless that will not be used. What the server says to it changes nothing.
+    pub(super) async fn drop_login(&self, record: Record) {
+        if let Some(refresh_token) = &record.refresh_token {
+            let _revoked = self.oauth.revoke(refresh_token, "refresh_token").await;
+        }
+    }
+
+    pub(super) async fn log_out(&mut self) -> Result<(), AskError> {
+        if self.oauth.account().grant != Grant::AuthorizationCode {
+            return Err(AskError::Failed("this account has no login: its tokens need no person".to_owned()));
+        }
+        let Some(record) = self.record.take() else {
+            return Err(AskError::LoginRequired("nobody is logged in".to_owned()));
+        };
+        let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
+            Some(refresh_token) => self.oauth.revoke(refresh_token, "refresh_token").await,
+            None => self.oauth.revoke(&record.access_token, "access_token").await,
+        };
+        self.unsaved = None;
+        self.shared.current.store(None);
+        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
+        let erased = blocking(move || store.erase(&account)).await;
+        self.plan = Plan::default();
+        self.look_around();
+        self.answer();
+        if let Err(error) = erased {
+            return Err(AskError::Failed(format!("the stored login can't be erased: {}", chain(&error))));
+        }
+        tracing::info!(account = self.shared.account, "logged out");
+        revoked.map_err(|error| {
+            AskError::Failed(format!(
+                "the login is erased here, but the server did not confirm that it is revoked: {error}"
+            ))
+        })
+    }
+
+    pub(super) fn reconfigure(&mut self, account: Account) {
+        let is_personal = account.grant == Grant::PersonalAccessToken;
+        match Oauth::new(account) {
+            Ok(oauth) => self.oauth = oauth,
+            Err(error) => {
+                tracing::error!(account = self.shared.account, %error, "the new configuration is not used");
+                return;
+            }
+        }
+        if is_personal {
+            self.load();
+        }
+        self.is_misconfigured = false;
+        self.plan.forgive();
+    }
+}
