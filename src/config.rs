@@ -370,7 +370,7 @@ impl Config {
         };
         let source = Source::new(path.as_deref().unwrap_or_else(|| Path::new("(built-in defaults)")), text);
         let root = source.parse()?;
-        let reader = Reader::new(&source, String::new(), root.get_ref(), ROOT)?;
+        let reader = Reader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
         Self::read(path, &reader, environment)
     }
 
@@ -387,13 +387,13 @@ impl Config {
         let listen = read_listen(root, environment)?;
         let state_dir = read_state_dir(root, environment)?;
         let workers = root.entry("workers").map(|entry| entry.integer()).transpose()?.unwrap_or(0);
-        let log = root.string("log")?.unwrap_or_else(|| "info".to_owned());
+        let log = read_log(root, environment)?;
         let log_format = root.parsed("log_format", log_format)?.unwrap_or(LogFormat::Auto);
 
         let mut accounts = accounts::read(root, environment)?;
         let routes = routes::read(root, environment, &accounts)?;
         accounts::fill_identity(&mut accounts, &routes);
-        let callers = callers::read(root, &listen, &routes)?;
+        let callers = callers::read(root, environment, &listen, &routes)?;
         let limits = read_limits(root)?;
         let notify_command = read_notify(root)?;
 
@@ -402,7 +402,7 @@ impl Config {
             listen,
             state_dir,
             workers: worker_count(workers),
-            log: environment.var("CNBLOGS_PROXY_LOG").map_or(log, str::to_owned),
+            log,
             log_format: match environment.var("CNBLOGS_PROXY_LOG_FORMAT") {
                 Some(text) => log_format_of_variable(text)?,
                 None => log_format,
@@ -413,6 +413,13 @@ impl Config {
             limits,
             notify_command,
         })
+    }
+}
+
+impl Listen {
+    /// True when other machines can reach it.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Tcp(address) if !address.ip().to_canonical().is_loopback())
     }
 }
 
@@ -559,6 +566,15 @@ fn read_notify(root: &Reader<'_>) -> Result<Vec<String>, ConfigError> {
     let Some(table) = root.table("notify", &["command"])? else { return Ok(Vec::new()) };
     let entries = table.strings("command")?.unwrap_or_default();
     entries.iter().map(Entry::string).collect()
+}
+
+/// The tracing filter, from the environment or the file.
+fn read_log(root: &Reader<'_>, environment: &Environment) -> Result<String, ConfigError> {
+    let from_file = root.parsed("log", parse::filter)?;
+    let from_environment = environment.var("CNBLOGS_PROXY_LOG").map(parse::filter).transpose();
+    let from_environment =
+        from_environment.map_err(|message| ConfigError::at("CNBLOGS_PROXY_LOG", "", message))?;
+    Ok(from_environment.or(from_file).unwrap_or_else(|| "info".to_owned()))
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use url::Url;
 
 use super::files::{ca_file, secret, secret_file};
@@ -11,6 +12,7 @@ use super::reader::{Known, Reader};
 use super::{
     Account, ClientAuth, ConfigError, Environment, Grant, ResponseMode, ResponseType, Route, Secret, parse,
 };
+use crate::token::is_b64token;
 
 /// The account that variables and the shortest set-up speak of.
 const MAIN: &str = "main";
@@ -91,7 +93,7 @@ fn from_environment(environment: &Environment, alone: bool) -> Result<Option<Acc
     }
     let empty = toml::de::DeTable::new();
     let source = super::Source::new(Path::new("(environment)"), String::new());
-    let table = Reader::new(&source, format!("account.{MAIN}"), &empty, ACCOUNT)?;
+    let table = Reader::new(&source, format!("account.{MAIN}"), None, &empty, ACCOUNT)?;
     read_account(MAIN, &table, environment).map(Some)
 }
 
@@ -124,8 +126,12 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
         response_type,
         response_mode,
         issuer: table.string("issuer")?.filter(|issuer| !issuer.is_empty()),
-        authorization_url: needed(table, url("authorization_url", DEFAULT_AUTHORIZATION_URL)?)?,
-        token_url: needed(table, url("token_url", DEFAULT_TOKEN_URL)?)?,
+        authorization_url: needed(
+            table,
+            "authorization_url",
+            url("authorization_url", DEFAULT_AUTHORIZATION_URL)?,
+        )?,
+        token_url: needed(table, "token_url", url("token_url", DEFAULT_TOKEN_URL)?)?,
         revocation_url: url("revocation_url", DEFAULT_REVOCATION_URL)?,
         jwks_url: url("jwks_url", DEFAULT_JWKS_URL)?,
         client_auth: table.parsed("client_auth", client_auth)?.unwrap_or(ClientAuth::Body),
@@ -206,8 +212,12 @@ fn read_secret(
             "put it in a file that only you can read and set `{key}`, or give {variable} or {file_variable}"
         )));
     };
-    if is_pat && !crate::token::is_b64token(secrecy::ExposeSecret::expose_secret(&found.value)) {
-        return Err(table.error(format!("{} does not hold a token (RFC 6750)", found.from)));
+    if is_pat && !is_b64token(found.value.expose_secret()) {
+        let message = "not a token (RFC 6750): it has other characters than letters, digits and -._~+/";
+        return Err(match found.from.strip_prefix("CNBLOGS_") {
+            Some(_) => ConfigError::at(&found.from, "", message.to_owned()),
+            None => table.error_at(key, message),
+        });
     }
     Ok(found)
 }
@@ -250,8 +260,8 @@ fn read_url(table: &Reader<'_>, key: &'static str, default: &str) -> Result<Opti
     Ok(given.unwrap_or_else(|| Url::parse(default).ok()))
 }
 
-fn needed(table: &Reader<'_>, url: Option<Url>) -> Result<Url, ConfigError> {
-    url.ok_or_else(|| table.error("authorization_url and token_url must not be empty"))
+fn needed(table: &Reader<'_>, key: &'static str, url: Option<Url>) -> Result<Url, ConfigError> {
+    url.ok_or_else(|| table.error_at(key, "must not be empty"))
 }
 
 fn client_auth(text: &str) -> Result<ClientAuth, String> {

@@ -3,20 +3,26 @@
 use std::path::Path;
 
 use http::Method;
+use secrecy::ExposeSecret;
 
 use super::files::secret_file;
 use super::reader::{Entry, Known, Reader, Source};
-use super::{Callers, ConfigError, Key, Listen, Route, User, parse};
+use super::{Callers, ConfigError, Environment, Key, Listen, Route, User, parse};
 
 const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
 const KEY: Known = &["name", "file", "methods", "paths", "routes"];
 
-pub(super) fn read(root: &Reader<'_>, listen: &[Listen], routes: &[Route]) -> Result<Callers, ConfigError> {
+pub(super) fn read(
+    root: &Reader<'_>,
+    environment: &Environment,
+    listen: &[Listen],
+    routes: &[Route],
+) -> Result<Callers, ConfigError> {
     let empty = toml::de::DeTable::new();
     let source = Source::new(Path::new(""), String::new());
     let table = match root.table("callers", CALLERS)? {
         Some(table) => table,
-        None => Reader::new(&source, "callers".to_owned(), &empty, CALLERS)?,
+        None => Reader::new(&source, "callers".to_owned(), None, &empty, CALLERS)?,
     };
 
     let mut users = Vec::new();
@@ -41,19 +47,32 @@ pub(super) fn read(root: &Reader<'_>, listen: &[Listen], routes: &[Route]) -> Re
     for key_table in table.tables("key", KEY)? {
         let key = read_key(&key_table, routes)?;
         if keys.iter().any(|other| other.name == key.name) {
-            return Err(key_table.error("another key has the same name"));
+            return Err(key_table.error_at("name", "another key has the same name"));
+        }
+        if keys.iter().any(|other| other.secret.value.expose_secret() == key.secret.value.expose_secret()) {
+            return Err(key_table.error_at("file", "another key holds the same secret"));
         }
         keys.push(key);
     }
 
-    let remote = listen.iter().find(|one| matches!(one, Listen::Tcp(address) if !address.ip().is_loopback()));
-    if let Some(remote) = remote
+    let remote = listen.iter().position(|one| one.is_remote());
+    if let Some(index) = remote
         && (!allow_remote || keys.is_empty())
     {
-        return Err(ConfigError::at("", "listen", format!("{remote} can be reached by other machines"))
-            .with_hint("listen on 127.0.0.1, or set callers.allow_remote = true and give callers keys with [[callers.key]]"));
+        return Err(remote_error(root, index, environment).with_hint(
+            "listen on 127.0.0.1, or set callers.allow_remote = true and give callers keys with [[callers.key]]",
+        ));
     }
     Ok(Callers { users, hosts, allowed_origins, allow_remote, keys })
+}
+
+fn remote_error(root: &Reader<'_>, index: usize, environment: &Environment) -> ConfigError {
+    let message = "can be reached by other machines";
+    if environment.var("CNBLOGS_PROXY_LISTEN").is_some() {
+        return ConfigError::at("CNBLOGS_PROXY_LISTEN", "", message.to_owned());
+    }
+    let entries = root.strings("listen").ok().flatten().unwrap_or_default();
+    entries.get(index).map_or_else(|| root.error(message), |entry| entry.error(message))
 }
 
 fn read_user(entry: &Entry<'_>) -> Result<User, ConfigError> {
@@ -83,10 +102,13 @@ fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {
     let text = entry.string()?.to_ascii_lowercase();
     let wrong = || entry.error("not a host: write \"name\" or \"name:port\"");
     let authority: http::uri::Authority = text.parse().map_err(|_invalid| wrong())?;
-    if authority.host().is_empty() || text.contains('@') || text.ends_with(':') {
+    let port = authority.port_u16();
+    let is_whole = text
+        == port.map_or_else(|| authority.host().to_owned(), |port| format!("{}:{port}", authority.host()));
+    if authority.host().is_empty() || text.contains(['@', '*']) || !is_whole {
         return Err(wrong());
     }
-    Ok((authority.host().to_owned(), authority.port_u16()))
+    Ok((authority.host().to_owned(), port))
 }
 
 fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {

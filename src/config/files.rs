@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
 
 use super::reader::Reader;
 use super::{ConfigError, ExtraCa, Secret};
@@ -30,27 +31,29 @@ pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError
         .map(Option::flatten)
 }
 
-/// A secret from a file, without the white space at its end.
+/// A secret from a file, without the white space at its end. Messages do not repeat the path: it may be the
+/// secret itself, in the wrong place.
 pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
-    let problem = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
+    let problem = |error: std::io::Error| format!("the file can't be read: {error}");
     let length = std::fs::metadata(path).map_err(problem)?.len();
     if length > LARGEST_SECRET {
-        return Err(format!("{} is too large for a secret", path.display()));
+        return Err("the file is too large for a secret".to_owned());
     }
     let bytes = std::fs::read(path).map_err(problem)?;
-    let text = zeroize::Zeroizing::new(
-        String::from_utf8(bytes).map_err(|_invalid| format!("{} is not text", path.display()))?,
-    );
-    secret(text.trim(), format!("file {}", path.display()))
+    let text = String::from_utf8(bytes).map_err(|error| {
+        drop(Zeroizing::new(error.into_bytes()));
+        "the file is not text".to_owned()
+    })?;
+    secret(Zeroizing::new(text).trim(), format!("file {}", path.display()))
 }
 
 /// A secret that is one line of text.
 pub(super) fn secret(text: &str, from: String) -> Result<Secret, String> {
     if text.is_empty() {
-        return Err(format!("{from} is empty"));
+        return Err("the secret is empty".to_owned());
     }
     if text.chars().any(char::is_control) {
-        return Err(format!("{from} holds more than one line or control characters"));
+        return Err("the secret has more than one line, or control characters".to_owned());
     }
     Ok(Secret { value: text.into(), from })
 }

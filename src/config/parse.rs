@@ -101,16 +101,24 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
     Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
 }
 
+/// A tracing filter: a level, or levels by target.
+pub(super) fn filter(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_valid| text.to_owned())
+        .map_err(|_invalid| "not a filter: write error, warn, info, debug or trace".to_owned())
+}
+
 /// A web origin as browsers write it (RFC 6454, section 6.2).
 pub(super) fn origin(text: &str) -> Result<String, String> {
-    let exact = text.split_once("://").is_some_and(|(scheme, rest)| {
-        !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '?', '#', '@', ' '])
-    });
-    if exact && text.bytes().all(|b| b.is_ascii_graphic()) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("not an origin: write \"http://localhost:3000\", without a path".to_owned())
-    }
+    let wrong = || "not an origin: write \"http://localhost:3000\", without a path".to_owned();
+    let lower = text.to_ascii_lowercase();
+    let url = Url::parse(&lower).map_err(|_invalid| wrong())?;
+    let is_exact = match url.scheme() {
+        "http" | "https" => url.origin().ascii_serialization() == lower,
+        // Browser extensions have origins of their own schemes.
+        scheme => url.host_str().is_some_and(|host| lower == format!("{scheme}://{host}")),
+    };
+    if is_exact && !lower.contains('*') { Ok(lower) } else { Err(wrong()) }
 }
 
 fn is_loopback(host: Option<&Host<&str>>) -> bool {

@@ -22,6 +22,7 @@ pub(super) type Known = &'static [&'static str];
 pub(super) struct Reader<'a> {
     source: &'a Source,
     name: String,
+    header: Option<Range<usize>>,
     table: &'a DeTable<'a>,
     known: Known,
 }
@@ -65,10 +66,11 @@ impl<'a> Reader<'a> {
     pub(super) fn new(
         source: &'a Source,
         name: String,
+        header: Option<Range<usize>>,
         table: &'a DeTable<'a>,
         known: Known,
     ) -> Result<Self, ConfigError> {
-        let reader = Self { source, name, table, known };
+        let reader = Self { source, name, header, table, known };
         let unknown = table.iter().find(|(key, _)| !known.contains(&key.get_ref().as_ref()));
         let Some((key, _)) = unknown else { return Ok(reader) };
 
@@ -140,8 +142,15 @@ impl<'a> Reader<'a> {
 
     /// An error about this table as a whole.
     pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
-        let first = self.table.iter().map(|(key, _)| key.span()).min_by_key(|span| span.start);
-        self.source.error(first, &self.name, message.into())
+        self.source.error(self.header.clone(), &self.name, message.into())
+    }
+
+    /// An error about a key: at its value when it is written, else at the table.
+    pub(super) fn error_at(&self, key: &'static str, message: impl Into<String>) -> ConfigError {
+        match self.entry(key) {
+            Some(entry) => entry.error(message),
+            None => self.error(message),
+        }
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -180,7 +189,9 @@ impl<'a> Entry<'a> {
 
     fn table(&self, known: Known) -> Result<Reader<'a>, ConfigError> {
         match self.value.get_ref() {
-            DeValue::Table(table) => Reader::new(self.source, self.key.clone(), table, known),
+            DeValue::Table(table) => {
+                Reader::new(self.source, self.key.clone(), Some(self.value.span()), table, known)
+            }
             _ => Err(self.wrong_type(&format!("a table, written [{}]", self.key))),
         }
     }

@@ -24,17 +24,18 @@ pub(super) fn read(
     for table in root.tables("route", ROUTE)? {
         let route = read_route(&table, only, accounts)?;
         if routes.iter().any(|other| other.prefix == route.prefix) {
-            return Err(table.error("another route has the same prefix"));
+            return Err(table.error_at("prefix", "another route has the same prefix"));
         }
         if routes.iter().any(|other| other.name == route.name) {
-            return Err(table.error("another route has the same name"));
+            let key = if table.entry("name").is_some() { "name" } else { "prefix" };
+            return Err(table.error_at(key, "another route has the same name"));
         }
         routes.push(route);
     }
 
     if routes.is_empty() {
         let account = only.ok_or_else(|| {
-            root.error("there are several accounts and no route says which one to use")
+            root.error("route: there are several accounts and none says which one to use")
                 .with_hint("add a [[route]] with prefix, upstream and account for each")
         })?;
         let upstream = parse::upstream(DEFAULT_UPSTREAM).expect("the default is a URL");
@@ -91,7 +92,7 @@ fn read_route(
     })?;
     let http = http.unwrap_or(HttpVersion::Auto);
     if http == HttpVersion::Http2 && !upstream.tls {
-        return Err(table.error("http = \"2\" needs an https upstream"));
+        return Err(table.error_at("http", "\"2\" needs an https upstream"));
     }
     Ok(Route { prefix, name, upstream, account, ca, http })
 }

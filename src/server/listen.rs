@@ -57,6 +57,9 @@ pub enum ListenError {
     /// Something that is not a socket stands at the path.
     #[error("{0} is not a socket: it is left alone")]
     NotASocket(PathBuf),
+    /// A socket of the service manager that other machines can reach.
+    #[error("{0} can be reached by other machines: set callers.allow_remote = true and give callers keys")]
+    Remote(Listen),
     /// Others could replace the socket.
     #[error("{0} can be written by others, who could put their own socket there")]
     OpenDirectory(PathBuf),
@@ -126,6 +129,9 @@ fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, Listen
         Socket::Unix(listener) => listener.set_nonblocking(true),
     }
     .map_err(|source| failed(&listen, source))?;
+    if listen.is_remote() && (!callers.allow_remote || callers.keys.is_empty()) {
+        return Err(ListenError::Remote(listen));
+    }
     let door = Arc::new(door(&listen, callers));
     Ok(Bound { listen, socket, door })
 }
