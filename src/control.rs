@@ -9,10 +9,11 @@ mod pages;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, RawForm, RawQuery, State};
+use axum::extract::{FromRequest, Path, RawQuery, Request, State};
 use axum::http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
@@ -20,6 +21,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http_body_util::{BodyExt as _, Limited};
 use ring::hmac;
 use serde_json::{Value, json};
 use url::form_urlencoded;
@@ -33,6 +35,9 @@ use login::{Brought, Logins, Rejected};
 
 /// A pasted address has some 1,500 bytes.
 const LARGEST_FORM: usize = 64 * 1024;
+/// How long a script waits for a token.
+const TOKEN_WAIT: Duration = Duration::from_secs(20);
+const FORM_WITHIN: Duration = Duration::from_secs(60);
 /// A page left open for longer asks to be loaded again.
 const PAGE_SECRET_LIVES_SECS: i64 = 12 * 3600;
 /// Everything local: nothing from elsewhere, nothing inline, in no frame. A form may lead to the authorization
@@ -126,7 +131,6 @@ pub fn router(control: Arc<Control>) -> Router {
         .route("/-/icon.svg", get(pages::icon))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(LARGEST_FORM))
         .layer(axum::middleware::map_response(inert))
         .with_state(control)
 }
@@ -180,7 +184,7 @@ async fn start(
     State(control): Shared,
     Path(account): Path<String>,
     fields: HeaderMap,
-    RawForm(form): RawForm,
+    Form(form): Form,
 ) -> Result<Response, Answer> {
     control.posted_from_our_page(&fields, &form)?;
     control.session(&account)?;
@@ -194,7 +198,7 @@ async fn paste(
     State(control): Shared,
     Path(account): Path<String>,
     fields: HeaderMap,
-    RawForm(form): RawForm,
+    Form(form): Form,
 ) -> Result<Response, Answer> {
     control.posted_from_our_page(&fields, &form)?;
     let session = control.session(&account)?;
@@ -215,11 +219,8 @@ async fn callback_by_get(State(control): Shared, fields: HeaderMap, RawQuery(que
     }
 }
 
-async fn callback_by_post(State(control): Shared, fields: HeaderMap, RawForm(form): RawForm) -> Response {
-    let Ok(form) = std::str::from_utf8(&form) else {
-        return told(&control, &fields, "", Err(Rejected("the callback is not text".to_owned())));
-    };
-    finish_brought(&control, &fields, Brought::Form(form)).await
+async fn callback_by_post(State(control): Shared, fields: HeaderMap, Form(form): Form) -> Response {
+    finish_brought(&control, &fields, Brought::Form(&form)).await
 }
 
 async fn finish_brought(control: &Control, fields: &HeaderMap, brought: Brought<'_>) -> Response {
@@ -263,7 +264,7 @@ async fn refresh(
     State(control): Shared,
     Path(account): Path<String>,
     fields: HeaderMap,
-    RawForm(form): RawForm,
+    Form(form): Form,
 ) -> Result<Response, Answer> {
     control.posted_from_our_page(&fields, &form)?;
     let outcome = control.session(&account)?.refresh().await;
@@ -274,7 +275,7 @@ async fn logout(
     State(control): Shared,
     Path(account): Path<String>,
     fields: HeaderMap,
-    RawForm(form): RawForm,
+    Form(form): Form,
 ) -> Result<Response, Answer> {
     control.posted_from_our_page(&fields, &form)?;
     let outcome = control.session(&account)?.log_out().await;
@@ -295,7 +296,7 @@ fn changed(fields: &HeaderMap, outcome: Result<(), AskError>, done: &str) -> Res
 
 async fn access_token(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
     let session = control.session(&account)?;
-    let token = session.token(std::time::Duration::from_secs(20)).await.map_err(|reason| match reason {
+    let token = session.token(TOKEN_WAIT).await.map_err(|reason| match reason {
         NoToken::LoginRequired => Problem::new(Code::LoginRequired, "a person has to log in"),
         NoToken::Unavailable { .. } => Problem::new(Code::TokenUnavailable, "there is no token now"),
     })?;
@@ -360,7 +361,7 @@ async fn wrong_method() -> Response {
 impl Control {
     /// A browser has to show the secret of the page that it posts from. A program that is no browser could read
     /// the page first anyway, and shows none.
-    fn posted_from_our_page(&self, fields: &HeaderMap, form: &[u8]) -> Result<(), Problem> {
+    fn posted_from_our_page(&self, fields: &HeaderMap, form: &str) -> Result<(), Problem> {
         let marks = [
             ORIGIN,
             REFERER,
@@ -375,6 +376,23 @@ impl Control {
             Code::ForbiddenOrigin,
             "this was not posted from the proxy's own page, or the page is too old: load it again",
         ))
+    }
+}
+
+/// The body of a POST, as text: bounded in size and time.
+struct Form(String);
+
+impl<S: Sync> FromRequest<S> for Form {
+    type Rejection = Answer;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Answer> {
+        let malformed = |detail: &str| Problem::new(Code::BadRequest, detail).closing();
+        let body = Limited::new(request.into_body(), LARGEST_FORM).collect();
+        let body = tokio::time::timeout(FORM_WITHIN, body).await;
+        let body = body.map_err(|_elapsed| malformed("the form did not arrive in time"))?;
+        let body = body.map_err(|_error| malformed("the form is larger than 64 KiB, or broke off"))?;
+        let text = String::from_utf8(body.to_bytes().into());
+        Ok(Self(text.map_err(|_invalid| malformed("the form is not text"))?))
     }
 }
 
@@ -429,8 +447,10 @@ fn wants_html(fields: &HeaderMap) -> bool {
     accept.contains("text/html")
 }
 
-fn field(form: &[u8], name: &str) -> Option<String> {
-    form_urlencoded::parse(form).find(|(known, _)| known == name).map(|(_, value)| value.into_owned())
+fn field(form: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(form.as_bytes())
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.into_owned())
 }
 
 fn hex(bytes: &[u8]) -> String {

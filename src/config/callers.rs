@@ -55,7 +55,7 @@ pub(super) fn read(
         keys.push(key);
     }
 
-    let remote = listen.iter().position(|one| one.is_remote());
+    let remote = listen.iter().position(Listen::is_remote);
     if let Some(index) = remote
         && (!allow_remote || keys.is_empty())
     {

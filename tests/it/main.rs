@@ -5,4 +5,5 @@ mod support;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod house;
 mod provider;
