@@ -240,7 +240,12 @@ impl Keeper {
     }
 
     async fn try_refresh(&mut self) -> Result<(), String> {
-        let reservation = self.reserve().await?;
+        let reservation = match self.reserve().await {
+            Ok(reservation) => Some(reservation),
+            // Nothing is spent and nothing can be lost.
+            Err(_) if self.oauth.account().grant == Grant::ClientCredentials => None,
+            Err(message) => return Err(message),
+        };
         if self.is_superseded() {
             self.load();
             return Ok(());
@@ -280,7 +285,7 @@ impl Keeper {
         }
     }
 
-    async fn failed(&mut self, reservation: Reservation, error: GrantError) {
+    async fn failed(&mut self, reservation: Option<Reservation>, error: GrantError) {
         let outcome = match &error {
             GrantError::Refused { .. } => RefreshOutcome::Refused,
             GrantError::Unavailable { .. } => RefreshOutcome::Unavailable,
@@ -305,8 +310,8 @@ impl Keeper {
     }
 
     /// The refresh token is dead. It is marked, not deleted, and never presented again.
-    async fn refused(&mut self, mut reservation: Reservation) {
-        if let Some(record) = &mut self.record {
+    async fn refused(&mut self, reservation: Option<Reservation>) {
+        if let (Some(record), Some(mut reservation)) = (&mut self.record, reservation) {
             record.is_refused = true;
             let (store, account, record) =
                 (Arc::clone(&self.store), self.shared.account.clone(), record.clone());
@@ -347,6 +352,9 @@ impl Keeper {
     }
 
     async fn reserve(&mut self) -> Result<Reservation, String> {
+        if let Some(reservation) = self.unsaved.take() {
+            return Ok(reservation);
+        }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let reserved = blocking(move || store.reserve(&account)).await;
         match reserved {
@@ -366,11 +374,11 @@ impl Keeper {
 
     /// Makes a login durable, then uses it. When it can't be made durable it is used all the same, since the
     /// one before it is spent, and saving is tried again and again.
-    async fn keep_login(&mut self, reservation: Reservation, record: Record) {
+    async fn keep_login(&mut self, reservation: Option<Reservation>, record: Record) {
         let lifetime = self.lifetime_of(&record);
         let access_token = record.access_token.clone();
         self.record = Some(record);
-        self.unsaved = Some(reservation);
+        self.unsaved = reservation;
         self.save_if_needed().await;
         self.publish_token(&access_token, lifetime);
         self.is_in_doubt = false;

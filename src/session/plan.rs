@@ -17,7 +17,7 @@ const WANTED_CAP: Duration = Duration::from_secs(2);
 const MOST_TRIES: usize = 10;
 const WINDOW: Duration = Duration::from_secs(600);
 /// After a refusal that only a change of the configuration can mend.
-const MISCONFIGURED: Duration = Duration::from_secs(300);
+const MISCONFIGURED: Duration = Duration::from_secs(310);
 /// Upstream 401s cause at most one refresh in this time.
 const REJECTED_EVERY: Duration = Duration::from_secs(60);
 /// When a failure is told to a person: after so many tries, or so long.

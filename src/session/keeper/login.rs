@@ -74,7 +74,7 @@ impl Keeper {
         remarks: Vec<String>,
     ) -> LoginOutcome {
         self.told.remove(&Event::LoginExpiring);
-        self.keep_login(reservation, record).await;
+        self.keep_login(Some(reservation), record).await;
         self.look_around();
         self.answer();
         let status = self.status();
