@@ -190,32 +190,31 @@ impl Store {
         account: &str,
         record: &Record,
     ) -> Result<(), StoreError> {
-        let mut latest = self.latest();
-        let mut next = latest.successor();
-        next.records.insert(account.to_owned(), record.clone());
-        self.write(reservation, &next)?;
-        *latest = next;
-        Ok(())
+        self.write(reservation, |records| {
+            records.insert(account.to_owned(), record.clone());
+        })
     }
 
     /// Erases the login of an account, in the current generation and in the one before.
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn erase(&self, account: &str) -> Result<(), StoreError> {
-        let mut reservation = self.reserve(account)?;
-        {
-            let mut latest = self.latest();
-            let mut next = latest.successor();
-            next.records.remove(account);
-            self.write(&mut reservation, &next)?;
-            *latest = next;
-        }
+    pub fn erase(&self, reservation: &mut Reservation, account: &str) -> Result<(), StoreError> {
+        self.write(reservation, |records| {
+            records.remove(account);
+        })?;
         remove_if_there(&self.dir.join(PREVIOUS))?;
         self.handle.sync_all().map_err(failed("syncing", &self.dir))
     }
 
-    fn write(&self, reservation: &mut Reservation, next: &Generation) -> Result<(), StoreError> {
+    fn write(
+        &self,
+        reservation: &mut Reservation,
+        change: impl FnOnce(&mut BTreeMap<String, Record>),
+    ) -> Result<(), StoreError> {
+        let mut latest = self.latest();
+        let mut next = latest.successor();
+        change(&mut next.records);
         let (current, previous) = (self.dir.join(CURRENT), self.dir.join(PREVIOUS));
         let bytes = next.encode();
         let file = &reservation.file;
@@ -234,7 +233,9 @@ impl Store {
             let _kept = fs::hard_link(&current, &previous);
         }
         fs::rename(&reservation.path, &current).map_err(failed("renaming", &reservation.path))?;
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))
+        self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
+        *latest = next;
+        Ok(())
     }
 
     /// Takes over what somebody else wrote, when it is whole and newer than what we know: spending a refresh
@@ -272,14 +273,11 @@ impl Store {
             let Some(account) = name.strip_prefix(NEXT) else { continue };
 
             let path = entry.path();
-            let mut latest = self.latest();
             match read_generation(&path) {
-                Ok(Some(found)) if found.number == latest.number + 1 => {
-                    fs::rename(&path, self.dir.join(CURRENT)).map_err(failed("renaming", &path))?;
-                    findings.warnings.push(format!("took over the login of {account} that was saved last"));
-                    *latest = found;
-                }
-                Ok(Some(_)) => remove_if_there(&path)?,
+                Ok(Some(mut found)) => match found.records.remove(account) {
+                    Some(record) => self.take_over(account, &record, path, findings)?,
+                    None => remove_if_there(&path)?,
+                },
                 Ok(None) | Err(_) => {
                     remove_if_there(&path)?;
                     findings.in_flight.insert(account.to_owned());
@@ -287,6 +285,26 @@ impl Store {
             }
         }
         self.handle.sync_all().map_err(failed("syncing", &self.dir))
+    }
+
+    /// A record that was durable when the last process died, but not yet under its name: it is the newest one,
+    /// unless the store has a later one.
+    fn take_over(
+        &self,
+        account: &str,
+        record: &Record,
+        path: PathBuf,
+        findings: &mut Findings,
+    ) -> Result<(), StoreError> {
+        let stored = self.record(account);
+        if stored.is_some_and(|stored| stored.obtained_at_ms > record.obtained_at_ms) {
+            return remove_if_there(&path);
+        }
+        let file = OpenOptions::new().write(true).open(&path).map_err(failed("opening", &path))?;
+        let mut reservation = Reservation { path, file, is_durable: true };
+        self.commit(&mut reservation, account, record)?;
+        findings.warnings.push(format!("took over the login of {account} that was saved last"));
+        Ok(())
     }
 
     fn latest(&self) -> std::sync::MutexGuard<'_, Generation> {

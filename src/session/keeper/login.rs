@@ -44,7 +44,10 @@ impl Keeper {
         {
             let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
+            let forgotten = self.awaiting.replace(Awaiting { confirmation, since: now(), record, remarks });
+            if let Some(forgotten) = forgotten {
+                self.drop_login(forgotten.record).await;
+            }
             return Ok(outcome);
         }
         Ok(self.accept(reservation, record, remarks).await)
@@ -104,15 +107,13 @@ impl Keeper {
             Some(refresh_token) => self.oauth.revoke(refresh_token, "refresh_token").await,
             None => self.oauth.revoke(&record.access_token, "access_token").await,
         };
-        self.unsaved = None;
         self.shared.current.store(None);
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let erased = blocking(move || store.erase(&account)).await;
+        let erased = self.erase().await;
         self.plan = Plan::default();
         self.look_around();
         self.answer();
-        if let Err(error) = erased {
-            return Err(AskError::Failed(format!("the stored login can't be erased: {}", chain(&error))));
+        if let Err(reason) = erased {
+            return Err(AskError::Failed(format!("the stored login can't be erased: {reason}")));
         }
         tracing::info!(account = self.shared.account, "logged out");
         revoked.map_err(|error| {
@@ -120,6 +121,12 @@ impl Keeper {
                 "the login is erased here, but the server did not confirm that it is revoked: {error}"
             ))
         })
+    }
+
+    async fn erase(&mut self) -> Result<(), String> {
+        let mut reservation = self.reserve().await?;
+        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
+        blocking(move || store.erase(&mut reservation, &account)).await.map_err(|error| chain(&error))
     }
 
     pub(super) fn reconfigure(&mut self, account: Account) {
