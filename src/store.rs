@@ -28,6 +28,7 @@ pub use record::{Person, Record};
 const CURRENT: &str = "store";
 const PREVIOUS: &str = "store.previous";
 const NEXT: &str = "store.next.";
+const TAKEN: &str = "store.taken";
 const LOCK: &str = "lock";
 /// A store that is larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
@@ -275,7 +276,7 @@ impl Store {
             let path = entry.path();
             match read_generation(&path) {
                 Ok(Some(mut found)) => match found.records.remove(account) {
-                    Some(record) => self.take_over(account, &record, path, findings)?,
+                    Some(record) => self.take_over(account, &record, &path, findings)?,
                     None => remove_if_there(&path)?,
                 },
                 Ok(None) | Err(_) => {
@@ -293,16 +294,20 @@ impl Store {
         &self,
         account: &str,
         record: &Record,
-        path: PathBuf,
+        path: &Path,
         findings: &mut Findings,
     ) -> Result<(), StoreError> {
         let stored = self.record(account);
         if stored.is_some_and(|stored| stored.obtained_at_ms > record.obtained_at_ms) {
-            return remove_if_there(&path);
+            return remove_if_there(path);
         }
-        let file = OpenOptions::new().write(true).open(&path).map_err(failed("opening", &path))?;
-        let mut reservation = Reservation { path, file, is_durable: true };
-        self.commit(&mut reservation, account, record)?;
+        // The only durable copy stays until another one is.
+        let copy = self.dir.join(TAKEN);
+        remove_if_there(&copy)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy);
+        let file = file.map_err(failed("making", &copy))?;
+        self.commit(&mut Reservation { path: copy, file, is_durable: false }, account, record)?;
+        remove_if_there(path)?;
         findings.warnings.push(format!("took over the login of {account} that was saved last"));
         Ok(())
     }
