@@ -305,6 +305,12 @@ fn build_program() -> Outcome<PathBuf> {
     if profile != "debug" {
         command.arg("--profile").arg(profile);
     }
+    // `cargo run` says to us which package we are; told to another cargo, it makes build scripts run again.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     let status = command.status()?;
     let program = directory.join("cnblogs-proxy");
     if !status.success() || !program.exists() {
