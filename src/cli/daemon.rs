@@ -81,7 +81,8 @@ impl Daemon {
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
         let stream = UnixStream::connect(&self.path).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let asking = async {
+        // Takes the sender, so that the connection ends with the answer.
+        let asking = async move {
             let response = sender.send_request(request).await?;
             let (parts, body) = response.into_parts();
             let body = Limited::new(body, LARGEST_ANSWER).collect().await;
@@ -90,10 +91,8 @@ impl Daemon {
                 parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
             anyhow::Ok(Answer { status: parts.status, location, body })
         };
-        let (answer, _closed) = tokio::join!(asking, async {
-            let ended = connection.await;
-            drop(ended);
-        });
+        let (answer, closed) = tokio::join!(asking, connection);
+        closed?;
         answer
     }
 }
