@@ -7,6 +7,7 @@
 //! ```
 
 mod connection;
+mod line;
 pub mod listen;
 mod peer;
 mod worker;

@@ -1,0 +1,146 @@
+//! Callers and upstreams that use what the protocol allows, and what it does not.
+
+use super::caller::Caller;
+use super::{assert_problem, one_worker};
+use crate::standin::{Scripted, Then};
+use crate::support::{Answer, World};
+
+#[test]
+fn http_1_0_is_served_when_it_names_a_host() {
+    let world = one_worker().logged_in();
+    let authority = &world.daemon.authority;
+
+    let raw = world.daemon.raw(format!("GET /echo HTTP/1.0\r\nHost: {authority}\r\n\r\n").as_bytes());
+    assert_eq!(Answer::parse(&raw, "GET").unwrap().json()["method"], "GET");
+
+    let raw = world
+        .daemon
+        .raw(format!("GET /bytes/100000?chunked HTTP/1.0\r\nHost: {authority}\r\n\r\n").as_bytes());
+    let answer = Answer::parse(&raw, "GET").unwrap();
+    assert_eq!(
+        (answer.field("transfer-encoding"), answer.body.len()),
+        (None, 100_000),
+        "1.0 knows no chunks"
+    );
+
+    let raw = world.daemon.raw(b"GET /echo HTTP/1.0\r\n\r\n");
+    assert_problem(&Answer::parse(&raw, "GET").unwrap(), "bad-request", 400, "http_request_error");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let world = one_worker().logged_in();
+    let mut caller = Caller::connect(&world.daemon);
+    let mut all = String::new();
+    for number in 0..20 {
+        let authority = &world.daemon.authority;
+        all += &format!("POST /echo/{number} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: 4\r\n\r\nbody");
+    }
+
+    caller.send(all.as_bytes());
+
+    for number in 0..20 {
+        assert_eq!(caller.answer("POST").json()["target"], format!("/echo/{number}"));
+    }
+}
+
+#[test]
+fn what_an_answer_leaves_behind_is_never_the_next_answer() {
+    let world = one_worker().logged_in();
+    let poisoned =
+        "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngoodHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    world.standin.on_api(move |_| Some(Scripted::raw(poisoned)));
+
+    let mut caller = Caller::connect(&world.daemon);
+    for _ in 0..50 {
+        assert_eq!(caller.get("/x").text(), "good");
+    }
+}
+
+#[test]
+fn an_answer_to_nobody_is_never_the_next_answer() {
+    let world = one_worker().logged_in();
+    let late = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    world.standin.on_api(move |request| (request.method == "HEAD").then(|| Scripted::raw(late)));
+
+    let mut caller = Caller::connect(&world.daemon);
+    for _ in 0..50 {
+        caller.send_head("HEAD /x", "");
+        assert_eq!(caller.answer("HEAD").status, 200);
+        assert_ne!(caller.get("/echo").text(), "evil");
+    }
+}
+
+#[test]
+fn a_request_with_two_framings_is_refused() {
+    let world = World::logged_in();
+    world.standin.clear_api_requests();
+    for fields in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: 0x5",
+        "Content-Length: -1",
+        "Content-Length: 99999999999999999999",
+        "Content-Length:",
+        "Transfer-Encoding : chunked",
+    ] {
+        let head = format!("POST /echo HTTP/1.1\r\nHost: {}\r\n{fields}\r\n\r\n", world.daemon.authority);
+        let raw = world.daemon.raw(&[head.as_bytes(), b"0\r\n\r\n"].concat());
+        let answer = Answer::parse(&raw, "POST").unwrap_or_else(|| panic!("{fields:?}: {raw:?}"));
+        assert_eq!(
+            (answer.status, answer.field("proxy-status").is_some()),
+            (400, true),
+            "{fields:?}: {answer:?}"
+        );
+        assert_problem(&answer, "bad-request", 400, "http_request_error");
+    }
+    assert_eq!(world.standin.api_requests().len(), 0, "nothing of it went up");
+}
+
+#[test]
+fn a_malformed_request_is_refused_and_its_connection_ends() {
+    let world = World::logged_in();
+    world.standin.clear_api_requests();
+    let host = format!("Host: {}", world.daemon.authority);
+    for head in [
+        format!("GET /echo HTTP/1.1\r\n{host}\r\nX-Nul: a\0b"),
+        format!("GET /echo HTTP/1.1\r\n{host}\r\n folded: line"),
+        format!("GET /echo HTTP/1.1\r\n{host}\r\nno colon"),
+        format!("GET /echo HTTP/1.1\r\n{host}\r\nX Y: z"),
+        format!("GET /echo HTTP/1.1\r\n{host}\r\nX-A : z"),
+        format!("GET /ec ho HTTP/1.1\r\n{host}"),
+        format!("GET echo HTTP/1.1\r\n{host}"),
+        format!("OPTIONS * HTTP/1.1\r\n{host}"),
+        format!("G ET /echo HTTP/1.1\r\n{host}"),
+        format!("GET /echo HTTP/3.0\r\n{host}"),
+        format!("GET /echo\r\n{host}"),
+        format!("\x16\x03\x01\x02 / HTTP/1.1\r\n{host}"),
+        "PRI * HTTP/2.0".to_owned(),
+        "hello".to_owned(),
+    ] {
+        let raw = world.daemon.raw(format!("{head}\r\n\r\n").as_bytes());
+        let answer = Answer::parse(&raw, "GET").unwrap_or_else(|| panic!("{head:?}: {raw:?}"));
+        assert_eq!(answer.status, 400, "{head:?}: {answer:?}");
+        assert_problem(&answer, "bad-request", 400, "http_request_error");
+    }
+    assert_eq!(world.standin.api_requests().len(), 0);
+}
+
+#[test]
+fn an_answer_that_is_cut_in_its_head_is_no_answer() {
+    let world = one_worker().logged_in();
+    for then in [Then::Close, Then::Reset] {
+        let head = "HTTP/1.1 200 OK\r\nContent-Le";
+        world.standin.on_api(move |_| Some(Scripted::Raw { bytes: head.into(), then }));
+        let answer = world.daemon.get("/x");
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert!(
+            ["upstream-invalid", "upstream-unreachable"].contains(&answer.problem().as_str()),
+            "{answer:?}"
+        );
+    }
+}
