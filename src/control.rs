@@ -18,7 +18,7 @@ use axum::http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt as _, Limited};
@@ -28,7 +28,7 @@ use url::form_urlencoded;
 
 use crate::config::Listen;
 use crate::metrics::Metrics;
-use crate::problem::{Code, Problem};
+use crate::problem::{Code, PROXY_STATUS, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{Moment, now};
 use login::{Brought, Logins, Rejected};
@@ -212,7 +212,16 @@ async fn paste(
     Ok(told(&control, &fields, &account, outcome))
 }
 
-async fn callback_by_get(State(control): Shared, fields: HeaderMap, RawQuery(query): RawQuery) -> Response {
+async fn callback_by_get(
+    State(control): Shared,
+    method: Method,
+    fields: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    // A look at the head spends nothing.
+    if method == Method::HEAD {
+        return StatusCode::OK.into_response();
+    }
     match query.filter(|query| !query.is_empty()) {
         Some(query) => finish_brought(&control, &fields, Brought::Query(&query)).await,
         None => pages::fragment().into_response(),
@@ -426,7 +435,14 @@ fn axum_json(value: &Value) -> impl IntoResponse + use<> {
 }
 
 /// What every answer of this origin carries, whatever else it says.
-async fn inert(mut response: Response) -> Response {
+pub async fn inert(response: Response) -> Response {
+    let mut response =
+        if response.status().is_client_error() && !response.headers().contains_key(PROXY_STATUS) {
+            // A path or a query that axum itself can't read.
+            problem(Problem::new(Code::BadRequest, "the request can't be read"))
+        } else {
+            response
+        };
     let fields = response.headers_mut();
     for (name, value) in [
         (CACHE_CONTROL, "no-store"),

@@ -1,6 +1,8 @@
 //! The address that the browser ends at, as a person pastes it or a browser brings it: parsed strictly, since
 //! anybody may have made it.
 
+use std::collections::BTreeMap;
+
 use secrecy::SecretString;
 use url::{Url, form_urlencoded};
 
@@ -63,7 +65,7 @@ pub enum CallbackError {
     NoParameters,
     /// Repeated, or both in query and fragment.
     #[error("the parameter `{0}` is there more than once")]
-    Repeated(&'static str),
+    Repeated(String),
     /// Far too many.
     #[error("this has too many parameters to be the address of the redirect page")]
     TooMany,
@@ -118,28 +120,26 @@ pub fn parse_pasted(text: &str, redirect_uri: &Url) -> Result<Callback, Callback
 /// # Errors
 /// [`CallbackError`], in words for the person.
 pub fn parse_parameters(encoded: &[&str]) -> Result<Callback, CallbackError> {
-    let mut names = ["state", "code", "id_token", "error", "error_description"].map(|name| (name, None));
-    let mut count = 0;
+    let mut seen = BTreeMap::new();
     for part in encoded {
         if part.len() > LONGEST {
             return Err(CallbackError::TooLong);
         }
         for (name, value) in form_urlencoded::parse(part.as_bytes()) {
-            count += 1;
-            if count > MOST_PARAMETERS {
+            if seen.len() >= MOST_PARAMETERS {
                 return Err(CallbackError::TooMany);
             }
-            let Some((name, slot)) = names.iter_mut().find(|(known, _)| *known == name) else { continue };
-            if slot.is_some() {
-                return Err(CallbackError::Repeated(name));
-            }
-            if value.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER) {
+            if [&name, &value].iter().any(|text| text.chars().any(is_foreign)) {
                 return Err(CallbackError::Characters);
             }
-            *slot = Some(value.into_owned());
+            if seen.contains_key(&*name) {
+                return Err(CallbackError::Repeated(name.chars().take(40).collect()));
+            }
+            seen.insert(name.into_owned(), value.into_owned());
         }
     }
-    let [(_, state), (_, code), (_, id_token), (_, error), (_, description)] = names;
+    let [state, code, id_token, error, description] =
+        ["state", "code", "id_token", "error", "error_description"].map(|name| seen.remove(name));
     let state = state.filter(|state| !state.is_empty()).ok_or(CallbackError::Missing("state"))?;
     if let Some(error) = error {
         let short = |text: String| text.chars().take(300).collect();
@@ -151,6 +151,11 @@ pub fn parse_parameters(encoded: &[&str]) -> Result<Callback, CallbackError> {
     let code = code.filter(|code| !code.is_empty()).ok_or(CallbackError::Missing("code"))?;
     let code = Code { code: code.into(), id_token: id_token.filter(|t| !t.is_empty()).map(Into::into) };
     Ok(Callback { state, outcome: Outcome::Code(code) })
+}
+
+/// What no parameter has: control characters, or bytes that are not UTF-8.
+fn is_foreign(c: char) -> bool {
+    c.is_control() || c == char::REPLACEMENT_CHARACTER
 }
 
 #[cfg(test)]
@@ -196,7 +201,8 @@ mod tests {
             (format!("{at}#code=a%ffb&state=c"), "characters"),
             (format!("{at}#code=a\0b&state=c"), "characters"),
             (format!("{at}#{}state=c", "x=1&".repeat(10_000)), "too long"),
-            (format!("{at}#{}state=c", "x=1&".repeat(100)), "too many"),
+            (format!("{at}#{}state=c", (0..100).map(|n| format!("x{n}=1&")).collect::<String>()), "too many"),
+            (format!("{at}#code=a&state=c&scope=x&scope=y"), "`scope` is there more than once"),
             ("a".repeat(1 << 20), "too long"),
         ];
         for (text, expected) in cases {

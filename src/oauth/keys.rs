@@ -35,6 +35,8 @@ pub(super) struct Keys {
 #[derive(Clone, Debug)]
 struct Fetched {
     at: Moment,
+    /// When a key id was looked for in vain.
+    unknown_at: Option<Moment>,
     keys: Option<Arc<Vec<Key>>>,
 }
 
@@ -72,18 +74,29 @@ impl Keys {
         let Some(url) = url else { return Ok(None) };
         let kid = jsonwebtoken::decode_header(id_token.expose_secret()).ok().and_then(|header| header.kid);
         let cached = self.cache.lock().expect("no thread panics while it holds the keys").clone();
-        if let Some(fetched) = cached {
-            let age = now().since(fetched.at);
-            let knows = fetched.keys.as_ref().is_none_or(|keys| knows(keys, kid.as_deref()));
-            if age < REFETCH_AFTER || (knows && age < KEEP_FOR) {
-                return Ok(fetched.keys);
-            }
+        let looked_at = now();
+        if let Some(fetched) = &cached
+            && !fetched.needs_another_look(kid.as_deref(), looked_at)
+        {
+            return Ok(fetched.keys.clone());
         }
 
         let keys = download(http, url).await.map_err(LoginError::Keys)?.map(Arc::new);
+        let is_unknown = keys.as_ref().is_some_and(|keys| !knows(keys, kid.as_deref()));
+        let unknown_at =
+            if is_unknown { Some(looked_at) } else { cached.and_then(|fetched| fetched.unknown_at) };
         *self.cache.lock().expect("no thread panics while it holds the keys") =
-            Some(Fetched { at: now(), keys: keys.clone() });
+            Some(Fetched { at: looked_at, unknown_at, keys: keys.clone() });
         Ok(keys)
+    }
+}
+
+impl Fetched {
+    fn needs_another_look(&self, kid: Option<&str>, now: Moment) -> bool {
+        let Some(keys) = &self.keys else { return now.since(self.at) >= REFETCH_AFTER };
+        let is_old = now.since(self.at) >= KEEP_FOR;
+        let has_looked = self.unknown_at.is_some_and(|at| now.since(at) < REFETCH_AFTER);
+        is_old || (!knows(keys, kid) && !has_looked)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, HOST, ORIGIN, PROXY_AUTHORIZATION, REFERER};
+use http::header::{AUTHORIZATION, HOST, ORIGIN, PROXY_AUTHORIZATION, REFERER, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ring::digest::{SHA256, digest};
@@ -16,6 +16,7 @@ use super::headers::AllowedOrigin;
 use crate::config::{Callers, Config, Key, Listen, User};
 use crate::problem::{Code, Problem};
 
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What a browser sends when it fetches on its own account, or installs something that outlives the page.
 const NEVER: [HeaderName; 4] = [
@@ -150,7 +151,9 @@ impl Guard {
         well_formed(parts)?;
         right_host(caller, parts)?;
         self.known_user(caller)?;
-        if !is_callback && self.allowed_page(&parts.headers)?.is_some() {
+        if is_callback {
+            is_navigation(&parts.headers)?;
+        } else if self.allowed_page(&parts.headers)?.is_some() {
             return Err(forbidden_origin("this origin may call the API, but not the proxy's own pages"));
         }
         let key = self.key(&parts.headers)?;
@@ -214,9 +217,7 @@ impl Guard {
 
     /// The allowed page that a request comes from; none when no page is involved.
     fn allowed_page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
-        if let Some(name) = NEVER.iter().find(|name| fields.contains_key(*name)) {
-            return Err(forbidden_origin(&format!("requests with {name} are not served")));
-        }
+        is_meant(fields)?;
         let own = fields.get(HOST).map(|host| [b"http://", host.as_bytes()].concat()).unwrap_or_default();
         let is_own = |origin: &[u8]| origin.eq_ignore_ascii_case(&own);
         let is_allowed = |origin: &[u8]| {
@@ -326,12 +327,12 @@ fn well_formed(parts: &Parts) -> Result<(), Problem> {
     if !parts.uri.path().starts_with('/') {
         return Err(Problem::new(Code::BadRequest, "the request target is not a path").closing());
     }
-    let framings = parts.headers.get_all(http::header::TRANSFER_ENCODING).iter().count();
-    let lengths = parts.headers.get_all(http::header::CONTENT_LENGTH).iter().count();
-    if framings > 1 || lengths > 1 || (framings == 1 && lengths == 1) {
-        return Err(Problem::new(Code::BadRequest, "the request has more than one framing").closing());
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Problem::new(Code::BadRequest, "the only transfer coding is chunked, once").closing()),
     }
-    Ok(())
 }
 
 /// Exactly one Host, and one that names this proxy (RFC 9112, section 3.2); an absolute-form target must
@@ -353,6 +354,25 @@ fn right_host(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
         return Err(Problem::new(Code::WrongHost, detail));
     }
     Ok(())
+}
+
+/// Nothing that a browser fetches on its own account.
+fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
+    match NEVER.iter().find(|name| fields.contains_key(*name)) {
+        Some(name) => Err(forbidden_origin(&format!("requests with {name} are not served"))),
+        None => Ok(()),
+    }
+}
+
+/// A person's browser going to a page, and not a page loading a picture.
+fn is_navigation(fields: &HeaderMap) -> Result<(), Problem> {
+    is_meant(fields)?;
+    match fields.get(SEC_FETCH_DEST) {
+        Some(destination) if destination != "document" => {
+            Err(forbidden_origin("a login's callback is a page of its own"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `host [ ":" port ]` without user information (RFC 9110, section 7.2).

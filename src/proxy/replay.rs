@@ -165,7 +165,7 @@ impl Stream {
                 if let Some(copy) = &self.copy {
                     copy.grow(&frame);
                 }
-                if self.incoming.is_end_stream() {
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.end(true);
                 }
                 Poll::Ready(Some(Ok(frame)))

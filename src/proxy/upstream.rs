@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
@@ -177,24 +177,15 @@ impl Client {
         may_reuse: bool,
     ) -> Result<Tried, Failure> {
         if self.endpoint.route.http == HttpVersion::Http2 {
-            return self.send_http2(request, token, progress).await.map(Tried::Answered);
+            return self.send_http2(request, token, progress, may_reuse).await;
         }
         let (mut sender, is_reused) = match self.idle.take().filter(|_| may_reuse) {
             Some(sender) => (sender, true),
             None => (self.connect_http1().await?, false),
         };
-        let answer = self.in_time(sender.try_send_request(request), progress).await?;
-        match answer {
+        match self.in_time(sender.try_send_request(request), progress).await? {
             Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, Some(sender))?)),
-            Err(mut error) => {
-                let unsent = error.take_message();
-                let failure = Failure::Http(error.into_error());
-                if is_reused && (unsent.is_some() || failure.is_dead_connection()) {
-                    Ok(Tried::Dead(unsent.map(Box::new), failure))
-                } else {
-                    Err(failure)
-                }
-            }
+            Err(error) => judged(error, is_reused, false),
         }
     }
 
@@ -203,7 +194,8 @@ impl Client {
         mut request: Request<Upload>,
         token: &Arc<Token>,
         progress: Option<&AtomicU64>,
-    ) -> Result<Response<Download>, Failure> {
+        may_reuse: bool,
+    ) -> Result<Tried, Failure> {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = self.endpoint.uri.scheme().cloned();
         parts.authority = self.endpoint.uri.authority().cloned();
@@ -211,19 +203,23 @@ impl Client {
         request.headers_mut().remove(http::header::HOST);
         request.headers_mut().remove(http::header::TRANSFER_ENCODING);
 
-        let mut sender = self.http2_sender().await?;
-        let answer = self.in_time(sender.send_request(request), progress).await?.map_err(Failure::Http)?;
-        self.passable(answer, token, None)
+        let (mut sender, is_reused) = self.http2_sender(may_reuse).await?;
+        match self.in_time(sender.try_send_request(request), progress).await? {
+            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, None)?)),
+            Err(error) => judged(error, is_reused, sender.is_closed()),
+        }
     }
 
-    async fn http2_sender(&self) -> Result<http2::SendRequest<Upload>, Failure> {
-        let kept = self.http2.lock().expect("no thread panics while it holds a sender").clone();
-        if let Some(sender) = kept.filter(|sender| !sender.is_closed()) {
-            return Ok(sender);
+    /// The connection that all requests share, and whether it was there before.
+    async fn http2_sender(&self, may_reuse: bool) -> Result<(http2::SendRequest<Upload>, bool), Failure> {
+        let kept = self.http2.lock().expect("no thread panics while it holds a sender").take();
+        if let Some(sender) = kept.filter(|sender| may_reuse && !sender.is_closed()) {
+            *self.http2.lock().expect("no thread panics while it holds a sender") = Some(sender.clone());
+            return Ok((sender, true));
         }
         let sender = self.connect_http2().await?;
         *self.http2.lock().expect("no thread panics while it holds a sender") = Some(sender.clone());
-        Ok(sender)
+        Ok((sender, false))
     }
 
     fn passable(
@@ -327,6 +323,21 @@ impl Client {
         let buffered = BufReader::with_capacity(TLS_BUFFER, tcp);
         let tls = TlsConnector::from(config).connect(name.clone(), buffered).await.map_err(Failure::Tls)?;
         Ok(Stream::Tls(Box::new(tls)))
+    }
+}
+
+/// Tells a pooled connection that was dead from everything else that can go wrong.
+fn judged(
+    mut error: TrySendError<Request<Upload>>,
+    is_reused: bool,
+    is_closed: bool,
+) -> Result<Tried, Failure> {
+    let unsent = error.take_message();
+    let failure = Failure::Http(error.into_error());
+    if is_reused && (unsent.is_some() || is_closed || failure.is_dead_connection()) {
+        Ok(Tried::Dead(unsent.map(Box::new), failure))
+    } else {
+        Err(failure)
     }
 }
 

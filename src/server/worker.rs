@@ -92,16 +92,14 @@ impl Worker {
             let guard = self.shared.guard.load();
             if let Err(problem) = guard.admit_local(caller, &parts, control::is_callback(path)) {
                 self.shared.metrics.refused();
-                return problem.into_response().map(axum::body::Body::from);
+                return refused(problem).await;
             }
         }
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let answer = self.control.spawn(self.local.clone().oneshot(request)).await;
         match answer {
             Ok(Ok(response)) => response,
-            Err(_stopped) => Problem::new(Code::Stopping, "the daemon is stopping")
-                .into_response()
-                .map(axum::body::Body::from),
+            Err(_stopped) => refused(Problem::new(Code::Stopping, "the daemon is stopping")).await,
         }
     }
 
@@ -220,6 +218,11 @@ impl TryWrite for UnixStream {
     fn try_last_words(&self, words: &[u8]) {
         let _sent = self.try_write(words);
     }
+}
+
+/// A refusal at our own address carries what every answer of ours carries.
+async fn refused(problem: Problem) -> Response<axum::body::Body> {
+    control::inert(problem.into_response().map(axum::body::Body::from)).await
 }
 
 /// A path with dot segments, encoded or not, only looks like one of ours.

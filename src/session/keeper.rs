@@ -128,11 +128,17 @@ impl Keeper {
                 () = tokio::time::sleep(self.until_next()) => Wake::Time,
             };
             match wake {
-                Wake::Stop => return self.save_if_needed().await,
+                Wake::Stop => return self.end().await,
                 Wake::Asked(ask) => self.obey(ask).await,
                 Wake::Time => self.on_time().await,
             }
         }
+    }
+
+    /// What must not be left behind.
+    async fn end(&mut self) {
+        self.save_if_needed().await;
+        self.drop_awaiting().await;
     }
 
     /// Publishes the stored login of this application, or the personal access token.
@@ -167,9 +173,8 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
-        if let Some(awaiting) = self.awaiting.take_if(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN)
-        {
-            self.drop_login(awaiting.record).await;
+        if self.awaiting.as_ref().is_some_and(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN) {
+            self.drop_awaiting().await;
         }
         self.look_around();
         let lifetime = self.lifetime();

@@ -5,5 +5,6 @@ mod support;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod attacks;
 mod house;
 mod provider;

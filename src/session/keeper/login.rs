@@ -44,12 +44,11 @@ impl Keeper {
         {
             let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            let forgotten = self.awaiting.replace(Awaiting { confirmation, since: now(), record, remarks });
-            if let Some(forgotten) = forgotten {
-                self.drop_login(forgotten.record).await;
-            }
+            self.drop_awaiting().await;
+            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
             return Ok(outcome);
         }
+        self.drop_awaiting().await;
         Ok(self.accept(reservation, record, remarks).await)
     }
 
@@ -89,6 +88,13 @@ impl Keeper {
         })
     }
 
+    /// A login that nobody can say yes to any more is a no.
+    pub(super) async fn drop_awaiting(&mut self) {
+        if let Some(awaiting) = self.awaiting.take() {
+            self.drop_login(awaiting.record).await;
+        }
+    }
+
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
     pub(super) async fn drop_login(&self, record: Record) {
         if let Some(refresh_token) = &record.refresh_token {
@@ -107,6 +113,7 @@ impl Keeper {
             Some(refresh_token) => self.oauth.revoke(refresh_token, "refresh_token").await,
             None => self.oauth.revoke(&record.access_token, "access_token").await,
         };
+        self.drop_awaiting().await;
         self.shared.current.store(None);
         let erased = self.erase().await;
         self.plan = Plan::default();

@@ -1,0 +1,252 @@
+//! The pages around a login, and who may post to them.
+
+use crate::standin::{Options, Person};
+use crate::support::{Answer, Setup, World};
+
+use super::{Before, page_secret, post_as_browser, post_from_page};
+
+/// web-021: what every answer of this origin says, refusals included.
+#[track_caller]
+fn assert_inert(what: &str, answer: &Answer) {
+    for (name, expected) in [
+        ("cache-control", "no-store"),
+        ("referrer-policy", "no-referrer"),
+        ("x-content-type-options", "nosniff"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ] {
+        assert_eq!(answer.field(name), Some(expected), "{name} of {what}: {answer:?}");
+    }
+    let csp = answer.field("content-security-policy").unwrap_or_default();
+    assert!(csp.contains("default-src 'none'") && csp.contains("frame-ancestors 'none'"), "{what}: {csp}");
+    assert!(!csp.contains("unsafe") && !csp.contains('*') || is_loopback_only(csp), "{what}: {csp}");
+    assert_eq!(answer.field("access-control-allow-origin"), None, "{what}");
+}
+
+/// The one wildcard is the port of a loopback authorization server.
+fn is_loopback_only(csp: &str) -> bool {
+    !csp.contains("unsafe") && !csp.replace("127.0.0.1:*", "").replace("localhost:*", "").contains('*')
+}
+
+/// web-021
+#[test]
+fn every_local_answer_is_inert() {
+    let world = World::logged_in();
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    let large = vec![b'a'; 1 << 20];
+    let requests: [(&str, &str, &[(&str, &str)], &[u8]); 30] = [
+        ("GET", "/-/", &[], b""),
+        ("HEAD", "/-/", &[], b""),
+        ("GET", "/-/login", &[], b""),
+        ("GET", "/-/login/main", &[], b""),
+        ("GET", "/-/login/nobody", &[], b""),
+        ("POST", "/-/login/main/start", &form, b""),
+        ("GET", "/-/login/main/start", &[], b""),
+        ("POST", "/-/login/nobody/start", &form, b""),
+        ("POST", "/-/login/main", &form, b"callback=x"),
+        ("POST", "/-/login/main", &[("Accept", "text/html"), form[0]], b"callback=x"),
+        ("POST", "/-/login/main", &form, &large),
+        ("POST", "/-/login/main", &[("Content-Type", "application/json")], b"{}"),
+        ("GET", "/-/callback", &[], b""),
+        ("GET", "/-/callback?code=a&state=b", &[], b""),
+        ("POST", "/-/callback", &form, b"code=a&state=b"),
+        ("GET", "/-/status", &[], b""),
+        ("POST", "/-/status", &form, b""),
+        ("POST", "/-/refresh/main", &form, b""),
+        ("POST", "/-/refresh/nobody", &form, b""),
+        ("POST", "/-/logout/main", &form, b""),
+        ("POST", "/-/logout/main", &form, b""),
+        ("GET", "/-/healthz", &[], b""),
+        ("GET", "/-/readyz", &[], b""),
+        ("GET", "/-/metrics", &[], b""),
+        ("GET", "/-/page.css", &[], b""),
+        ("GET", "/-/page.js", &[], b""),
+        ("GET", "/-/icon.svg", &[], b""),
+        ("GET", "/-/unknown", &[], b""),
+        ("GET", "/-/status", &[("Origin", "https://evil.example")], b""),
+        ("GET", "/-/status", &[("Host", "evil.example")], b""),
+    ];
+
+    for (method, target, fields, body) in requests {
+        let answer = world.daemon.request(method, target, fields, body);
+        assert_inert(&format!("{method} {target} {fields:?}"), &answer);
+    }
+}
+
+/// Errors of the local routes are problems like all others.
+#[test]
+fn what_a_local_route_can_t_read_is_a_problem() {
+    let world = World::start();
+    let form = "application/x-www-form-urlencoded";
+    for (method, target, kind, body) in [
+        ("POST", "/-/login/main", form, vec![b'a'; 1 << 20]),
+        ("POST", "/-/login/main/start", form, vec![b'a'; 1 << 20]),
+        ("POST", "/-/callback", form, vec![b'a'; 1 << 20]),
+        ("POST", "/-/login/main", "application/json", b"{}".to_vec()),
+        ("POST", "/-/login/%ff", form, b"callback=x".to_vec()),
+        ("GET", "/-/login/main/start", form, Vec::new()),
+        ("GET", "/-/login/nobody", form, Vec::new()),
+    ] {
+        let answer = world.daemon.request(method, target, &[("Content-Type", kind)], &body);
+        assert!((400..500).contains(&answer.status), "{method} {target}: {answer:?}");
+        answer.problem();
+    }
+}
+
+/// web-022: a browser can only post what comes from our own page.
+#[test]
+fn a_browser_posts_from_our_own_page_or_not_at_all() {
+    let world = World::logged_in();
+    let before = Before::of(&world);
+    let callback = world.standin.authorize(&world.begin_login(), Person::Alice);
+    let own = format!("http://{}", world.daemon.authority);
+    let (page, login) = (page_secret(&world), format!("{own}/-/login"));
+    let altered = format!("{}{}", &page[..page.len() - 1], if page.ends_with('0') { '1' } else { '0' });
+    let later = format!("9{page}");
+    let tries: [(&[(&str, &str)], &str); 13] = [
+        (&[("Origin", "https://evil.example")], &page),
+        (&[("Origin", "null")], &page),
+        (&[("Origin", "http://localhost:1")], &page),
+        (&[("Sec-Fetch-Site", "cross-site")], &page),
+        (&[("Sec-Fetch-Site", "same-site")], &page),
+        (&[("Referer", "https://evil.example/")], &page),
+        (&[("Origin", &own), ("Sec-Fetch-Site", "cross-site")], &page),
+        (&[("Origin", &own)], ""),
+        (&[("Sec-Fetch-Site", "same-origin")], ""),
+        (&[("Referer", &login)], ""),
+        (&[("Origin", &own)], "guessed"),
+        (&[("Origin", &own)], &altered),
+        (&[("Origin", &own)], &later),
+    ];
+
+    for (from, secret) in tries {
+        for target in ["/-/login/main", "/-/login/main/start", "/-/refresh/main", "/-/logout/main"] {
+            let answer = post_as_browser(&world, target, from, &[("page", secret), ("callback", &callback)]);
+            assert_eq!(
+                (answer.status, answer.problem().as_str()),
+                (403, "forbidden-origin"),
+                "{from:?} {secret}"
+            );
+        }
+    }
+
+    before.assert_unchanged(0, &world);
+    assert_eq!((world.standin.revocations().len(), world.daemon.state().as_str()), (0, "ready"));
+    let form = [("page", page.as_str()), ("callback", callback.as_str())];
+    assert_eq!(post_from_page(&world, "/-/login/main", &form).status, 200);
+}
+
+#[test]
+fn the_page_s_own_button_begins_a_login() {
+    let world = World::start();
+    let page = page_secret(&world);
+
+    let answer = post_from_page(&world, "/-/login/main/start", &[("page", &page)]);
+
+    assert_eq!(answer.status, 303, "{answer:?}");
+    assert_eq!(world.standin.authorize_refusal(answer.field("location").unwrap()), None);
+}
+
+#[test]
+fn a_page_s_secret_is_worth_nothing_to_the_next_daemon() {
+    let mut world = World::start();
+    let page = page_secret(&world);
+
+    world.restart();
+
+    assert_eq!(post_from_page(&world, "/-/login/main/start", &[("page", &page)]).status, 403);
+}
+
+/// web-023: a GET makes no login, replaces none and ends none.
+#[test]
+fn a_hundred_gets_change_nothing_about_a_login() {
+    let world = World::start();
+    let callback = world.standin.authorize(&world.begin_login(), Person::Alice);
+    let fields =
+        [("Sec-Fetch-Dest", "image"), ("Sec-Fetch-Mode", "no-cors"), ("Sec-Fetch-Site", "same-origin")];
+
+    for target in ["/-/login/start", "/-/login/main/start", "/-/login/main", "/-/login"] {
+        for _ in 0..100 {
+            let answer = world.daemon.request("GET", target, &fields, b"");
+            assert!(answer.field("location").is_none(), "{target}: {answer:?}");
+        }
+    }
+    assert_eq!(world.daemon.get("/-/login/main/start").status, 405);
+
+    assert_eq!(world.paste(&callback).status, 200);
+}
+
+#[test]
+fn the_login_page_says_what_to_do_and_sends_nothing_by_itself() {
+    let world = World::start();
+
+    let page = world.daemon.get("/-/login");
+
+    let text = page.text();
+    assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(text.contains(&format!("{}/auth/callback", world.standin.auth_url())), "{text}");
+    assert!(text.contains("action=\"/-/login/main/start\" target=\"_blank\""), "{text}");
+    assert!(
+        text.contains("name=\"callback\"") && !text.contains("style=") && !text.contains("onclick"),
+        "{text}"
+    );
+    assert_eq!(
+        text,
+        world.daemon.get("/-/login/main").text().replace(&page_secret(&world), &secret_of(&text))
+    );
+}
+
+fn secret_of(page: &str) -> String {
+    super::attribute(page, "name=\"page\" value=\"")
+}
+
+/// An account whose tokens need no person, in both kinds.
+fn start_without_login() -> [World; 2] {
+    let token = "pat-0123456789abcdef".to_owned();
+    let application =
+        Setup { account: "grant = \"client_credentials\"".to_owned(), ..Setup::default() }.start();
+    let options =
+        Options { personal_access_tokens: vec![(token.clone(), Person::Alice)], ..Options::default() };
+    let environment = vec![("CNBLOGS_PAT".to_owned(), token)];
+    let world = Setup { options, ..Setup::default() }.start();
+    let config = std::fs::read_to_string(world.home.config()).unwrap();
+    let lines = config.lines().filter(|line| !line.starts_with("client_"));
+    let home = crate::support::Home::new(environment);
+    let state = format!("{}", home.state().display());
+    let config: String = lines.map(|line| format!("{line}\n")).collect();
+    let config = config.replace(&world.home.state().display().to_string(), &state);
+    std::fs::write(home.config(), config).unwrap();
+    let daemon = home.serve();
+    [application, World { daemon, standin: world.standin, home }]
+}
+
+#[test]
+fn an_account_without_a_person_says_that_no_login_is_needed() {
+    for world in start_without_login() {
+        assert_eq!(world.daemon.get("/api/blogposts/@sitehome").status, 200);
+        let asked = world.standin.token_requests().len();
+
+        let started = world.daemon.post_form("/-/login/main/start", &[]);
+        let pasted = world.paste("http://127.0.0.1/auth/callback#code=a&state=b");
+        let pages = ["/-/login", "/-/login/main"].map(|target| world.daemon.get(target));
+        let command = world.home.run(&["login", "main"], "");
+
+        for (what, text) in [("start", started.text()), ("paste", pasted.text())] {
+            assert!(text.contains("needs no login"), "{what}: {text}");
+        }
+        assert!(
+            (400..500).contains(&started.status) && (400..500).contains(&pasted.status),
+            "{started:?} {pasted:?}"
+        );
+        for page in pages {
+            assert!(!page.text().contains("<form"), "{}", page.text());
+            assert!(
+                page.text().contains("needs no login") || page.text().contains("needs a login"),
+                "{page:?}"
+            );
+        }
+        assert!(!command.status.success(), "{command:?}");
+        assert!(String::from_utf8_lossy(&command.stderr).contains("needs no login"), "{command:?}");
+        assert_eq!(world.standin.token_requests().len(), asked);
+    }
+}
