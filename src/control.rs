@@ -19,7 +19,7 @@ use axum::http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt as _, Limited};
 use ring::hmac;
@@ -88,6 +88,15 @@ impl Control {
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
             "requests": self.metrics.counts(),
         })
+    }
+
+    fn login_page(&self, account: &str) -> Html<String> {
+        let secret = self.page_secret();
+        match self.logins.redirect_uri(account) {
+            None => pages::no_login_needed(account),
+            Some(own) if login::is_local(own) => pages::login_that_comes_back(account, &secret),
+            Some(elsewhere) => pages::login(account, elsewhere.as_str(), &secret),
+        }
     }
 
     fn session(&self, account: &str) -> Result<&Session, Problem> {
@@ -165,17 +174,14 @@ async fn status_page(State(control): Shared) -> Response {
 async fn login_page(State(control): Shared) -> Response {
     let names: Vec<_> = control.logins.accounts().collect();
     match names.as_slice() {
-        [only] => {
-            pages::login(only, &control.logins.redirect_uri(only), &control.page_secret()).into_response()
-        }
+        [only] => control.login_page(only).into_response(),
         _ => pages::choose(&names).into_response(),
     }
 }
 
 async fn account_page(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
     control.session(&account)?;
-    let redirect_uri = control.logins.redirect_uri(&account);
-    Ok(pages::login(&account, &redirect_uri, &control.page_secret()).into_response())
+    Ok(control.login_page(&account).into_response())
 }
 
 // --- login -----------------------------------------------------------------------------------------------
@@ -322,13 +328,12 @@ async fn readyz(State(control): Shared) -> Response {
     if control.is_ready() {
         return axum_json(&json!({ "status": "ready" })).into_response();
     }
-    let waiting: Vec<_> = control
-        .sessions
-        .iter()
-        .filter(|(_, session)| session.current().is_none())
-        .map(|(name, session)| format!("{name} is {}", session.status().state.as_str()))
-        .collect();
-    problem(Problem::new(Code::TokenUnavailable, waiting.join(", ")))
+    let waiting = control.sessions.iter().filter(|(_, session)| session.current().is_none());
+    let states: Vec<_> = waiting.map(|(name, session)| (name, session.status().state)).collect();
+    let needs_login = states.iter().any(|(_, state)| *state == AccountState::LoginRequired);
+    let code = if needs_login { Code::LoginRequired } else { Code::TokenUnavailable };
+    let words = states.iter().map(|(name, state)| format!("{name} is {}", state.as_str()));
+    problem(Problem::new(code, words.collect::<Vec<_>>().join(", ")))
 }
 
 async fn metrics(State(control): Shared) -> Response {

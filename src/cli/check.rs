@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::{Exit, Failure, say};
-use crate::config::{Account, Config, Grant};
+use crate::config::{Account, Config, Grant, User};
 
 pub(super) fn check(config: &Config) -> Result<Exit, Failure> {
     let file = config.file.as_ref().map_or_else(
@@ -34,9 +34,13 @@ pub(super) fn check(config: &Config) -> Result<Exit, Failure> {
     for key in &config.callers.keys {
         say(&format!("key            {} from {}", key.name, key.secret.from));
     }
-    if config.callers.keys.is_empty() {
-        say(&format!("callers        users {:?}, no keys", config.callers.users));
-    }
+    let users = config.callers.users.iter().map(|user| match user {
+        User::Myself => "self".to_owned(),
+        User::Anyone => "*".to_owned(),
+        User::Uid(uid) => uid.to_string(),
+    });
+    let keys = if config.callers.keys.is_empty() { "no key needed" } else { "with a key" };
+    say(&format!("callers        users {}, {keys}", users.collect::<Vec<_>>().join(", ")));
     for warning in warnings(config) {
         say(&format!("warning: {warning}"));
     }

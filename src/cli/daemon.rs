@@ -119,7 +119,7 @@ impl Answer {
 /// Exit code 3, and what to do.
 pub(super) fn login_required(message: String) -> Failure {
     Failure::new(Exit::LoginRequired, message)
-        .with_hint("run `cnblogs-proxy login`, or open /-/login in a browser")
+        .with_hint("run `cnblogs-proxy login` with the account's name, or open /-/login in a browser")
 }
 
 pub(super) fn runtime() -> Result<Runtime, Failure> {

@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use super::daemon::{Daemon, runtime};
 use super::{Common, Exit, Failure, log, say, say_error};
 use crate::config::{Config, Environment};
-use crate::control::login::as_json;
+use crate::control::login::{as_json, is_local};
 use crate::notify;
 use crate::server::Accounts;
 
@@ -32,7 +32,11 @@ pub(super) fn login(
             Place::Here(runtime, accounts)
         }
     };
-    let outcome = converse(&place, account);
+    let redirect_uri = &config.accounts[account].redirect_uri;
+    let outcome = match &place {
+        Place::Daemon(_) if is_local(redirect_uri) => come_back(&place, account),
+        _ => converse(&place, account),
+    };
     if let Place::Here(runtime, accounts) = place {
         runtime.block_on(accounts.close());
     }
@@ -46,6 +50,15 @@ pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
     let (notifier, _) = notify::channel();
     let accounts = runtime.block_on(async { Accounts::open(config, &notifier) })?;
     Ok((runtime, accounts))
+}
+
+/// The browser comes back to the daemon by itself, which ends the login.
+fn come_back(place: &Place, account: &str) -> Result<Exit, Failure> {
+    let url = place.start(account)?;
+    say("Open this address in a browser on this machine and log in there:\n");
+    say(&url);
+    say("\nThe browser comes back to the daemon by itself. `cnblogs-proxy status` says when it is done.");
+    Ok(Exit::Done)
 }
 
 fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {

@@ -57,9 +57,9 @@ impl Logins {
         self.accounts.keys().map(String::as_str)
     }
 
-    /// The address where the browser ends, as it is registered.
-    pub fn redirect_uri(&self, account: &str) -> String {
-        self.accounts.get(account).map(|oauth| oauth.account().redirect_uri.to_string()).unwrap_or_default()
+    /// The address where the browser ends, as it is registered; none for an account that needs no login.
+    pub fn redirect_uri(&self, account: &str) -> Option<&Url> {
+        self.accounts.get(account).map(|oauth| &oauth.account().redirect_uri)
     }
 
     /// Begins a login and returns the address to open in a browser.
@@ -113,8 +113,7 @@ impl Logins {
         let Some(account) = self.account_of(&callback.state) else {
             return (String::new(), Err(unknown_state()));
         };
-        let is_registered =
-            self.oauth(&account).is_ok_and(|oauth| oauth.account().redirect_uri.path() == LOCAL_CALLBACK);
+        let is_registered = self.redirect_uri(&account).is_some_and(is_local);
         let Some(session) = sessions.get(&account).filter(|_| is_registered) else {
             return (
                 account,
@@ -170,6 +169,11 @@ impl Logins {
         let (_, pending) = all.remove(at);
         is_alive(&pending).then_some(pending)
     }
+}
+
+/// True for a registered address that is our own `/-/callback`.
+pub fn is_local(redirect_uri: &Url) -> bool {
+    redirect_uri.path() == LOCAL_CALLBACK
 }
 
 /// What became of a login, for programs.

@@ -61,6 +61,30 @@ pub(super) fn login(account: &str, redirect_uri: &str, secret: &str) -> Html<Str
     page("Log in", "", &body)
 }
 
+/// One account's login, when the browser comes back to us by itself.
+pub(super) fn login_that_comes_back(account: &str, secret: &str) -> Html<String> {
+    let (name, secret) = (escape(account), escape(secret));
+    let body = format!(
+        "<h1>Log in to Cnblogs</h1>\
+         <p>Account <b>{name}</b>. Log in there and allow the application; the browser comes back here by \
+         itself.</p>\
+         <form method=\"post\" action=\"/-/login/{name}/start\">\
+         <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
+         <button type=\"submit\">Log in at Cnblogs</button></form>"
+    );
+    page("Log in", "", &body)
+}
+
+/// An account that no person logs in to.
+pub(super) fn no_login_needed(account: &str) -> Html<String> {
+    let body = format!(
+        "<h1>No login needed</h1><p>Account <b>{}</b> needs no login: its tokens need no person.</p>\
+         <p><a href=\"/-/\">Status</a></p>",
+        escape(account)
+    );
+    page("No login needed", "", &body)
+}
+
 /// The accounts that a person logs in to, when there are several.
 pub(super) fn choose(accounts: &[&str]) -> Html<String> {
     let mut body = String::from("<h1>Log in to Cnblogs</h1>");

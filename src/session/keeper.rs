@@ -108,12 +108,12 @@ impl Keeper {
             told: HashSet::new(),
         };
         keeper.load();
+        keeper.look_around();
         keeper
     }
 
     /// Runs until `stop`; what has begun is finished first.
     pub(super) async fn keep(mut self, mut asked: mpsc::Receiver<Ask>, stop: CancellationToken) {
-        self.look_around();
         loop {
             if !stop.is_cancelled() && self.should_refresh() {
                 // Its outcome is published and, when it failed, planned for.

@@ -6,5 +6,8 @@ mod support;
 mod standin;
 
 mod attacks;
+mod commands;
+mod configuration;
 mod house;
+mod login;
 mod provider;

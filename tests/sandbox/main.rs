@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use standin::{Options, Person, Standin};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use url::form_urlencoded;
 
 const USAGE: &str = "\
@@ -53,10 +53,13 @@ async fn run(choice: &Choice) -> Outcome<()> {
     let program = build_program()?;
     let standin = Standin::start(Options { expires_in_secs: choice.expires_in_secs, ..Options::default() });
     let config = write_config(&standin)?;
+    // Asked for before there is anything to leave behind: a signal that comes early is found later.
+    let interrupted = signal(SignalKind::interrupt())?;
+    let terminated = signal(SignalKind::terminate())?;
     let mut daemon = Daemon::start(&program, &config)?;
     say(&welcome(&standin, &program, &config, &daemon.url, choice));
 
-    let mut watch = Watch { standin: &standin, daemon: &mut daemon, seen: 0 };
+    let mut watch = Watch { standin: &standin, daemon: &mut daemon, seen: 0, interrupted, terminated };
     let shown = if choice.login { show(&mut watch, choice).await } else { watch.until_stopped(None).await };
     say("stopping ...");
     let stopped = daemon.stop();
@@ -166,18 +169,17 @@ struct Watch<'a> {
     standin: &'a Standin,
     daemon: &'a mut Daemon,
     seen: usize,
+    interrupted: Signal,
+    terminated: Signal,
 }
 
 impl Watch<'_> {
     /// Until Ctrl-C or, when given, the moment.
     async fn until_stopped(&mut self, end_at: Option<Instant>) -> Outcome<()> {
-        let mut terminated = signal(SignalKind::terminate())?;
-        let interrupted = tokio::signal::ctrl_c();
-        tokio::pin!(interrupted);
         while end_at.is_none_or(|end_at| Instant::now() < end_at) {
             tokio::select! {
-                result = &mut interrupted => return Ok(result?),
-                _ = terminated.recv() => return Ok(()),
+                _ = self.interrupted.recv() => return Ok(()),
+                _ = self.terminated.recv() => return Ok(()),
                 () = tokio::time::sleep(TICK) => self.tell(),
             }
             if let Some(status) = self.daemon.process.try_wait()? {
