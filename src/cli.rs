@@ -258,7 +258,8 @@ fn say_error(text: &str) {
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<Exit, Failure> {
-    match io::stdout().lock().write_all(bytes) {
+    let mut output = io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(Failure::new(Exit::Failed, format!("writing to standard output: {error}"))),
     }

@@ -94,8 +94,7 @@ impl Control {
         let secret = self.page_secret();
         match self.logins.redirect_uri(account) {
             None => pages::no_login_needed(account),
-            Some(own) if login::is_local(own) => pages::login_that_comes_back(account, &secret),
-            Some(elsewhere) => pages::login(account, elsewhere.as_str(), &secret),
+            Some(uri) => pages::login(account, uri.as_str(), login::is_local(uri), &secret),
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::daemon::{Daemon, login_required};
 use super::login::open;
@@ -107,8 +108,8 @@ fn here<T>(
 
 fn print_token(bytes: &[u8]) -> Result<Exit, Failure> {
     use std::io::IsTerminal as _;
-    print_bytes(bytes.strip_prefix(b"Bearer ").unwrap_or(bytes))?;
-    say("");
+    let token = bytes.strip_prefix(b"Bearer ").unwrap_or(bytes);
+    print_bytes(&Zeroizing::new([token, b"\n"].concat()))?;
     if std::io::stdout().is_terminal() {
         say_error("hint: this token opens your account: it belongs into no file, chat or history");
     }

@@ -38,19 +38,16 @@ pub(super) fn status(accounts: &[(String, Arc<Status>)], requests: Counts, secre
 }
 
 /// One account's login: a button that opens the authorization server, and a field for where the browser ended.
-pub(super) fn login(account: &str, redirect_uri: &str, secret: &str) -> Html<String> {
+/// When it comes back to us by itself, the field is only a way out.
+pub(super) fn login(account: &str, redirect_uri: &str, comes_back: bool, secret: &str) -> Html<String> {
     let (name, ends_at, secret) = (escape(account), escape(redirect_uri), escape(secret));
-    let body = format!(
-        "<h1>Log in to Cnblogs</h1>\
-         <p>Account <b>{name}</b>. This takes two steps and at most ten minutes.</p>\
-         <h2>Step 1: allow it</h2>\
-         <form method=\"post\" action=\"/-/login/{name}/start\" target=\"_blank\">\
+    let start = format!(
+        "<form method=\"post\" action=\"/-/login/{name}/start\" target=\"_blank\">\
          <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
-         <button type=\"submit\">Open Cnblogs in a new tab</button></form>\
-         <p>Log in there and allow the application. The tab ends at an almost empty page, whose address begins \
-         with <code>{ends_at}</code>. That is right: all that matters is its address.</p>\
-         <h2>Step 2: bring the address back</h2>\
-         <form method=\"post\" action=\"/-/login/{name}\" id=\"paste\" data-redirect=\"{ends_at}\">\
+         <button type=\"submit\">Open Cnblogs in a new tab</button></form>"
+    );
+    let paste = format!(
+        "<form method=\"post\" action=\"/-/login/{name}\" id=\"paste\" data-redirect=\"{ends_at}\">\
          <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
          <label for=\"callback\">Copy the whole address from that tab's address bar and paste it here:</label>\
          <textarea id=\"callback\" name=\"callback\" rows=\"4\" required autocomplete=\"off\" spellcheck=\"false\" \
@@ -58,21 +55,22 @@ pub(super) fn login(account: &str, redirect_uri: &str, secret: &str) -> Html<Str
          <p id=\"hint\" role=\"status\"></p>\
          <button type=\"submit\">Log in</button></form>"
     );
-    page("Log in", "", &body)
-}
-
-/// One account's login, when the browser comes back to us by itself.
-pub(super) fn login_that_comes_back(account: &str, secret: &str) -> Html<String> {
-    let (name, secret) = (escape(account), escape(secret));
-    let body = format!(
-        "<h1>Log in to Cnblogs</h1>\
-         <p>Account <b>{name}</b>. Log in there and allow the application; the browser comes back here by \
-         itself.</p>\
-         <form method=\"post\" action=\"/-/login/{name}/start\">\
-         <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
-         <button type=\"submit\">Log in at Cnblogs</button></form>"
-    );
-    page("Log in", "", &body)
+    let steps = if comes_back {
+        format!(
+            "<p>Account <b>{name}</b>. Log in there and allow the application; the new tab comes back here by \
+             itself and says what became of it.</p>{start}\
+             <details><summary>It did not come back</summary>{paste}</details>"
+        )
+    } else {
+        format!(
+            "<p>Account <b>{name}</b>. This takes two steps and at most ten minutes.</p>\
+             <h2>Step 1: allow it</h2>{start}\
+             <p>Log in there and allow the application. The tab ends at an almost empty page, whose address \
+             begins with <code>{ends_at}</code>. That is right: all that matters is its address.</p>\
+             <h2>Step 2: bring the address back</h2>{paste}"
+        )
+    };
+    page("Log in", "", &format!("<h1>Log in to Cnblogs</h1>{steps}"))
 }
 
 /// An account that no person logs in to.
