@@ -28,7 +28,7 @@ use url::form_urlencoded;
 
 use crate::config::Listen;
 use crate::metrics::Metrics;
-use crate::problem::{Code, PROXY_STATUS, Problem};
+use crate::problem::{Code, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{Moment, now};
 use login::{Brought, Logins, Rejected};
@@ -440,13 +440,16 @@ fn axum_json(value: &Value) -> impl IntoResponse + use<> {
 
 /// What every answer of this origin carries, whatever else it says.
 pub async fn inert(response: Response) -> Response {
-    let mut response =
-        if response.status().is_client_error() && !response.headers().contains_key(PROXY_STATUS) {
-            // A path or a query that axum itself can't read.
-            problem(Problem::new(Code::BadRequest, "the request can't be read"))
-        } else {
-            response
-        };
+    let is_axums = response.status().is_client_error()
+        && response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    let mut response = if is_axums {
+        problem(Problem::new(Code::BadRequest, "the path or the query can't be read"))
+    } else {
+        response
+    };
     let fields = response.headers_mut();
     for (name, value) in [
         (CACHE_CONTROL, "no-store"),

@@ -151,13 +151,13 @@ fn a_thousand_logins_share_neither_state_nor_nonce() {
         assert_eq!(world.standin.authorize_refusal(url), None);
     }
     for name in ["state", "nonce", "code_challenge"] {
-        assert_random(urls.iter().map(|url| parameter(url, name)).collect());
+        assert_random(&urls.iter().map(|url| parameter(url, name)).collect());
     }
 }
 
 /// All differ, all have 128 bits or more, and every bit of them is as often set as not.
 #[track_caller]
-fn assert_random(values: HashSet<String>) {
+fn assert_random(values: &HashSet<String>) {
     let decoded: Vec<Vec<u8>> = values.iter().map(|value| URL_SAFE_NO_PAD.decode(value).unwrap()).collect();
     assert_eq!(decoded.len(), 1000, "some came twice");
     let bytes = decoded.iter().map(Vec::len).min().unwrap();

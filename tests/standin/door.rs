@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
@@ -68,7 +69,7 @@ impl Door {
         accepting.abort();
         drop(self.runtime.spawn(async move {
             accepting.await.ok();
-            done.send(reserve(address)).ok();
+            done.send(reserve_again(address).await).ok();
         }));
         let socket = bound.recv().expect("the runtime outlives its door");
         *state = State::Shut(socket.expect("a port that was just left can be bound again"));
@@ -88,6 +89,19 @@ impl Door {
     pub(crate) fn is_shut(&self) -> bool {
         matches!(*lock(&self.state), State::Shut(_))
     }
+}
+
+/// Other threads of a test start processes, and between fork and exec such a child holds the port, too.
+async fn reserve_again(address: SocketAddr) -> io::Result<TcpSocket> {
+    for _ in 0..1000 {
+        match reserve(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            reserved => return reserved,
+        }
+    }
+    reserve(address)
 }
 
 /// A listener that must never be contacted.

@@ -40,7 +40,7 @@ fn a_callback_without_its_exact_state_is_refused_and_the_right_one_still_works()
         (set(&callback, "state", |state| format!("{}{}", other(&state[..1]), &state[1..])), "`state`"),
         (set(&callback, "state", |state| state[..state.len() - 1].to_owned()), "`state`"),
         (set(&callback, "state", |state| format!("{state}A")), "`state`"),
-        (set(&callback, "state", |state| state.to_uppercase()), "`state`"),
+        (set(&callback, "state", str::to_uppercase), "`state`"),
         (set(&callback, "state", |_| "xyz".to_owned()), "`state`"),
         (set(&callback, "state", |_| String::new()), "`state` is missing"),
         (changed(&callback, |all| all.retain(|(name, _)| name != "state")), "`state` is missing"),

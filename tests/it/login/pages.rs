@@ -5,6 +5,9 @@ use crate::support::{Answer, Setup, World};
 
 use super::{Before, page_secret, post_as_browser, post_from_page};
 
+/// Method, target, fields and content.
+type Request<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8]);
+
 /// web-021: what every answer of this origin says, refusals included.
 #[track_caller]
 fn assert_inert(what: &str, answer: &Answer) {
@@ -34,7 +37,7 @@ fn every_local_answer_is_inert() {
     let world = World::logged_in();
     let form = [("Content-Type", "application/x-www-form-urlencoded")];
     let large = vec![b'a'; 1 << 20];
-    let requests: [(&str, &str, &[(&str, &str)], &[u8]); 30] = [
+    let requests: [Request<'_>; 30] = [
         ("GET", "/-/", &[], b""),
         ("HEAD", "/-/", &[], b""),
         ("GET", "/-/login", &[], b""),
