@@ -11,7 +11,7 @@ use crate::config::{Account, Grant};
 use crate::oauth::callback::{self, Callback, Outcome};
 use crate::oauth::{Oauth, Pending};
 use crate::session::{LoginOutcome, Session};
-use crate::token::now;
+use crate::token::{Moment, now};
 
 /// A code is good for as long.
 const PENDING_LIVES: Duration = Duration::from_secs(600);
@@ -71,7 +71,7 @@ impl Logins {
         let pending = Pending::start();
         let url = oauth.authorization_url(&pending);
         let mut all = self.pending.lock().expect("no thread panics while it holds the logins");
-        all.retain(|(_, pending)| is_alive(pending));
+        all.retain(|(_, pending)| is_alive(pending, now()));
         if all.len() >= MOST_PENDING {
             all.remove(0);
         }
@@ -159,7 +159,7 @@ impl Logins {
     fn waiting(&self, state: &str) -> Option<Pending> {
         let all = self.pending.lock().expect("no thread panics while it holds the logins");
         let (_, pending) = all.iter().find(|(_, pending)| pending.state == state)?;
-        is_alive(pending).then(|| pending.clone())
+        is_alive(pending, now()).then(|| pending.clone())
     }
 
     /// A login is taken once, and only while it lives.
@@ -167,7 +167,7 @@ impl Logins {
         let mut all = self.pending.lock().expect("no thread panics while it holds the logins");
         let at = all.iter().position(|(_, pending)| pending.state == state)?;
         let (_, pending) = all.remove(at);
-        is_alive(&pending).then_some(pending)
+        is_alive(&pending, now()).then_some(pending)
     }
 }
 
@@ -195,8 +195,8 @@ pub fn as_json(outcome: &LoginOutcome) -> Value {
     }
 }
 
-fn is_alive(pending: &Pending) -> bool {
-    now().since(pending.started) < PENDING_LIVES
+fn is_alive(pending: &Pending, now: Moment) -> bool {
+    now.since(pending.started) < PENDING_LIVES
 }
 
 fn unknown_state() -> Rejected {
@@ -205,4 +205,18 @@ fn unknown_state() -> Rejected {
          minutes): please start the login again"
             .to_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_waited_for_as_long_as_its_code_is_good() {
+        let pending = Pending::start();
+        let after = |secs| pending.started.plus(Duration::from_secs(secs));
+
+        assert!(is_alive(&pending, after(0)) && is_alive(&pending, after(599)));
+        assert!(!is_alive(&pending, after(600)) && !is_alive(&pending, after(601)));
+    }
 }

@@ -1,5 +1,7 @@
 //! The program as a whole: the built binary between a stand-in of Cnblogs and real callers, on real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod support;
 
 #[path = "../standin/mod.rs"]

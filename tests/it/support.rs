@@ -21,6 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_cnblogs-proxy");
 
 /// What a [`World`] is made of, before it starts.
+#[derive(Default)]
 pub(crate) struct Setup {
     /// Of the stand-in.
     pub(crate) options: Options,
@@ -68,19 +69,6 @@ pub(crate) struct Answer {
     /// In order, names in lower case.
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self {
-            options: Options::default(),
-            account: String::new(),
-            route: String::new(),
-            top: String::new(),
-            tables: String::new(),
-            environment: Vec::new(),
-        }
-    }
 }
 
 impl Setup {

@@ -158,7 +158,7 @@ async fn accept(listener: TcpListener, inside: Inside) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(connections.spawn(connection(stream, inside.clone()))),
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
         }
@@ -190,7 +190,7 @@ async fn catch(listener: TcpListener, caught: Arc<AtomicUsize>, bytes: Arc<Mutex
 fn listen_to(stream: TcpStream, bytes: &Mutex<Vec<u8>>) {
     let Ok(mut stream) = stream.into_std() else { return };
     stream.set_nonblocking(false).ok();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(1))).ok();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok();
     let mut piece = [0; 4096];
     while let Ok(read @ 1..) = stream.read(&mut piece) {
         lock(bytes).extend_from_slice(&piece[..read]);

@@ -74,20 +74,22 @@ pub(super) fn connect(transport: Transport, authority: &str, path: &Path) -> Soc
 /// Writes the pieces and listens until the daemon closes.
 pub(super) fn exchange(socket: &Socket, pieces: &[&[u8]], manner: Manner) -> Heard {
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // A daemon that refuses may have closed before all was written.
-            let _written = pieces.iter().enumerate().try_for_each(|(at, piece)| {
-                if at > 0 {
-                    std::thread::sleep(BETWEEN_PIECES);
-                }
-                (&*socket).write_all(piece)
-            });
-            if manner.half_close {
-                let _shut = socket.shutdown(Shutdown::Write);
-            }
-        });
+        scope.spawn(|| write(socket, pieces, manner));
         listen(socket, manner)
     })
+}
+
+fn write(mut socket: &Socket, pieces: &[&[u8]], manner: Manner) {
+    // A daemon that refuses may have closed before all was written.
+    let _written = pieces.iter().enumerate().try_for_each(|(at, piece)| {
+        if at > 0 {
+            std::thread::sleep(BETWEEN_PIECES);
+        }
+        socket.write_all(piece)
+    });
+    if manner.half_close {
+        let _shut = socket.shutdown(Shutdown::Write);
+    }
 }
 
 fn listen(socket: &Socket, manner: Manner) -> Heard {
@@ -141,18 +143,14 @@ impl Heard {
         let mut rest = self.raw.as_slice();
         while !rest.is_empty() {
             let first_of_head = is_head && self.replies.is_empty();
-            match parse(rest, first_of_head, self.has_ended) {
-                Ok(Some((reply, length))) => {
-                    rest = &rest[length..];
-                    if reply.status >= 200 || reply.status == 101 {
-                        self.replies.push(reply);
-                    }
-                }
+            let (reply, length) = match parse(rest, first_of_head, self.has_ended) {
+                Ok(Some(found)) => found,
                 Ok(None) => return,
-                Err(what) => {
-                    self.malformed = Some(what);
-                    return;
-                }
+                Err(what) => return self.malformed = Some(what),
+            };
+            rest = &rest[length..];
+            if reply.status >= 200 || reply.status == 101 {
+                self.replies.push(reply);
             }
         }
     }
@@ -214,7 +212,8 @@ fn read_body(reply: &mut Reply, rest: &[u8], is_head: bool, has_ended: bool) -> 
         reply.named("transfer-encoding").iter().map(|&name| name.to_owned()).collect();
     match (lengths.as_slice(), encodings.as_slice()) {
         ([length], []) => {
-            let length: usize = length.parse().map_err(|_| format!("Content-Length {length:?}"))?;
+            let length: usize =
+                length.parse().map_err(|error| format!("Content-Length {length:?}: {error}"))?;
             let taken = length.min(rest.len());
             reply.body = rest[..taken].to_vec();
             reply.is_complete = taken == length;
@@ -235,7 +234,8 @@ fn read_chunks(reply: &mut Reply, rest: &[u8]) -> Result<usize, String> {
     loop {
         let Some(end) = find(&rest[at..], b"\r\n") else { return Ok(rest.len()) };
         let line = latin1(&rest[at..at + end]);
-        let size = usize::from_str_radix(&line, 16).map_err(|_| format!("chunk size {line:?}"))?;
+        let size =
+            usize::from_str_radix(&line, 16).map_err(|error| format!("chunk size {line:?}: {error}"))?;
         at += end + 2;
         if size == 0 {
             let Some(end) = find(&rest[at - 2..], b"\r\n\r\n") else { return Ok(rest.len()) };
