@@ -167,6 +167,10 @@ fn read_grant(
         Some(Grant::AuthorizationCode | Grant::ClientCredentials) if pat => {
             Err(table.error("CNBLOGS_PAT is set, but this account's grant is not \"personal_access_token\""))
         }
+        Some(Grant::PersonalAccessToken) if client => {
+            Err(table
+                .error("CNBLOGS_CLIENT_ID is set, but this account's grant is \"personal_access_token\""))
+        }
         Some(grant) => Ok(grant),
         None if pat && client => {
             Err(table.error("both CNBLOGS_CLIENT_ID and CNBLOGS_PAT are set: an account has one of them"))
@@ -187,7 +191,8 @@ fn read_secret(
     let is_pat = grant == Grant::PersonalAccessToken;
     let (key, other) =
         if is_pat { ("token_file", "client_secret_file") } else { ("client_secret_file", "token_file") };
-    if let Some(entry) = table.entry(other) {
+    let out_of_place = table.entry(other).or_else(|| table.entry("client_id").filter(|_| is_pat));
+    if let Some(entry) = out_of_place {
         return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
     }
     let (variable, credential) =

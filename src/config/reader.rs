@@ -192,7 +192,7 @@ impl<'a> Entry<'a> {
             DeValue::Table(table) => {
                 Reader::new(self.source, self.key.clone(), Some(self.value.span()), table, known)
             }
-            _ => Err(self.wrong_type(&format!("a table, written [{}]", self.key))),
+            _ => Err(self.wrong_type("a table")),
         }
     }
 

@@ -57,6 +57,10 @@ pub(super) fn read(
                 "there are several routes and none is \"/\"".to_owned(),
             )
         })?;
+        if route.http == HttpVersion::Http2 && !upstream.tls {
+            let message = "the route has http = \"2\", which needs https".to_owned();
+            return Err(ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", message));
+        }
         route.upstream = upstream;
     }
     Ok(routes)

@@ -8,8 +8,11 @@ mod support;
 mod standin;
 
 mod attacks;
+mod clients;
 mod commands;
 mod configuration;
+mod forwarding;
 mod house;
 mod login;
 mod provider;
+mod sandbox;

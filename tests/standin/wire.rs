@@ -170,6 +170,8 @@ async fn exchange(
     let mut then = None;
     loop {
         tokio::select! {
+            // What was read is recorded before an answer can end the connection.
+            biased;
             peer = &mut reading => return then.filter(|_| peer == Peer::There).unwrap_or(Then::Close),
             done = &mut answering, if then.is_none() => match done {
                 Then::Continue => then = Some(done),

@@ -79,6 +79,24 @@ fn a_download_that_nobody_reads_is_held_back_at_its_source() {
 }
 
 #[test]
+fn a_caller_that_goes_away_ends_its_download_at_the_source() {
+    for setup in [one_worker(), over_tls("2")] {
+        let world = setup.logged_in();
+        let made = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&made);
+        world.standin.on_api(move |_| Some(Scripted::Answer(download(Arc::clone(&counted), true))));
+
+        let mut caller = Caller::connect(&world.daemon);
+        caller.send_head("GET /large", "");
+        assert_eq!(caller.head().status, 200);
+        drop(caller);
+
+        eventually("nobody makes it any more", || (Arc::strong_count(&made) == 2).then_some(()));
+        assert!(made.load(Ordering::SeqCst) < LARGE as u64);
+    }
+}
+
+#[test]
 fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
     let content = pattern(LARGE);
     let length = format!("Content-Length: {LARGE}\r\n");

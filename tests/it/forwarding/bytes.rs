@@ -115,9 +115,15 @@ fn a_target_in_absolute_form_goes_to_the_upstream_as_a_path() {
 fn a_prefix_is_stripped_and_ends_where_a_segment_ends() {
     let world = Setup { route: "prefix = \"/write\"".to_owned(), ..one_worker() }.logged_in();
 
-    for (target, expected) in
-        [("/write/echo//x?y", "/echo//x?y"), ("/write//evil.example/", "//evil.example/")]
-    {
+    for (target, expected) in [
+        ("/write/echo//x?y", "/echo//x?y"),
+        ("/write//evil.example/", "//evil.example/"),
+        ("/write/echo?", "/echo?"),
+        ("/write/write/%2e%2e/?a=/write", "/write/%2e%2e/?a=/write"),
+        ("/write", "/"),
+        ("/write/", "/"),
+        ("/write?a", "/?a"),
+    ] {
         world.daemon.get(target);
         assert_eq!(world.standin.api_requests().pop().unwrap().target, expected);
     }

@@ -208,8 +208,11 @@ fn a_key_opens_in_each_of_its_forms_and_never_reaches_the_upstream() {
             "{name}: {value}"
         );
     }
+    let both =
+        [("Authorization", "Bearer of-the-callers-own-library"), ("Proxy-Authorization", bearer.as_str())];
+    assert_eq!(world.daemon.request("GET", "/echo", &both, b"").status, 200);
 
-    assert_eq!(world.standin.api_requests().len(), 5);
+    assert_eq!(world.standin.api_requests().len(), 6);
     for connection in world.standin.api_connections() {
         let bytes = String::from_utf8_lossy(&connection.bytes).into_owned();
         assert!(!bytes.contains(KEY) && !bytes.contains(&basic[6..]), "the key went up");

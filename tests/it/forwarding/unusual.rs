@@ -102,6 +102,30 @@ fn a_request_with_two_framings_is_refused() {
 }
 
 #[test]
+fn a_pipelined_request_is_judged_as_any_other() {
+    let world = one_worker().logged_in();
+    let long = format!("GET /{} HTTP/1.1", "a".repeat(70_000));
+    for (line, fields, code) in [
+        ("POST /echo HTTP/1.1", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "bad-request"),
+        (&long, "", "target-too-long"),
+    ] {
+        world.standin.clear_api_requests();
+        let mut caller = Caller::connect(&world.daemon);
+        let host = format!("Host: {}\r\n", world.daemon.authority);
+        let first = format!("GET /echo HTTP/1.1\r\n{host}\r\n");
+        caller.send(format!("{first}{line}\r\n{host}{fields}\r\n0\r\n\r\n").as_bytes());
+        assert_eq!(caller.answer("GET").status, 200);
+        let second = caller.answer("POST");
+        assert_eq!(
+            second.field("proxy-status").map(|_| second.problem()).as_deref(),
+            Some(code),
+            "{second:?}"
+        );
+        assert_eq!(world.standin.api_requests().len(), 1);
+    }
+}
+
+#[test]
 fn a_malformed_request_is_refused_and_its_connection_ends() {
     let world = World::logged_in();
     world.standin.clear_api_requests();
