@@ -191,8 +191,7 @@ fn read_secret(
     let is_pat = grant == Grant::PersonalAccessToken;
     let (key, other) =
         if is_pat { ("token_file", "client_secret_file") } else { ("client_secret_file", "token_file") };
-    let out_of_place = table.entry(other).or_else(|| table.entry("client_id").filter(|_| is_pat));
-    if let Some(entry) = out_of_place {
+    if let Some(entry) = table.entry(other) {
         return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
     }
     let (variable, credential) =
