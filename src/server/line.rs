@@ -3,8 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -34,35 +34,47 @@ pub(super) struct Activity {
     since_ms: AtomicU64,
     blocked_since_ms: AtomicU64,
     is_answering: AtomicBool,
-    fault: AtomicU8,
+    /// A head has begun, perhaps while the request before it was being answered.
+    has_begun: AtomicBool,
+    /// How many requests were answered, and which of those to come has a fault.
+    requests: AtomicU64,
+    faults: Mutex<Vec<(u64, Fault)>>,
 }
 
 /// The socket, watched.
 pub(super) struct Line<T> {
     socket: T,
     activity: Arc<Activity>,
-    head: Head,
+    inbound: Inbound,
     own_words: Vec<u8>,
+}
+
+/// Where in a caller's bytes we are.
+enum Inbound {
+    /// In the head of the request with that number, or before it.
+    Head(u64, Head),
+    /// In a body with so many bytes left, before the request with that number.
+    Body(u64, u64),
+    /// In a chunked body: its end is not looked for, and the next head is the next thing read between requests.
+    Unseen,
 }
 
 /// What is seen of a head while it comes in.
 #[derive(Default)]
 struct Head {
-    /// The start of the current line, as far as a name that matters can reach.
+    /// The start of the current line, as far as a name that matters and its number can reach.
     start: Vec<u8>,
     request_line: usize,
     fields: usize,
     has_request_line: bool,
-    has_length: bool,
+    length: Option<u64>,
     has_encoding: bool,
     is_over: bool,
 }
 
 /// What is wrong with a head that hyper takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 enum Fault {
-    None,
     TwoFramings,
     LongTarget,
     LargeFields,
@@ -76,7 +88,9 @@ impl Activity {
             since_ms: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(u64::MAX),
             is_answering: AtomicBool::new(false),
-            fault: AtomicU8::new(Fault::None as u8),
+            has_begun: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            faults: Mutex::default(),
         })
     }
 
@@ -84,21 +98,15 @@ impl Activity {
     pub(super) fn answering(&self) -> Option<Problem> {
         self.enter(BUSY);
         self.is_answering.store(true, Ordering::Relaxed);
-        let fault = self.fault.swap(Fault::None as u8, Ordering::Relaxed);
-        if fault == Fault::TwoFramings as u8 {
-            Some(Problem::new(Code::BadRequest, "the request has more than one framing").closing())
-        } else if fault == Fault::LongTarget as u8 {
-            Some(target_too_long())
-        } else if fault == Fault::LargeFields as u8 {
-            Some(head_too_large())
-        } else {
-            None
-        }
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let faults = self.faults.lock().expect("no thread panics while it holds the faults");
+        let (_, fault) = faults.iter().find(|(faulty, _)| *faulty == number)?;
+        Some(fault.problem())
     }
 
     /// The answer is complete or given up.
     pub(super) fn answered(&self) {
-        self.enter(IDLE);
+        self.enter(if self.has_begun.load(Ordering::Relaxed) { HEAD } else { IDLE });
     }
 
     /// When the connection has to be given up, as things are.
@@ -127,6 +135,12 @@ impl Activity {
         self.phase.store(phase, Ordering::Relaxed);
     }
 
+    fn note(&self, number: u64, fault: Option<Fault>) {
+        if let Some(fault) = fault {
+            self.faults.lock().expect("no thread panics while it holds the faults").push((number, fault));
+        }
+    }
+
     /// Notes whether the caller takes what is written to it.
     fn wrote<R>(&self, result: Poll<R>) -> Poll<R> {
         let was_blocked = self.blocked_since_ms.load(Ordering::Relaxed) != u64::MAX;
@@ -146,23 +160,70 @@ impl Activity {
     }
 }
 
-impl Head {
-    /// Long enough for the longest name that matters, and its colon.
-    const START: usize = "transfer-encoding:".len();
+impl Inbound {
+    /// Takes in more bytes, through as many requests as they hold.
+    fn read(&mut self, mut bytes: &[u8], activity: &Activity) {
+        while let Some(next) = self.advance(&mut bytes, activity) {
+            *self = next;
+        }
+    }
 
-    /// Takes in more bytes; what follows the head is not looked at.
-    fn read(&mut self, mut bytes: &[u8]) {
-        while !self.is_over && !bytes.is_empty() {
-            let end = memchr::memchr(b'\n', bytes).map(|at| at + 1);
-            let part = &bytes[..end.unwrap_or(bytes.len())];
-            let room = Self::START - self.start.len();
+    /// What comes behind what `bytes` end; none when they end nothing.
+    fn advance(&mut self, bytes: &mut &[u8], activity: &Activity) -> Option<Self> {
+        match self {
+            Self::Head(number, head) => {
+                *bytes = &bytes[head.read(bytes)..];
+                if !head.is_over {
+                    return None;
+                }
+                activity.note(*number, head.fault());
+                let body = Self::Body(head.length.unwrap_or(0), *number + 1);
+                Some(if head.has_encoding { Self::Unseen } else { body })
+            }
+            Self::Body(left, next) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= here as u64;
+                *bytes = &bytes[here..];
+                (*left == 0).then(|| Self::Head(*next, Head::default()))
+            }
+            Self::Unseen => None,
+        }
+    }
+
+    /// True when a head has begun and not ended.
+    fn has_begun(&self) -> bool {
+        matches!(self, Self::Head(_, head) if head.request_line > 0)
+    }
+
+    /// What is wrong with the head that is coming in.
+    fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Head(_, head) => head.fault(),
+            _ => None,
+        }
+    }
+}
+
+impl Head {
+    /// Long enough for a length of twenty digits.
+    const START: usize = "content-length: 12345678901234567890\r\n".len();
+
+    /// Takes in more bytes, up to the end of the head, and says how many that were.
+    fn read(&mut self, bytes: &[u8]) -> usize {
+        let mut read = 0;
+        while !self.is_over && read < bytes.len() {
+            let rest = &bytes[read..];
+            let end = memchr::memchr(b'\n', rest).map(|at| at + 1);
+            let part = &rest[..end.unwrap_or(rest.len())];
+            let room = Self::START.saturating_sub(self.start.len());
             self.start.extend_from_slice(&part[..part.len().min(room)]);
             *(if self.has_request_line { &mut self.fields } else { &mut self.request_line }) += part.len();
             if end.is_some() {
                 self.end_line();
             }
-            bytes = &bytes[part.len()..];
+            read += part.len();
         }
+        read
     }
 
     fn end_line(&mut self) {
@@ -172,23 +233,38 @@ impl Head {
             self.has_request_line = !is_empty;
             self.request_line *= usize::from(!is_empty);
         } else {
-            let name = self.start.split(|byte| *byte == b':').next().unwrap_or_default();
-            self.has_length |= name.eq_ignore_ascii_case(b"content-length");
+            let mut parts = self.start.splitn(2, |byte| *byte == b':');
+            let name = parts.next().unwrap_or_default();
+            let value = parts.next().unwrap_or_default();
+            if name.eq_ignore_ascii_case(b"content-length") {
+                let digits = std::str::from_utf8(value.trim_ascii()).unwrap_or_default();
+                self.length = Some(digits.parse().unwrap_or(0));
+            }
             self.has_encoding |= name.eq_ignore_ascii_case(b"transfer-encoding");
             self.is_over = is_empty;
         }
         self.start.clear();
     }
 
-    fn fault(&self) -> Fault {
+    fn fault(&self) -> Option<Fault> {
         if self.request_line > LARGEST {
-            Fault::LongTarget
+            Some(Fault::LongTarget)
         } else if self.fields > LARGEST {
-            Fault::LargeFields
-        } else if self.has_length && self.has_encoding {
-            Fault::TwoFramings
+            Some(Fault::LargeFields)
         } else {
-            Fault::None
+            (self.length.is_some() && self.has_encoding).then_some(Fault::TwoFramings)
+        }
+    }
+}
+
+impl Fault {
+    fn problem(self) -> Problem {
+        match self {
+            Self::TwoFramings => {
+                Problem::new(Code::BadRequest, "the request has more than one framing").closing()
+            }
+            Self::LongTarget => target_too_long(),
+            Self::LargeFields => head_too_large(),
         }
     }
 }
@@ -198,17 +274,19 @@ impl<T> Line<T> {
     pub(super) const HYPER_TAKES: usize = 3 * LARGEST;
 
     pub(super) fn new(socket: T, activity: Arc<Activity>) -> Self {
-        Self { socket, activity, head: Head::default(), own_words: Vec::new() }
+        Self { socket, activity, inbound: Inbound::Head(0, Head::default()), own_words: Vec::new() }
     }
 
     fn watch(&mut self, read: &[u8]) {
-        if self.activity.is(IDLE) {
-            self.activity.enter(HEAD);
-            self.head = Head::default();
+        let activity = &self.activity;
+        if matches!(self.inbound, Inbound::Unseen) && activity.is(IDLE) {
+            self.inbound = Inbound::Head(activity.requests.load(Ordering::Relaxed), Head::default());
         }
-        if self.activity.is(HEAD) {
-            self.head.read(read);
-            self.activity.fault.store(self.head.fault() as u8, Ordering::Relaxed);
+        self.inbound.read(read, activity);
+        let has_begun = self.inbound.has_begun();
+        activity.has_begun.store(has_begun, Ordering::Relaxed);
+        if activity.is(IDLE) && has_begun {
+            activity.enter(HEAD);
         }
     }
 
@@ -219,7 +297,7 @@ impl<T> Line<T> {
         }
         let problem = match &words_of_hyper[9..12] {
             b"414" => target_too_long(),
-            b"431" if self.head.fault() == Fault::LongTarget => target_too_long(),
+            b"431" if self.inbound.fault() == Some(Fault::LongTarget) => target_too_long(),
             b"431" => head_too_large(),
             _ => Problem::new(Code::BadRequest, "the request is not valid HTTP/1.1"),
         };
@@ -248,7 +326,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Line<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
         let read = &buffer.filled()[before..];
-        if !read.is_empty() && !this.activity.is(BUSY) {
+        if !read.is_empty() {
             this.watch(read);
         }
         Poll::Ready(Ok(()))
@@ -328,9 +406,11 @@ fn head_too_large() -> Problem {
 mod tests {
     use super::*;
 
-    fn fault(head: &str, piece: usize) -> Fault {
+    fn fault(head: &str, piece: usize) -> Option<Fault> {
         let mut seen = Head::default();
-        head.as_bytes().chunks(piece).for_each(|bytes| seen.read(bytes));
+        for bytes in head.as_bytes().chunks(piece) {
+            seen.read(bytes);
+        }
         seen.fault()
     }
 
@@ -341,18 +421,33 @@ mod tests {
         let in_body = "POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
         let other_names = "POST / HTTP/1.1\r\nX-Content-Length: 1\r\nContent-Lengthy: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         for piece in [1, 2, 7, 1000] {
-            assert_eq!(fault(both, piece), Fault::TwoFramings, "{piece}");
-            assert_eq!(fault(in_body, piece), Fault::None, "{piece}");
-            assert_eq!(fault(other_names, piece), Fault::None, "{piece}");
+            assert_eq!(fault(both, piece), Some(Fault::TwoFramings), "{piece}");
+            assert_eq!(fault(in_body, piece), None, "{piece}");
+            assert_eq!(fault(other_names, piece), None, "{piece}");
         }
     }
 
     #[test]
     fn target_and_fields_are_measured_apart() {
         let long = "a".repeat(LARGEST);
-        assert_eq!(fault(&format!("GET /{long} HTTP/1.1\r\n"), 4096), Fault::LongTarget);
-        assert_eq!(fault(&format!("GET /{long}"), 4096), Fault::LongTarget);
-        assert_eq!(fault(&format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"), 4096), Fault::LargeFields);
-        assert_eq!(fault(&format!("GET /{} HTTP/1.1\r\nX: 1\r\n\r\n", &long[..60_000]), 4096), Fault::None);
+        assert_eq!(fault(&format!("GET /{long} HTTP/1.1\r\n"), 4096), Some(Fault::LongTarget));
+        assert_eq!(fault(&format!("GET /{long}"), 4096), Some(Fault::LongTarget));
+        assert_eq!(fault(&format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"), 4096), Some(Fault::LargeFields));
+        assert_eq!(fault(&format!("GET /{} HTTP/1.1\r\nX: 1\r\n\r\n", &long[..60_000]), 4096), None);
+    }
+
+    #[test]
+    fn requests_behind_one_another_are_judged_one_by_one() {
+        let both = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n";
+        let stream =
+            format!("GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\r\n\r{both}");
+        for piece in [1, 3, 1000] {
+            let activity = Activity::new();
+            let mut inbound = Inbound::Head(0, Head::default());
+            stream.as_bytes().chunks(piece).for_each(|bytes| inbound.read(bytes, &activity));
+
+            let refused: Vec<_> = (0..3).map(|_| activity.answering().is_some()).collect();
+            assert_eq!(refused, [false, false, true], "{piece}");
+        }
     }
 }

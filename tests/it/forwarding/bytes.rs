@@ -231,9 +231,9 @@ impl Message {
         }
         bytes.extend(b"\r\n");
         if self.framing == Framing::Chunked {
-            self.chunks(dice, &mut bytes)
+            self.chunks(dice, &mut bytes);
         } else {
-            bytes.extend(&self.body)
+            bytes.extend(&self.body);
         }
         bytes
     }
