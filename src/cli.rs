@@ -159,7 +159,10 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         _ => {}
     }
 
-    let config = Config::load(common.config.as_deref(), environment)?;
+    let config = match command {
+        Command::Serve | Command::Check => Config::load(common.config.as_deref(), environment)?,
+        _ => Config::load(common.config.as_deref(), &environment.without_secrets())?,
+    };
     match command {
         Command::Serve => serve::serve(config, &common, environment),
         Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),

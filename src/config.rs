@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use http::Method;
 use rustls::pki_types::CertificateDer;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use reader::{Entry, Known, Reader, Source};
@@ -50,7 +50,10 @@ const LIMITS: Known = &[
 
 /// The variables that the program was started with, captured once by `cli`.
 #[derive(Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Environment {
+    variables: BTreeMap<String, String>,
+    may_lack_secrets: bool,
+}
 
 /// A valid configuration.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ pub enum ClientAuth {
     Basic,
 }
 
-/// A secret and where it was found.
+/// A secret and where it was found; empty when it may be missing and is.
 #[derive(Clone, Debug)]
 pub struct Secret {
     /// The secret itself.
@@ -315,12 +318,19 @@ pub struct ConfigError {
 impl Environment {
     /// Takes the variables as they are.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self(variables.into_iter().collect())
+        Self { variables: variables.into_iter().collect(), may_lack_secrets: false }
+    }
+
+    /// For commands that ask the running daemon, which has the secrets: here, a credential of its service is
+    /// not there.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        Self { may_lack_secrets: true, ..self.clone() }
     }
 
     /// The value of a variable that is set and not empty.
     pub fn var(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// The configuration file to read, and whether somebody named it.
@@ -452,6 +462,13 @@ impl Grant {
             Self::ClientCredentials => "client_credentials",
             Self::PersonalAccessToken => "personal_access_token",
         }
+    }
+}
+
+impl Secret {
+    /// True for a secret that only the daemon has.
+    pub fn is_missing(&self) -> bool {
+        self.value.expose_secret().is_empty()
     }
 }
 

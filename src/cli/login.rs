@@ -45,6 +45,9 @@ pub(super) fn login(
 
 /// The sessions, without a daemon.
 pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
+    if let Some(account) = config.accounts.values().find(|account| account.secret.is_missing()) {
+        return Err(missing_secret(&account.name));
+    }
     let runtime = runtime()?;
     // Nobody is told of events while a person sits in front of it.
     let (notifier, _) = notify::channel();
@@ -59,6 +62,15 @@ fn come_back(place: &Place, account: &str) -> Result<Exit, Failure> {
     say(&url);
     say("\nThe browser comes back to the daemon by itself. `cnblogs-proxy status` says when it is done.");
     Ok(Exit::Done)
+}
+
+/// No daemon is running, and the secret is not known here.
+pub(super) fn missing_secret(account: &str) -> Failure {
+    Failure::new(
+        Exit::Configuration,
+        format!("account.{account}: has no secret here, and no daemon is running"),
+    )
+    .with_hint("start the daemon, or name the secret's file in the configuration")
 }
 
 fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {

@@ -73,8 +73,9 @@ pub(super) fn token(
     common: &Common,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
-    if config.accounts[account].grant == Grant::PersonalAccessToken {
-        return print_token(config.accounts[account].secret.value.expose_secret().as_bytes());
+    let secret = &config.accounts[account].secret;
+    if config.accounts[account].grant == Grant::PersonalAccessToken && !secret.is_missing() {
+        return print_token(secret.value.expose_secret().as_bytes());
     }
     if let Some(daemon) = Daemon::find(&config.state_dir)? {
         return print_token(&daemon.get(&format!("/-/token/{account}"))?.success()?.body);

@@ -210,6 +210,8 @@ fn read_secret(
         secret_file(Path::new(&path?)).map_err(|message| entry.error(message))?
     } else if let Some(path) = environment.credential(credential) {
         in_variable("CREDENTIALS_DIRECTORY", secret_file(&path))?
+    } else if environment.may_lack_secrets {
+        return Ok(Secret { value: "".into(), from: "the daemon".to_owned() });
     } else {
         let what = if is_pat { "personal access token" } else { "client secret" };
         return Err(table.error(format!("has no {what}")).with_hint(format!(

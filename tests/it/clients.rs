@@ -151,17 +151,18 @@ fn serve_events_in_lockstep(standin: &Standin) {
         if let Some(number) = request.path().strip_prefix("/echo/seen/") {
             seen.send_replace(number.parse().unwrap_or(0) + 1);
         }
-        let mut seen = seen.subscribe();
-        (request.path() == "/lockstep").then(|| {
-            let events = pieces(move |sender| async move {
-                for number in 0..EVENTS {
-                    let _gone = sender.send(format!("data: {number}\n\n").into()).await;
-                    let _gone = seen.wait_for(|seen| *seen > number).await;
-                }
-            });
-            Scripted::Answer(Answer::stream(200, None, events).with("Content-Type", "text/event-stream"))
-        })
+        (request.path() == "/lockstep").then(|| Scripted::Answer(lockstep(seen.subscribe())))
     });
+}
+
+fn lockstep(mut seen: watch::Receiver<u64>) -> Answer {
+    let events = pieces(move |sender| async move {
+        for number in 0..EVENTS {
+            let _gone = sender.send(format!("data: {number}\n\n").into()).await;
+            let _gone = seen.wait_for(|seen| *seen > number).await;
+        }
+    });
+    Answer::stream(200, None, events).with("Content-Type", "text/event-stream")
 }
 
 /// What must be the same of each request.

@@ -50,6 +50,7 @@ fn secrets_are_exposed_in_few_files() {
         files_with("expose_secret()"),
         names(&[
             "cli/show.rs",
+            "config.rs",
             "config/accounts.rs",
             "config/callers.rs",
             "oauth.rs",

@@ -16,3 +16,5 @@ mod house;
 mod login;
 mod provider;
 mod sandbox;
+mod store;
+mod tokens;
