@@ -24,7 +24,7 @@ use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::store::Store;
 use crate::tls::TlsError;
-use crate::token::{Token, now};
+use crate::token::{Moment, Token, now};
 
 /// How many events the status shows.
 const EVENTS_KEPT: usize = 20;
@@ -168,7 +168,22 @@ struct Shared {
 struct Published {
     answers: u64,
     retry_in: Duration,
+    published_at: Moment,
     status: Arc<Status>,
+}
+
+impl Published {
+    /// How long until the next try, from now on.
+    fn retry_in(&self) -> Duration {
+        self.retry_in.saturating_sub(now().since(self.published_at))
+    }
+
+    /// True when a token will not come from the try that was under way, or not in time.
+    fn is_hopeless(&self, seen_answers: u64, patience: Duration) -> bool {
+        let state = self.status.state;
+        let is_late = state != State::Refreshing && self.retry_in() > patience;
+        self.answers > seen_answers || state == State::LoginRequired || is_late
+    }
 }
 
 enum Ask {
@@ -193,7 +208,8 @@ pub fn start(
 ) -> Result<(Session, JoinHandle<()>), TlsError> {
     let (asks, asked) = mpsc::channel(32);
     let status = keeper::first_status(&account);
-    let first = Published { answers: 0, retry_in: Duration::ZERO, status: Arc::new(status) };
+    let first =
+        Published { answers: 0, retry_in: Duration::ZERO, published_at: now(), status: Arc::new(status) };
     let shared = Arc::new(Shared {
         account: account.name.clone(),
         current: ArcSwapOption::empty(),
@@ -228,7 +244,7 @@ impl Session {
     pub async fn token(&self, patience: Duration) -> Result<Arc<Token>, NoToken> {
         let token = match self.usable() {
             Some(token) => Some(token),
-            None => tokio::time::timeout(patience, self.next()).await.ok().flatten(),
+            None => tokio::time::timeout(patience, self.next(patience)).await.ok().flatten(),
         };
         token.ok_or_else(|| self.why_none())
     }
@@ -311,8 +327,8 @@ impl Session {
         self.current().and_then(|token| token.as_ref().cloned())
     }
 
-    /// The outcome of the keeper's next try.
-    async fn next(&self) -> Option<Arc<Token>> {
+    /// The outcome of the keeper's next try, when that comes within `patience`.
+    async fn next(&self, patience: Duration) -> Option<Arc<Token>> {
         let mut published = self.shared.published.subscribe();
         let seen = published.borrow_and_update().answers;
         self.shared.poke.notify_one();
@@ -320,11 +336,7 @@ impl Session {
             if let Some(token) = self.usable() {
                 return Some(token);
             }
-            let (answers, state) = {
-                let published = published.borrow_and_update();
-                (published.answers, published.status.state)
-            };
-            if answers > seen || state == State::LoginRequired {
+            if published.borrow_and_update().is_hopeless(seen, patience) {
                 return None;
             }
             published.changed().await.ok()?;
@@ -340,7 +352,7 @@ impl Session {
         let published = self.shared.published.borrow();
         match published.status.state {
             State::LoginRequired => NoToken::LoginRequired,
-            _ => NoToken::Unavailable { retry_after_secs: published.retry_in.as_secs().saturating_add(1) },
+            _ => NoToken::Unavailable { retry_after_secs: published.retry_in().as_secs().saturating_add(1) },
         }
     }
 

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `store` | the current generation: a header line with version and checksum, then JSON |
 //! | `store.previous` | the generation before it, for when `store` is damaged |
+//! | `store.damaged` | what was found damaged last, for whoever wants to know why |
 //! | `store.next.ACCOUNT` | a reservation; found at start-up, it says that a refresh was in flight |
 //! | `lock` | held by the daemon; holds its process id |
 
@@ -29,6 +30,7 @@ const CURRENT: &str = "store";
 const PREVIOUS: &str = "store.previous";
 const NEXT: &str = "store.next.";
 const TAKEN: &str = "store.taken";
+const DAMAGED: &str = "store.damaged";
 const LOCK: &str = "lock";
 /// A store that is larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
@@ -164,7 +166,7 @@ impl Store {
     /// When there is no room, the file system refuses, or another process works on the same login. Nothing
     /// was spent then and nothing is changed.
     pub fn reserve(&self, account: &str) -> Result<Reservation, StoreError> {
-        self.adopt_foreign_change();
+        self.adopt_foreign_change()?;
         let path = self.dir.join(format!("{NEXT}{account}"));
         let room = 2 * self.latest().encoded_len() + SPARE_ROOM;
         let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
@@ -241,9 +243,10 @@ impl Store {
 
     /// Takes over what somebody else wrote, when it is whole and newer than what we know: spending a refresh
     /// token that another process has already rotated would lose the login.
-    fn adopt_foreign_change(&self) {
+    fn adopt_foreign_change(&self) -> Result<(), StoreError> {
         let mut latest = self.latest();
-        match read_generation(&self.dir.join(CURRENT)) {
+        let current = self.dir.join(CURRENT);
+        match read_generation(&current) {
             Ok(Some(found)) if found.number > latest.number => {
                 tracing::warn!(
                     generation = found.number,
@@ -260,8 +263,13 @@ impl Store {
                 );
             }
             Ok(None) => tracing::warn!("the store was deleted while running: it will be written again"),
-            Err(error) => tracing::warn!(%error, "the store was damaged while running: it will be replaced"),
+            Err(damage) => {
+                let mut findings = Findings::default();
+                set_aside(&current, damage, &mut findings)?;
+                findings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            }
         }
+        Ok(())
     }
 
     /// What reservations of the last process mean: a whole record is the newest one, anything else says that
@@ -276,9 +284,10 @@ impl Store {
             let path = entry.path();
             match read_generation(&path) {
                 Ok(Some(mut found)) => match found.records.remove(account) {
-                    Some(record) => self.take_over(account, &record, &path, findings)?,
+                    Some(record) => self.take_over(account, found.number, &record, &path, findings)?,
                     None => remove_if_there(&path)?,
                 },
+                Err(damage) if !damage.is_certain() => return Err(damage.into_error(&path)),
                 Ok(None) | Err(_) => {
                     remove_if_there(&path)?;
                     findings.in_flight.insert(account.to_owned());
@@ -293,12 +302,16 @@ impl Store {
     fn take_over(
         &self,
         account: &str,
+        number: u64,
         record: &Record,
         path: &Path,
         findings: &mut Findings,
     ) -> Result<(), StoreError> {
+        // Generations tell which is newer whatever the clock did, unless another account was saved in between.
         let stored = self.record(account);
-        if stored.is_some_and(|stored| stored.obtained_at_ms > record.obtained_at_ms) {
+        let is_newer = number > self.latest().number
+            || stored.is_none_or(|stored| stored.obtained_at_ms <= record.obtained_at_ms);
+        if !is_newer {
             return remove_if_there(path);
         }
         // The only durable copy stays until another one is.
@@ -323,15 +336,6 @@ impl Drop for Reservation {
             let _gone = fs::remove_file(&self.path);
         }
     }
-}
-
-/// Reads the logins without locking the store: for a look, never for writing.
-///
-/// # Errors
-/// When the store can't be read or belongs to a newer version.
-pub fn peek(dir: &Path) -> Result<BTreeMap<String, Record>, StoreError> {
-    let mut findings = Findings::default();
-    load(dir, &mut findings).map(|generation| generation.records)
 }
 
 /// Makes the directory with mode 0700, or repairs one of ours that others can enter.
@@ -397,34 +401,33 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// The current generation, else the one before, else an empty one. The only good copy is never overwritten:
-/// a damaged file is moved aside.
+/// The current generation, else the one before, else an empty one. A damaged file is moved aside, so that it
+/// never takes the place of a good one; one that can't be read may be good, and nothing is done then.
 fn load(dir: &Path, findings: &mut Findings) -> Result<Generation, StoreError> {
-    let current = dir.join(CURRENT);
-    match read_generation(&current) {
-        Ok(Some(generation)) => return Ok(generation),
-        Ok(None) => {}
-        Err(Damage::Newer { version }) => return Err(StoreError::Newer { path: current, version }),
-        Err(Damage::TooLarge) => return Err(StoreError::TooLarge { path: current }),
-        Err(damage) => {
-            findings
-                .warnings
-                .push(format!("{} is damaged ({damage}): looking at the one before", current.display()));
+    let mut is_first = true;
+    for path in [dir.join(CURRENT), dir.join(PREVIOUS)] {
+        match read_generation(&path) {
+            Ok(Some(generation)) => {
+                if !is_first {
+                    findings.warnings.push(format!("using {}, the generation before", path.display()));
+                }
+                return Ok(generation);
+            }
+            Ok(None) => {}
+            Err(damage) => set_aside(&path, damage, findings)?,
         }
+        is_first = false;
     }
-    let previous = dir.join(PREVIOUS);
-    match read_generation(&previous) {
-        Ok(Some(generation)) => {
-            findings.warnings.push(format!("using {}, the generation before", previous.display()));
-            Ok(generation)
-        }
-        Ok(None) => Ok(Generation::default()),
-        Err(Damage::Newer { version }) => Err(StoreError::Newer { path: previous, version }),
-        Err(damage) => {
-            findings.warnings.push(format!("{} is damaged, too ({damage})", previous.display()));
-            Ok(Generation::default())
-        }
+    Ok(Generation::default())
+}
+
+/// Moves a damaged file out of the way.
+fn set_aside(path: &Path, damage: Damage, findings: &mut Findings) -> Result<(), StoreError> {
+    if !damage.is_certain() {
+        return Err(damage.into_error(path));
     }
+    findings.warnings.push(format!("{} is damaged ({damage}): it is moved aside", path.display()));
+    fs::rename(path, path.with_file_name(DAMAGED)).map_err(failed("renaming", path))
 }
 
 fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {

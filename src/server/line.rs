@@ -98,10 +98,16 @@ impl Activity {
     pub(super) fn answering(&self) -> Option<Problem> {
         self.enter(BUSY);
         self.is_answering.store(true, Ordering::Relaxed);
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let fault = self.next_fault();
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        fault.map(Fault::problem)
+    }
+
+    /// What is wrong with the request that is answered next.
+    fn next_fault(&self) -> Option<Fault> {
+        let next = self.requests.load(Ordering::Relaxed);
         let faults = self.faults.lock().expect("no thread panics while it holds the faults");
-        let (_, fault) = faults.iter().find(|(faulty, _)| *faulty == number)?;
-        Some(fault.problem())
+        faults.iter().find(|(faulty, _)| *faulty == next).map(|(_, fault)| *fault)
     }
 
     /// The answer is complete or given up.
@@ -295,9 +301,10 @@ impl<T> Line<T> {
         if self.activity.is_answering.load(Ordering::Relaxed) || !words_of_hyper.starts_with(b"HTTP/1.1 4") {
             return false;
         }
+        let fault = self.activity.next_fault().or_else(|| self.inbound.fault());
         let problem = match &words_of_hyper[9..12] {
             b"414" => target_too_long(),
-            b"431" if self.inbound.fault() == Some(Fault::LongTarget) => target_too_long(),
+            b"431" if fault == Some(Fault::LongTarget) => target_too_long(),
             b"431" => head_too_large(),
             _ => Problem::new(Code::BadRequest, "the request is not valid HTTP/1.1"),
         };

@@ -316,14 +316,10 @@ impl Keeper {
 
     /// The refresh token is dead. It is marked, not deleted, and never presented again.
     async fn refused(&mut self, reservation: Option<Reservation>) {
-        if let (Some(record), Some(mut reservation)) = (&mut self.record, reservation) {
+        if let (Some(record), Some(reservation)) = (&mut self.record, reservation) {
             record.is_refused = true;
-            let (store, account, record) =
-                (Arc::clone(&self.store), self.shared.account.clone(), record.clone());
-            let saved = blocking(move || store.commit(&mut reservation, &account, &record)).await;
-            if let Err(error) = saved {
-                tracing::warn!(error = chain(&error), "that the refresh token is dead could not be saved");
-            }
+            self.unsaved = Some(reservation);
+            self.save_if_needed().await;
         }
         if self.is_in_doubt {
             self.is_in_doubt = false;

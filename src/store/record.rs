@@ -7,11 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 
 use ring::digest::{Context, SHA256};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use super::StoreError;
 
 /// The format that this program writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -98,6 +101,23 @@ struct RecordForm {
     issuer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     person: Option<Person>,
+}
+
+impl Damage {
+    /// True when the content itself is wrong; false for what another version or another moment may read.
+    pub(super) const fn is_certain(&self) -> bool {
+        matches!(self, Self::NotAStore | Self::Checksum | Self::Content)
+    }
+
+    /// The reason not to go on.
+    pub(super) fn into_error(self, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match self {
+            Self::Newer { version } => StoreError::Newer { path, version },
+            Self::Unreadable(source) => StoreError::Io { action: "reading", path, source },
+            _ => StoreError::TooLarge { path },
+        }
+    }
 }
 
 impl Generation {

@@ -118,6 +118,7 @@ impl Keeper {
         self.shared.published.send_modify(|published| {
             published.status = status;
             published.retry_in = retry_in;
+            published.published_at = now();
         });
     }
 
