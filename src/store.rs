@@ -266,7 +266,8 @@ impl Store {
             Err(damage) => {
                 let mut findings = Findings::default();
                 set_aside(&current, damage, &mut findings)?;
-                findings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                let found = findings.warnings.join("; ");
+                tracing::warn!(found, "the store was damaged while running: it will be written again");
             }
         }
         Ok(())
