@@ -87,11 +87,10 @@ fn a_store_cut_at_any_length_is_replaced_by_the_one_before() {
     std::thread::scope(|scope| {
         for (number, left) in left.iter().enumerate() {
             let own = lengths.iter().skip(number).step_by(2);
-            scope.spawn(move || {
-                for length in own {
-                    left.assert_uses_the_one_before(&left.current[..*length], &format!("{length} bytes"));
-                }
-            });
+            let check = |length: &usize| {
+                left.assert_uses_the_one_before(&left.current[..*length], &format!("{length} bytes"));
+            };
+            scope.spawn(move || own.for_each(check));
         }
     });
 }
