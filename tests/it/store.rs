@@ -71,6 +71,11 @@ fn behind(line: &str, command: &Command) -> Command {
     shell
 }
 
+/// What comes of a start that is to fail.
+fn failing_start(home: &Home) -> Output {
+    behind("exec timeout 20", &home.command(&["serve"])).output().unwrap()
+}
+
 /// A world whose daemon starts behind a line of shell; nobody is logged in.
 fn world_behind(line: &str) -> World {
     let standin = Standin::start(Options::default());
@@ -156,7 +161,7 @@ fn a_store_of_somebody_else_is_refused() {
         chown(home.join(foreign), Some(0), Some(0)).unwrap();
         set_mode(&home, 0o755);
         set_mode(&home.join("state"), 0o777);
-        let drop_rights = format!("exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
+        let drop_rights = format!("exec timeout 20 setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
         let mut command = behind(&drop_rights, &as_anybody(&world.home));
         command.stdin(Stdio::null());
 
@@ -179,7 +184,7 @@ fn a_store_that_cannot_be_read_is_not_taken_for_a_damaged_one() {
     }
     chown(home.join("state/store"), Some(NOBODY), Some(NOBODY)).unwrap();
     set_mode(&home.join("state/store"), 0);
-    let drop_rights = format!("exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
+    let drop_rights = format!("exec timeout 20 setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
     let before = fs::read(home.join("state/store")).unwrap();
 
     let output = behind(&drop_rights, &as_anybody_does(&world.home, "token")).output().unwrap();
@@ -377,7 +382,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once_and_names_the_first() {
     let world = World::logged_in();
 
     let started = Instant::now();
-    let output = world.home.run(&["serve"], "");
+    let output = failing_start(&world.home);
     let took = started.elapsed();
 
     let errors = errors_of(&output);
@@ -408,7 +413,7 @@ fn a_second_daemon_is_refused_although_the_lock_file_was_deleted() {
     let world = World::logged_in();
     fs::remove_file(world.home.state().join("lock")).unwrap();
 
-    let output = world.home.run(&["serve"], "");
+    let output = failing_start(&world.home);
 
     assert_eq!(output.status.code(), Some(1), "{}", errors_of(&output));
     assert!(errors_of(&output).contains("in use by another cnblogs-proxy"), "{}", errors_of(&output));

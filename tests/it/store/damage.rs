@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use super::{current, errors_of, previous, stored_token};
+use super::{behind, current, errors_of, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, Setup, World, config, eventually};
 use crate::tokens::{events, refresh};
@@ -179,7 +179,7 @@ fn a_store_of_a_newer_version_is_refused_with_advice_and_left_untouched() {
         fs::write(current(&world.home), store).unwrap();
         fs::write(&path, &newer).unwrap();
         for command in ["token", "refresh", "logout", "serve"] {
-            let output = world.home.run(&[command], "");
+            let output = run_briefly(&world.home, command);
             let errors = errors_of(&output);
             assert_eq!(output.status.code(), Some(1), "{command} with {name}: {errors}");
             assert!(errors.contains("newer version") && errors.contains("hint: "), "{command}: {errors}");
@@ -215,7 +215,7 @@ fn a_store_of_100_mib_is_refused_without_reading_it() {
 
     for command in ["token", "serve"] {
         let started = Instant::now();
-        let output = world.home.run(&[command], "");
+        let output = run_briefly(&world.home, command);
         assert!(started.elapsed() < Duration::from_secs(2), "{command} took {:?}", started.elapsed());
         assert_eq!(output.status.code(), Some(1), "{}", errors_of(&output));
         assert!(errors_of(&output).contains("larger than 1 MiB"), "{}", errors_of(&output));
@@ -247,6 +247,11 @@ fn a_backup_that_was_restored_is_refused_once_and_then_needs_a_login() {
     assert_eq!(world.standin.superseded_presentations(), 1, "once, for good");
     world.log_in(Person::Alice);
     assert_eq!(refresh(&world.daemon).status, 200);
+}
+
+/// Runs a command that is to fail, even when it is `serve` and does not.
+fn run_briefly(home: &Home, command: &str) -> Output {
+    behind("exec timeout 20", &home.command(&[command])).output().unwrap()
 }
 
 /// The state directory as a backup had it.

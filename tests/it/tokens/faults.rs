@@ -307,7 +307,11 @@ fn a_server_that_comes_back_is_found_within_five_seconds() {
     let retry_after: u64 = answer.field("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&retry_after), "{answer:?}");
     assert_eq!(main_account(&world.daemon)["last_refresh"]["outcome"], "unavailable");
-    eventually("it is told", || (told_since_login(&world) == ["refresh-failing"]).then_some(()));
+    // Back-off that doubled each time would be minutes by then.
+    for _ in 0..6 {
+        assert_eq!(refresh(&world.daemon).problem(), "token-unavailable");
+    }
+    assert_eq!(told_since_login(&world), ["refresh-failing"]);
     world.standin.set_down(false);
     let up_at = Instant::now();
     eventually("it recovers", || (world.daemon.get("/api/users").status == 200).then_some(()));
