@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -22,6 +23,8 @@ use crate::problem::{Code, Problem};
 use crate::proxy;
 use crate::proxy::guard::Caller;
 
+/// How long a half-sent head holds up the end.
+const STOPPING: Duration = Duration::from_secs(1);
 /// Heads with more fields are refused.
 const MOST_FIELDS: usize = 128;
 
@@ -44,7 +47,7 @@ where
 {
     let activity = Activity::new();
     let line = Line::new(socket, Arc::clone(&activity));
-    let limits = worker.limits();
+    let mut limits = worker.limits();
     let service = service_fn(|request: Request<Incoming>| {
         let (worker, activity, caller) = (Arc::clone(&worker), Arc::clone(&activity), caller.clone());
         async move { Ok::<_, std::convert::Infallible>(answer(worker, activity, caller, request).await) }
@@ -66,6 +69,9 @@ where
         if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
             is_stopping = true;
             connection.as_mut().graceful_shutdown();
+            // What has not asked anything by now is not waited for.
+            limits.header_timeout = limits.header_timeout.min(STOPPING);
+            limits.idle_timeout = limits.idle_timeout.min(STOPPING);
         }
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());

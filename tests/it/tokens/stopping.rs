@@ -56,7 +56,9 @@ fn a_refresh_that_nobody_waits_for_is_kept_before_the_exit() {
 
 #[test]
 fn downloads_in_flight_are_finished_before_the_exit() {
-    let mut world = World::logged_in();
+    // The default suits a machine that is not busy with other tests.
+    let tables = "[limits]\ndrain_timeout = \"60s\"".to_owned();
+    let mut world = Setup { tables, ..Setup::default() }.logged_in();
     let target = format!("/bytes/{LENGTH}");
     let mut downloads: Vec<_> =
         (0..DOWNLOADS).map(|_| Sent::get(world.daemon.connect(), &world.daemon, &target)).collect();
@@ -117,13 +119,15 @@ fn idle_connections_do_not_delay_the_exit() {
         let mut world = World::logged_in();
         let idle: Vec<_> = (0..20).map(|_| kept_alive(&world)).collect();
         let silent = world.daemon.connect();
+        let mut half_sent = world.daemon.connect();
+        half_sent.write_all(b"GET / HTTP/1.1\r\nHo").unwrap();
 
         let started = Instant::now();
         world.daemon.signal(signal);
 
         assert_eq!(world.daemon.wait().code(), Some(0), "{}", world.daemon.output());
         assert!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
-        drop((idle, silent));
+        drop((idle, silent, half_sent));
     }
 }
 
