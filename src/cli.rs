@@ -14,6 +14,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use show::Change;
+
 use crate::config::{Config, ConfigError, Environment};
 use crate::server::listen::ListenError;
 use crate::store::StoreError;
@@ -167,9 +169,13 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         Command::Serve => serve::serve(config, &common, environment),
         Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),
         Command::Status { json } => show::status(&config, json),
-        Command::Refresh(one) => show::refresh(&config, &one.name(&config)?, &common, environment),
+        Command::Refresh(one) => {
+            show::change(Change::Refresh, &config, &one.name(&config)?, &common, environment)
+        }
         Command::Token(one) => show::token(&config, &one.name(&config)?, &common, environment),
-        Command::Logout(one) => show::logout(&config, &one.name(&config)?, &common, environment),
+        Command::Logout(one) => {
+            show::change(Change::LogOut, &config, &one.name(&config)?, &common, environment)
+        }
         Command::Check => check::check(&config),
         Command::Health => show::health(&config),
         Command::Completions { .. } | Command::Man => Ok(Exit::Done),

@@ -191,8 +191,7 @@ async fn start(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    control.posted_from_our_page(&fields, &form)?;
-    control.session(&account)?;
+    control.asked(&account, &fields, &form)?;
     let url =
         control.logins.start(&account).map_err(|error| Problem::new(Code::NotFound, error.to_string()))?;
     let location = HeaderValue::from_str(url.as_str()).expect("a URL is a field value");
@@ -205,8 +204,7 @@ async fn paste(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    control.posted_from_our_page(&fields, &form)?;
-    let session = control.session(&account)?;
+    let session = control.asked(&account, &fields, &form)?;
     if let Some(answer) = field(&form, "answer") {
         let id = field(&form, "confirm").unwrap_or_default();
         let outcome = session.confirm(id, answer == "yes").await;
@@ -280,8 +278,7 @@ async fn refresh(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    control.posted_from_our_page(&fields, &form)?;
-    let outcome = control.session(&account)?.refresh().await;
+    let outcome = control.asked(&account, &fields, &form)?.refresh().await;
     changed(&fields, outcome, "refreshed")
 }
 
@@ -291,8 +288,7 @@ async fn logout(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    control.posted_from_our_page(&fields, &form)?;
-    let outcome = control.session(&account)?.log_out().await;
+    let outcome = control.asked(&account, &fields, &form)?.log_out().await;
     changed(&fields, outcome, "logged-out")
 }
 
@@ -372,6 +368,12 @@ async fn wrong_method() -> Response {
 // --- what all of them share ------------------------------------------------------------------------------
 
 impl Control {
+    /// The session of an account that a POST may change.
+    fn asked(&self, account: &str, fields: &HeaderMap, form: &str) -> Result<&Session, Problem> {
+        self.posted_from_our_page(fields, form)?;
+        self.session(account)
+    }
+
     /// A browser has to show the secret of the page that it posts from. A program that is no browser could read
     /// the page first anyway, and shows none.
     fn posted_from_our_page(&self, fields: &HeaderMap, form: &str) -> Result<(), Problem> {

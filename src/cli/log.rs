@@ -16,16 +16,32 @@ use tracing_subscriber::{Layer as _, Registry, reload};
 use super::{Common, Exit, Failure};
 use crate::config::{Config, Environment, LogFormat};
 
+const WITHOUT_EVENTS: &str = "warn,cnblogs_proxy::notify=off";
+
 /// Changes the filter later.
 pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
 
-/// Starts logging.
+/// Starts the daemon's log.
 pub(super) fn start(
     config: &Config,
     common: &Common,
     environment: &Environment,
 ) -> Result<LogFilter, Failure> {
-    let (filter, handle) = reload::Layer::new(filter(config, common)?);
+    start_with(filter(config, common)?, config, environment)
+}
+
+/// Starts the log of a command that a person sits in front of, and who need not be told that one is needed.
+pub(super) fn start_quiet(
+    config: &Config,
+    common: &Common,
+    environment: &Environment,
+) -> Result<(), Failure> {
+    let filter = if common.log.is_some() { filter(config, common)? } else { EnvFilter::new(WITHOUT_EVENTS) };
+    start_with(filter, config, environment).map(drop)
+}
+
+fn start_with(filter: EnvFilter, config: &Config, environment: &Environment) -> Result<LogFilter, Failure> {
+    let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
     let is_journal = environment.var("JOURNAL_STREAM").is_some();

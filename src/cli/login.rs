@@ -27,7 +27,7 @@ pub(super) fn login(
     let place = match Daemon::find(&config.state_dir)? {
         Some(daemon) => Place::Daemon(daemon),
         None => {
-            log::start(config, common, environment)?;
+            log::start_quiet(config, common, environment)?;
             let (runtime, accounts) = open(config)?;
             Place::Here(runtime, accounts)
         }

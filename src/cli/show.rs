@@ -39,31 +39,32 @@ pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
     Err(Failure::new(Exit::Failed, detail))
 }
 
-pub(super) fn refresh(
-    config: &Config,
-    account: &str,
-    common: &Common,
-    environment: &Environment,
-) -> Result<Exit, Failure> {
-    match Daemon::find(&config.state_dir)? {
-        Some(daemon) => drop(daemon.post(&format!("/-/refresh/{account}"), &[])?.success()?),
-        None => here(config, account, common, environment, async |session| session.refresh().await)?,
-    }
-    say(&format!("{account} has a fresh token."));
-    Ok(Exit::Done)
+/// What a command changes at an account, in the daemon or here.
+#[derive(Clone, Copy)]
+pub(super) enum Change {
+    Refresh,
+    LogOut,
 }
 
-pub(super) fn logout(
+pub(super) fn change(
+    change: Change,
     config: &Config,
     account: &str,
     common: &Common,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
+    let (route, done) = match change {
+        Change::Refresh => ("refresh", "has a fresh token"),
+        Change::LogOut => ("logout", "is logged out"),
+    };
     match Daemon::find(&config.state_dir)? {
-        Some(daemon) => drop(daemon.post(&format!("/-/logout/{account}"), &[])?.success()?),
-        None => here(config, account, common, environment, async |session| session.log_out().await)?,
+        Some(daemon) => drop(daemon.post(&format!("/-/{route}/{account}"), &[])?.success()?),
+        None => here(config, account, common, environment, async |session| match change {
+            Change::Refresh => session.refresh().await,
+            Change::LogOut => session.log_out().await,
+        })?,
     }
-    say(&format!("{account} is logged out."));
+    say(&format!("{account} {done}."));
     Ok(Exit::Done)
 }
 
@@ -97,7 +98,7 @@ fn here<T>(
     environment: &Environment,
     act: impl AsyncFnOnce(&Session) -> Result<T, AskError>,
 ) -> Result<T, Failure> {
-    log::start(config, common, environment)?;
+    log::start_quiet(config, common, environment)?;
     let (runtime, accounts) = open(config)?;
     let outcome = runtime.block_on(act(&accounts.sessions[account]));
     runtime.block_on(accounts.close());

@@ -11,6 +11,7 @@ mod attacks;
 mod clients;
 mod commands;
 mod configuration;
+mod dice;
 mod forwarding;
 mod house;
 mod login;

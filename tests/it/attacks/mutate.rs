@@ -9,6 +9,7 @@ use std::io::Write;
 use super::case::{self, Case, Verdict};
 use super::line::{Heard, Manner, Transport, connect, find, latin1};
 use super::stage::{Said, Stage};
+use crate::dice::Dice;
 use crate::standin::Then;
 
 const MUTATIONS: u64 = 2000;
@@ -32,9 +33,6 @@ const INSERTED: [&[u8]; 12] = [
     b"HTTP/1.1",
     b"\r\nAuthorization: ",
 ];
-
-/// `SplitMix64`: the same numbers for the same seed, everywhere.
-struct Dice(u64);
 
 /// What is played: bytes in pieces, and how.
 struct Mutation {
@@ -219,25 +217,6 @@ fn split(bytes: &[u8], dice: &mut Dice) -> Vec<Vec<u8>> {
         .map(|(start, end)| bytes[start..*end].to_vec())
         .filter(|piece| !piece.is_empty())
         .collect()
-}
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 up to but not the end.
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
-    }
-
-    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
 }
 
 impl std::fmt::Display for Mutation {

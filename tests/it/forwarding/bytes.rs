@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::caller::Caller;
 use super::{one_worker, over_tls, sha256, token};
+use crate::dice::Dice;
 use crate::standin::{Answer, RecordedRequest, Scripted};
 use crate::support::Setup;
 
@@ -369,29 +370,4 @@ fn values<'a>(fields: &'a [(String, Vec<u8>)], name: &str) -> Vec<&'a [u8]> {
 
 fn lower(fields: &[(String, Vec<u8>)]) -> Vec<(String, &[u8])> {
     fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_slice())).collect()
-}
-
-/// `SplitMix64`.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
 }
