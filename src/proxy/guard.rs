@@ -346,8 +346,11 @@ fn right_host(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
     let Some(host) = host else {
         return Err(Problem::new(Code::BadRequest, "the Host is malformed").closing());
     };
+    // Nobody speaks to a unix socket as to a forward proxy.
     let foreign_target = parts.uri.authority().is_some_and(|authority| {
-        parts.uri.scheme_str() != Some("http") || !authority.as_str().eq_ignore_ascii_case(host)
+        matches!(caller.door.hosts, Hosts::Any)
+            || parts.uri.scheme_str() != Some("http")
+            || !authority.as_str().eq_ignore_ascii_case(host)
     });
     if foreign_target || !caller.door.accepts(host) {
         let detail = "this proxy is http://localhost with its port; other names go into callers.hosts";

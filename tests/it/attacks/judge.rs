@@ -24,8 +24,7 @@ pub(super) struct Seen {
 ///
 /// They are the case's own but where `interface.md` differs: "over a unix socket any valid Host will do". There,
 /// a case that is refused for which host it names is forwarded, as long as the one Host is well-formed; so is
-/// an absolute target that names the same host (tgt-001: to the configured upstream, of course), and a second
-/// request in the pipeline that names another host than the first (frm-039).
+/// a second request in the pipeline that names another host than the first (frm-039).
 pub(super) fn rules(case: &Case, transport: Transport) -> Check {
     let mut check = case.check.clone();
     if transport == Transport::Tcp {
@@ -35,13 +34,8 @@ pub(super) fn rules(case: &Case, transport: Transport) -> Check {
     if names_a_host && has_one_valid_host(&case.raw) {
         check.verdict = Some(Verdict::Forward);
     }
-    match case.id.as_str() {
-        "tgt-001" => {
-            check.verdict = Some(Verdict::Either);
-            check.upstream.target = Some("/x".to_owned());
-        }
-        "frm-039" => check.upstream = Upstream { max: Some(2), ..Upstream::default() },
-        _ => {}
+    if case.id == "frm-039" {
+        check.upstream = Upstream { max: Some(2), ..Upstream::default() };
     }
     check
 }
