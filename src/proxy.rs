@@ -233,7 +233,7 @@ impl Proxy {
         let Some(newer) = session.refreshed_since(&token).await else { return Ok((refusal, token)) };
         drop(refusal);
         self.shared.metrics.replayed();
-        let answer = self.send(client, message, upload, &Source::of_replay(source), &newer).await?;
+        let answer = self.send(client, message, upload, source, &newer).await?;
         Ok((answer, newer))
     }
 
@@ -314,17 +314,6 @@ impl Source {
         match self {
             Self::Streamed { progress, .. } => Some(progress),
             _ => None,
-        }
-    }
-
-    /// The source of a replay: a copy does not make progress any more.
-    fn of_replay(source: &Self) -> Self {
-        match source {
-            Self::Empty => Self::Empty,
-            Self::Whole(bytes) => Self::Whole(bytes.clone()),
-            Self::Streamed { copy, progress } => {
-                Self::Streamed { copy: Arc::clone(copy), progress: Arc::clone(progress) }
-            }
         }
     }
 }

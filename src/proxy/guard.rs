@@ -190,11 +190,6 @@ impl Guard {
         self.allowed_page(fields).ok().flatten()
     }
 
-    /// True when callers need a key.
-    pub fn needs_key(&self) -> bool {
-        !self.keys.is_empty()
-    }
-
     fn known_user(&self, caller: &Caller) -> Result<(), Problem> {
         let Peer::Local(uid) = caller.peer else { return Ok(()) };
         let is_known = self.users.iter().any(|user| match user {
