@@ -49,7 +49,7 @@ pub struct Granted {
 }
 
 /// Why a grant failed, and what that says about the token that was presented.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum GrantError {
     /// The server's OAuth error: the token presented is good for nothing any more (`invalid_grant`), or a
     /// person has to change the configuration (anything else).
@@ -69,6 +69,14 @@ pub enum GrantError {
         was_sent: bool,
         /// What the server asked for in `Retry-After`.
         retry_after: Option<Duration>,
+    },
+    /// Granted, with an access token or a lifetime that can't be used.
+    #[error("{reason}")]
+    Unusable {
+        /// What is wrong with it.
+        reason: String,
+        /// The refresh token that replaces the one presented, if the answer had one.
+        successor: Option<SecretString>,
     },
     /// Sent, and the answer was lost: the token presented may have been rotated.
     #[error("{reason}")]
@@ -236,14 +244,20 @@ impl Oauth {
         verified: Verified,
     ) -> Result<LoggedIn, LoginError> {
         let Verified { claims: front, mut remarks } = verified;
-        let granted = self.exchange(pending, code).await?;
+        let granted = match self.exchange(pending, code).await {
+            Err(GrantError::Unusable { reason, successor }) => {
+                self.discard(successor.as_ref()).await;
+                return Err(GrantError::Unusable { reason, successor: None }.into());
+            }
+            exchanged => exchanged?,
+        };
         if let Some(claims) = &granted.claims {
             let same = match &front {
                 Some(front) => id_token::same_login(front, claims, &self.account),
                 None => id_token::check_claims(claims, Some(&pending.nonce), &self.account, now()),
             };
             if let Err(error) = same {
-                self.discard(&granted).await;
+                self.discard(granted.refresh_token.as_ref()).await;
                 return Err(error.into());
             }
         }
@@ -309,8 +323,8 @@ impl Oauth {
     }
 
     /// Tokens that will not be used are made worthless; what the server says to it changes nothing.
-    async fn discard(&self, granted: &Granted) {
-        if let Some(refresh_token) = &granted.refresh_token {
+    async fn discard(&self, refresh_token: Option<&SecretString>) {
+        if let Some(refresh_token) = refresh_token {
             let _revoked = self.revoke(refresh_token, "refresh_token").await;
         }
     }

@@ -49,7 +49,10 @@ pub(super) async fn read_grant(answer: Result<Response, reqwest::Error>) -> Resu
     if let Some(error) = members.get("error").and_then(Value::as_str) {
         return Err(refused(error, &members));
     }
-    granted(&members, received).map_err(|reason| GrantError::InDoubt { reason })
+    granted(&members, received).map_err(|reason| GrantError::Unusable {
+        reason,
+        successor: text(&members, "refresh_token").map(Into::into),
+    })
 }
 
 /// Any success will do: an unknown token is 200 as well (RFC 7009, section 2.2).
@@ -148,7 +151,7 @@ fn refused(error: &str, members: &Map<String, Value>) -> GrantError {
 }
 
 fn granted(members: &Map<String, Value>, received: crate::token::Moment) -> Result<Granted, String> {
-    let text = |name: &str| members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |name| text(members, name);
     let access_token = text("access_token").ok_or("the answer has no access_token")?;
     if !is_b64token(access_token) {
         return Err("the access token has characters that RFC 6750 does not allow".to_owned());
@@ -168,6 +171,11 @@ fn granted(members: &Map<String, Value>, received: crate::token::Moment) -> Resu
         refresh_token: text("refresh_token").map(SecretString::from),
         claims,
     })
+}
+
+/// A member that is a string with something in it.
+fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
 /// A positive number or numeric string; an hour when it is missing; nothing else.

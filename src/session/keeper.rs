@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -161,7 +161,7 @@ impl Keeper {
         Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth.account().refresh_at, now())
     }
 
-    fn publish_token(&mut self, access_token: &secrecy::SecretString, lifetime: Lifetime) {
+    fn publish_token(&mut self, access_token: &SecretString, lifetime: Lifetime) {
         self.serial += 1;
         let is_personal = self.oauth.account().grant == Grant::PersonalAccessToken;
         match Token::new(self.serial, access_token, is_personal, lifetime) {
@@ -290,10 +290,10 @@ impl Keeper {
         }
     }
 
-    async fn failed(&mut self, reservation: Option<Reservation>, error: GrantError) {
+    async fn failed(&mut self, mut reservation: Option<Reservation>, error: GrantError) {
         let outcome = match &error {
             GrantError::Refused { .. } => RefreshOutcome::Refused,
-            GrantError::Unavailable { .. } => RefreshOutcome::Unavailable,
+            GrantError::Unavailable { .. } | GrantError::Unusable { .. } => RefreshOutcome::Unavailable,
             GrantError::InDoubt { .. } => RefreshOutcome::InDoubt,
         };
         self.note_refresh(outcome, Some(error.to_string()));
@@ -303,6 +303,9 @@ impl Keeper {
         let is_wanted = self.lifetime().is_none_or(|lifetime| !lifetime.is_usable(now()));
         self.plan.failed(&error, is_wanted, dice(), now());
 
+        if let GrantError::Unusable { successor: Some(successor), .. } = &error {
+            self.keep_successor(reservation.take(), successor.clone()).await;
+        }
         let needs_login = self.oauth.account().grant == Grant::AuthorizationCode;
         if error.is_final() && needs_login {
             self.refused(reservation).await;
@@ -311,6 +314,17 @@ impl Keeper {
             self.tell(Event::RefreshFailing, format!("{error}: check client_id and client secret"));
         } else if self.plan.should_tell(now()) {
             self.tell(Event::RefreshFailing, format!("refreshing fails: {error}"));
+        }
+    }
+
+    /// The server has replaced the refresh token, whatever else is wrong with its answer: the one presented is
+    /// spent, and its successor is kept with the access token in use.
+    async fn keep_successor(&mut self, reservation: Option<Reservation>, successor: SecretString) {
+        if let Some(record) = &mut self.record {
+            record.refresh_token = Some(successor);
+            self.is_in_doubt = false;
+            self.unsaved = reservation;
+            self.save_if_needed().await;
         }
     }
 

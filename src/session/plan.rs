@@ -83,7 +83,9 @@ impl Plan {
             GrantError::Unavailable { was_sent: false, .. } if is_wanted => growing(WANTED_CAP),
             GrantError::Unavailable { was_sent: false, .. } => growing(UNSENT_CAP),
             GrantError::Unavailable { retry_after: Some(asked), .. } => (*asked).max(Duration::from_secs(1)),
-            GrantError::Unavailable { .. } | GrantError::InDoubt { .. } => growing(CAP),
+            GrantError::Unavailable { .. } | GrantError::Unusable { .. } | GrantError::InDoubt { .. } => {
+                growing(CAP)
+            }
         };
         self.not_before = Some((now, wait));
     }

@@ -253,7 +253,7 @@ fn a_lifetime_is_taken_as_a_number_a_numeric_text_or_an_hour() {
 #[test]
 fn an_absurd_lifetime_is_refused_and_the_token_kept() {
     for absurd in ["0", "-3600", "\"soon\"", "true", "[3600]", "{}", "\"-1\""] {
-        let world = with_rotation(Rotation::Same).logged_in();
+        let mut world = World::logged_in();
         let lie =
             move || Fault::alter(move |answer| answer["expires_in"] = serde_json::from_str(absurd).unwrap());
         let until = main_account(&world.daemon)["expires_at"].clone();
@@ -264,7 +264,9 @@ fn an_absurd_lifetime_is_refused_and_the_token_kept() {
         assert_eq!(main_account(&world.daemon)["expires_at"], until, "{absurd}");
         assert_serves(&world);
         world.standin.clear_faults();
+        world.restart();
         assert_eq!(refresh(&world.daemon).status, 200, "{absurd}");
+        assert_eq!(world.standin.superseded_presentations(), 0, "{absurd}");
     }
 }
 
@@ -284,7 +286,7 @@ fn an_answer_with_a_bad_access_token_or_kind_is_refused_and_the_token_kept() {
     for (member, bad) in
         [("access_token", "a\r\nX-Evil: 1"), ("access_token", ""), ("token_type", "mac"), ("id_token", "x")]
     {
-        let world = with_rotation(Rotation::Same).logged_in();
+        let mut world = World::logged_in();
         let lie = move || Fault::alter(move |answer| answer[member] = bad.into());
         world.standin.fault_always(Endpoint::Token, lie);
 
@@ -292,7 +294,9 @@ fn an_answer_with_a_bad_access_token_or_kind_is_refused_and_the_token_kept() {
 
         assert_serves(&world);
         world.standin.clear_faults();
+        world.restart();
         assert_eq!(refresh(&world.daemon).status, 200, "{member}");
+        assert_eq!(world.standin.superseded_presentations(), 0, "{member}");
     }
 }
 
