@@ -70,6 +70,11 @@ impl Plan {
         was_told
     }
 
+    /// True since the first failure after the last success.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     /// A try failed. `dice` is from 0 to 1; `is_wanted` says that requests fail for want of a token.
     pub(super) fn failed(&mut self, error: &GrantError, is_wanted: bool, dice: f64, now: Moment) {
         self.failures = self.failures.saturating_add(1);

@@ -25,9 +25,8 @@ impl Keeper {
         if self.is_refreshing {
             return State::Refreshing;
         }
-        let is_failing = self.last_refresh.as_ref().is_some_and(|last| last.outcome != RefreshOutcome::Ok);
         let is_told = self.told.contains(&Event::StoreFailing);
-        if is_failing || is_told || self.is_misconfigured || !is_usable {
+        if self.plan.is_failing() || is_told || self.is_misconfigured || !is_usable {
             State::Degraded
         } else {
             State::Ready

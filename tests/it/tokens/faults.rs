@@ -366,3 +366,16 @@ fn wall_secs() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     u64::try_from(now.tv_sec).unwrap()
 }
+
+#[test]
+fn a_login_after_a_refusal_makes_the_account_ready_again() {
+    let world = World::logged_in();
+    world.standin.forget_refresh_tokens();
+    assert_eq!(refresh(&world.daemon).problem(), "login-required");
+    assert_eq!(world.daemon.state(), "login-required");
+
+    world.log_in(Person::Alice);
+
+    assert_eq!(world.daemon.state(), "ready");
+    assert_eq!(main_account(&world.daemon)["last_refresh"]["outcome"], "refused");
+}
