@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{Moment, now};
-use login::{Brought, Logins, Rejected};
+use login::{Logins, Rejected};
 
 /// A pasted address has some 1,500 bytes.
 const LARGEST_FORM: usize = 64 * 1024;
@@ -94,7 +94,7 @@ impl Control {
         let secret = self.page_secret();
         match self.logins.redirect_uri(account) {
             None => pages::no_login_needed(account),
-            Some(uri) => pages::login(account, uri.as_str(), login::is_local(uri), &secret),
+            Some(uri) => pages::login(account, uri.as_str(), login::is_local(&uri), &secret),
         }
     }
 
@@ -211,7 +211,7 @@ async fn paste(
         return Ok(told(&control, &fields, &account, outcome.map_err(Into::into)));
     }
     let pasted = field(&form, "callback").unwrap_or_default();
-    let outcome = control.logins.finish_pasted(&account, &pasted, session).await;
+    let outcome = control.logins.finish_pasted(&account, &pasted).await;
     Ok(told(&control, &fields, &account, outcome))
 }
 
@@ -226,17 +226,17 @@ async fn callback_by_get(
         return StatusCode::OK.into_response();
     }
     match query.filter(|query| !query.is_empty()) {
-        Some(query) => finish_brought(&control, &fields, Brought::Query(&query)).await,
+        Some(query) => finish_brought(&control, &fields, &query).await,
         None => pages::fragment().into_response(),
     }
 }
 
 async fn callback_by_post(State(control): Shared, fields: HeaderMap, Form(form): Form) -> Response {
-    finish_brought(&control, &fields, Brought::Form(&form)).await
+    finish_brought(&control, &fields, &form).await
 }
 
-async fn finish_brought(control: &Control, fields: &HeaderMap, brought: Brought<'_>) -> Response {
-    let (account, outcome) = control.logins.finish_brought(brought, &control.sessions).await;
+async fn finish_brought(control: &Control, fields: &HeaderMap, parameters: &str) -> Response {
+    let (account, outcome) = control.logins.finish_brought(parameters).await;
     told(control, fields, &account, outcome)
 }
 

@@ -105,7 +105,7 @@ impl Accounts {
             sessions.insert(account.name.clone(), session);
             keepers.push(keeper);
         }
-        let logins = Logins::new(config.accounts.values())?;
+        let logins = Logins::new(&sessions);
         Ok(Self { sessions, logins, store, keepers, stop })
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -156,6 +156,7 @@ pub struct Confirmation {
 
 struct Shared {
     account: String,
+    oauth: ArcSwap<Oauth>,
     current: ArcSwapOption<Token>,
     rejected: AtomicU64,
     poke: Notify,
@@ -210,15 +211,16 @@ pub fn start(
     let status = keeper::first_status(&account);
     let first =
         Published { answers: 0, retry_in: Duration::ZERO, published_at: now(), status: Arc::new(status) };
+    let oauth = Arc::new(Oauth::new(account)?);
     let shared = Arc::new(Shared {
-        account: account.name.clone(),
+        account: oauth.account().name.clone(),
+        oauth: ArcSwap::new(Arc::clone(&oauth)),
         current: ArcSwapOption::empty(),
         rejected: AtomicU64::new(0),
         poke: Notify::new(),
         asks,
         published: watch::Sender::new(first),
     });
-    let oauth = Oauth::new(account)?;
     let keeper = keeper::Keeper::new(Arc::clone(&shared), oauth, store, is_in_flight, notifier);
     let task = tokio::spawn(keeper.keep(asked, stop));
     Ok((Session { shared }, task))
@@ -228,6 +230,11 @@ impl Session {
     /// The account's name.
     pub fn account(&self) -> &str {
         &self.shared.account
+    }
+
+    /// The client of its authorization server.
+    pub fn oauth(&self) -> Arc<Oauth> {
+        self.shared.oauth.load_full()
     }
 
     /// The token in use, if it can be: one load and two looks at clocks.

@@ -158,8 +158,7 @@ impl Place {
                 Ok(daemon.post(&format!("/-/login/{account}"), &[("callback", pasted)])?.success()?.json())
             }
             Self::Here(runtime, accounts) => {
-                let session = &accounts.sessions[account];
-                let outcome = runtime.block_on(accounts.logins.finish_pasted(account, pasted, session));
+                let outcome = runtime.block_on(accounts.logins.finish_pasted(account, pasted));
                 outcome.map(|outcome| as_json(&outcome)).map_err(failed)
             }
         }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::config::{Account, Grant};
+use crate::config::Grant;
+use crate::oauth::Pending;
 use crate::oauth::callback::{self, Callback, Outcome};
-use crate::oauth::{Oauth, Pending};
 use crate::session::{LoginOutcome, Session};
 use crate::token::{Moment, now};
 
@@ -22,17 +22,8 @@ const LOCAL_CALLBACK: &str = "/-/callback";
 
 /// The logins in progress of all accounts.
 pub struct Logins {
-    accounts: BTreeMap<String, Oauth>,
+    sessions: BTreeMap<String, Session>,
     pending: Mutex<Vec<(String, Pending)>>,
-}
-
-/// A callback that a browser brings.
-#[derive(Clone, Copy, Debug)]
-pub enum Brought<'a> {
-    /// In the query of a GET.
-    Query(&'a str),
-    /// In the form of a POST: by `form_post`, or by our own page's script.
-    Form(&'a str),
 }
 
 /// Why a login came to nothing, in words for the person. The stored login is untouched.
@@ -42,24 +33,20 @@ pub struct Rejected(pub String);
 
 impl Logins {
     /// Logins for those accounts that a person logs in to.
-    ///
-    /// # Errors
-    /// When an account's TLS set-up is not usable.
-    pub fn new<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> Result<Self, crate::tls::TlsError> {
-        let of_people = accounts.into_iter().filter(|account| account.grant == Grant::AuthorizationCode);
-        let accounts: Result<_, _> =
-            of_people.map(|account| Ok((account.name.clone(), Oauth::new(account.clone())?))).collect();
-        Ok(Self { accounts: accounts?, pending: Mutex::new(Vec::new()) })
+    pub fn new(sessions: &BTreeMap<String, Session>) -> Self {
+        let mut sessions = sessions.clone();
+        sessions.retain(|_, session| session.oauth().account().grant == Grant::AuthorizationCode);
+        Self { sessions, pending: Mutex::new(Vec::new()) }
     }
 
     /// The accounts that a person logs in to.
     pub fn accounts(&self) -> impl Iterator<Item = &str> {
-        self.accounts.keys().map(String::as_str)
+        self.sessions.keys().map(String::as_str)
     }
 
     /// The address where the browser ends, as it is registered; none for an account that needs no login.
-    pub fn redirect_uri(&self, account: &str) -> Option<&Url> {
-        self.accounts.get(account).map(|oauth| &oauth.account().redirect_uri)
+    pub fn redirect_uri(&self, account: &str) -> Option<Url> {
+        self.sessions.get(account).map(|session| session.oauth().account().redirect_uri.clone())
     }
 
     /// Begins a login and returns the address to open in a browser.
@@ -67,9 +54,8 @@ impl Logins {
     /// # Errors
     /// When the account needs no person.
     pub fn start(&self, account: &str) -> Result<Url, Rejected> {
-        let oauth = self.oauth(account)?;
         let pending = Pending::start();
-        let url = oauth.authorization_url(&pending);
+        let url = self.session(account)?.oauth().authorization_url(&pending);
         let mut all = self.pending.lock().expect("no thread panics while it holds the logins");
         all.retain(|(_, pending)| is_alive(pending, now()));
         if all.len() >= MOST_PENDING {
@@ -83,15 +69,10 @@ impl Logins {
     ///
     /// # Errors
     /// What is wrong with it, in words for the person.
-    pub async fn finish_pasted(
-        &self,
-        account: &str,
-        pasted: &str,
-        session: &Session,
-    ) -> Result<LoginOutcome, Rejected> {
-        let redirect_uri = &self.oauth(account)?.account().redirect_uri;
-        let callback =
-            callback::parse_pasted(pasted, redirect_uri).map_err(|error| Rejected(error.to_string()))?;
+    pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
+        let session = self.session(account)?;
+        let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri);
+        let callback = callback.map_err(|error| Rejected(error.to_string()))?;
         let owner = self.account_of(&callback.state);
         if owner.as_deref().is_some_and(|owner| owner != account) {
             return Err(Rejected("this address belongs to the login of another account".to_owned()));
@@ -99,28 +80,21 @@ impl Logins {
         self.finish(callback, session).await
     }
 
-    /// Ends a login with what a browser brought. Says which account it was for, as far as that is known.
-    pub async fn finish_brought(
-        &self,
-        brought: Brought<'_>,
-        sessions: &BTreeMap<String, Session>,
-    ) -> (String, Result<LoginOutcome, Rejected>) {
-        let (Brought::Query(text) | Brought::Form(text)) = brought;
-        let callback = match callback::parse_parameters(&[text]) {
+    /// Ends a login with what a browser brought, in the query of a GET or the form of a POST. Says which account
+    /// it was for, as far as that is known.
+    pub async fn finish_brought(&self, parameters: &str) -> (String, Result<LoginOutcome, Rejected>) {
+        let callback = match callback::parse_parameters(&[parameters]) {
             Ok(callback) => callback,
             Err(error) => return (String::new(), Err(Rejected(error.to_string()))),
         };
         let Some(account) = self.account_of(&callback.state) else {
             return (String::new(), Err(unknown_state()));
         };
-        let is_registered = self.redirect_uri(&account).is_some_and(is_local);
-        let Some(session) = sessions.get(&account).filter(|_| is_registered) else {
-            return (
-                account,
-                Err(Rejected("this account's redirect_uri is not the address of this page".to_owned())),
-            );
+        let is_registered = self.redirect_uri(&account).as_ref().is_some_and(is_local);
+        let outcome = match self.session(&account) {
+            Ok(session) if is_registered => self.finish(callback, session).await,
+            _ => Err(Rejected("this account's redirect_uri is not the address of this page".to_owned())),
         };
-        let outcome = self.finish(callback, session).await;
         (account, outcome)
     }
 
@@ -140,13 +114,13 @@ impl Logins {
         };
         // What does not vouch for the login leaves it open: the person may still bring the right address.
         let pending = self.waiting(&callback.state).ok_or_else(unknown_state)?;
-        let verified = self.oauth(account)?.verify(&pending, &code).await.map_err(|error| failed(&error))?;
+        let verified = session.oauth().verify(&pending, &code).await.map_err(|error| failed(&error))?;
         let pending = self.take(&callback.state).ok_or_else(unknown_state)?;
         session.log_in(pending, code, verified).await.map_err(|error| failed(&error))
     }
 
-    fn oauth(&self, account: &str) -> Result<&Oauth, Rejected> {
-        self.accounts
+    fn session(&self, account: &str) -> Result<&Session, Rejected> {
+        self.sessions
             .get(account)
             .ok_or_else(|| Rejected(format!("account {account} needs no login: its tokens need no person")))
     }

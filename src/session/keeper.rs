@@ -34,7 +34,7 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    oauth: Oauth,
+    oauth: Arc<Oauth>,
     store: Arc<Store>,
     notifier: Notifier,
     record: Option<Record>,
@@ -84,7 +84,7 @@ impl Keeper {
     /// Loads and publishes what is stored, so that the session serves at once.
     pub(super) fn new(
         shared: Arc<Shared>,
-        oauth: Oauth,
+        oauth: Arc<Oauth>,
         store: Arc<Store>,
         is_in_flight: bool,
         notifier: Notifier,

@@ -138,8 +138,11 @@ impl Keeper {
 
     pub(super) fn reconfigure(&mut self, account: Account) {
         let is_personal = account.grant == Grant::PersonalAccessToken;
-        match Oauth::new(account) {
-            Ok(oauth) => self.oauth = oauth,
+        match Oauth::new(account).map(Arc::new) {
+            Ok(oauth) => {
+                self.shared.oauth.store(Arc::clone(&oauth));
+                self.oauth = oauth;
+            }
             Err(error) => {
                 tracing::error!(account = self.shared.account, %error, "the new configuration is not used");
                 return;
