@@ -331,6 +331,13 @@ impl Store {
     }
 }
 
+impl Reservation {
+    /// Gives the room back, with the record in it if there is one: its login is not wanted any more.
+    pub fn give_up(mut self) {
+        self.is_durable = false;
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_durable {

@@ -251,7 +251,7 @@ impl Keeper {
             Err(_) if self.oauth.account().grant == Grant::ClientCredentials => None,
             Err(message) => return Err(message),
         };
-        if self.is_superseded() {
+        if self.unsaved.is_none() && self.is_superseded() {
             self.load();
             return Ok(());
         }
@@ -366,9 +366,12 @@ impl Keeper {
         }
     }
 
+    /// Takes room for what comes next. What is still to be saved goes first: its room is never given to
+    /// something that may fail, and the store is never compared with a login that it has not seen.
     async fn reserve(&mut self) -> Result<Reservation, String> {
-        if let Some(reservation) = self.unsaved.take() {
-            return Ok(reservation);
+        self.save_if_needed().await;
+        if self.unsaved.is_some() {
+            return Err("the login before can't be saved, so nothing new is begun".to_owned());
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let reserved = blocking(move || store.reserve(&account)).await;
@@ -393,7 +396,8 @@ impl Keeper {
         let lifetime = self.lifetime_of(&record);
         let access_token = record.access_token.clone();
         self.record = Some(record);
-        self.unsaved = reservation;
+        // Without room of its own it takes the place of what is still to be saved, if there is something.
+        self.unsaved = reservation.or_else(|| self.unsaved.take());
         self.save_if_needed().await;
         self.publish_token(&access_token, lifetime);
         self.is_in_doubt = false;

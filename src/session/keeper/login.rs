@@ -114,6 +114,9 @@ impl Keeper {
             None => self.oauth.revoke(&record.access_token, "access_token").await,
         };
         self.drop_awaiting().await;
+        if let Some(unsaved) = self.unsaved.take() {
+            unsaved.give_up();
+        }
         self.shared.current.store(None);
         let erased = self.erase().await;
         self.plan = Plan::default();

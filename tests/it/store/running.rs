@@ -241,6 +241,29 @@ fn a_refusal_that_cannot_be_put_in_place_does_not_stand_in_the_way_of_a_login() 
 }
 
 #[test]
+fn a_login_that_waits_to_be_saved_outlives_a_refresh_that_fails_meanwhile() {
+    let mut world = World::logged_in();
+    let gate = Gate::default();
+    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
+    let asked = Sent::refresh(&world.daemon);
+    held(&gate);
+    fs::remove_file(current(&world.home)).unwrap();
+    fs::create_dir(current(&world.home)).unwrap();
+    gate.open();
+    assert_eq!(asked.answer().status, 200);
+
+    world.standin.fault(Endpoint::Token, Fault::status(503));
+    assert_eq!(refresh(&world.daemon).problem(), "token-unavailable");
+
+    world.standin.clear_faults();
+    fs::remove_dir(current(&world.home)).unwrap();
+    assert_eq!(refresh(&world.daemon).status, 200);
+    world.restart();
+    assert_eq!(refresh(&world.daemon).status, 200);
+    assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+#[test]
 fn a_store_that_was_deleted_is_noticed_and_written_again() {
     let mut world = World::logged_in();
     fs::remove_file(current(&world.home)).unwrap();
