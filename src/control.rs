@@ -310,9 +310,7 @@ async fn access_token(State(control): Shared, Path(account): Path<String>) -> Re
         NoToken::LoginRequired => Problem::new(Code::LoginRequired, "a person has to log in"),
         NoToken::Unavailable { .. } => Problem::new(Code::TokenUnavailable, "there is no token now"),
     })?;
-    let bearer = token.authorization().as_bytes();
-    let secret = bearer.strip_prefix(b"Bearer ").unwrap_or(bearer).to_vec();
-    Ok(([(CONTENT_TYPE, "text/plain")], secret).into_response())
+    Ok(([(CONTENT_TYPE, "text/plain")], token.access_token().to_vec()).into_response())
 }
 
 async fn healthz() -> Response {

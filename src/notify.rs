@@ -66,6 +66,20 @@ pub async fn run(mut notices: mpsc::UnboundedReceiver<Notice>, command: Vec<Stri
     }
 }
 
+/// An error in words: its own and those of its causes, each once.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 impl Event {
     /// As it is written in the contract.
     pub const fn as_str(self) -> &'static str {

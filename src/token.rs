@@ -185,6 +185,11 @@ impl Token {
         &self.authorization
     }
 
+    /// The token itself.
+    pub fn access_token(&self) -> &[u8] {
+        &self.authorization.as_bytes()[BEARER.len()..]
+    }
+
     /// True for a personal access token.
     pub const fn is_personal(&self) -> bool {
         self.is_personal
@@ -197,7 +202,7 @@ impl Token {
 
     /// True when `bytes` contain the token itself.
     pub fn occurs_in(&self, bytes: &[u8]) -> bool {
-        let secret = &self.authorization.as_bytes()[BEARER.len()..];
+        let secret = self.access_token();
         bytes.len() >= secret.len() && memchr::memmem::find(bytes, secret).is_some()
     }
 }

@@ -65,7 +65,7 @@ fn come_back(place: &Place, account: &str) -> Result<Exit, Failure> {
 }
 
 /// No daemon is running, and the secret is not known here.
-pub(super) fn missing_secret(account: &str) -> Failure {
+fn missing_secret(account: &str) -> Failure {
     Failure::new(
         Exit::Configuration,
         format!("account.{account}: has no secret here, and no daemon is running"),

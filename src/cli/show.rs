@@ -87,7 +87,7 @@ pub(super) fn token(
             NoToken::Unavailable { .. } => AskError::Failed("there is no token now".to_owned()),
         })
     })?;
-    print_token(token.authorization().as_bytes())
+    print_token(token.access_token())
 }
 
 /// Does something with a session of our own, since no daemon is running.
@@ -108,9 +108,8 @@ fn here<T>(
     })
 }
 
-fn print_token(bytes: &[u8]) -> Result<Exit, Failure> {
+fn print_token(token: &[u8]) -> Result<Exit, Failure> {
     use std::io::IsTerminal as _;
-    let token = bytes.strip_prefix(b"Bearer ").unwrap_or(bytes);
     print_bytes(&Zeroizing::new([token, b"\n"].concat()))?;
     if std::io::stdout().is_terminal() {
         say_error("hint: this token opens your account: it belongs into no file, chat or history");

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{GrantError, Granted, Identity, id_token, unsent};
+use crate::notify::with_causes;
 use crate::token::{is_b64token, now};
 
 /// Answers are read up to here and not further.
@@ -89,22 +90,8 @@ pub(super) async fn small_body(answer: Response) -> Result<Zeroizing<Vec<u8>>, S
     })
 }
 
-/// The error's own words and those of its causes; reqwest's own hide the reason.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 fn not_answered(error: &reqwest::Error) -> GrantError {
-    let reason = chain(error);
+    let reason = with_causes(error);
     if error.is_connect() || error.is_builder() {
         unsent(format!("the authorization server can't be reached: {reason}"))
     } else {
@@ -216,7 +203,9 @@ async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
             Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => return Err(BodyError::TooLarge),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body),
-            Err(error) => return Err(BodyError::Lost(format!("the answer was cut off: {}", chain(&error)))),
+            Err(error) => {
+                return Err(BodyError::Lost(format!("the answer was cut off: {}", with_causes(&error))));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{LoginError, answer};
+use crate::notify::with_causes;
 use crate::token::{Moment, now};
 
 /// An unknown key id leads to another look at most this often.
@@ -105,7 +106,7 @@ fn knows(keys: &[Key], kid: Option<&str>) -> bool {
 }
 
 async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>, String> {
-    let answer = http.get(url.clone()).send().await.map_err(|error| answer::chain(&error))?;
+    let answer = http.get(url.clone()).send().await.map_err(|error| with_causes(&error))?;
     match answer.status() {
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
         status if !status.is_success() => return Err(format!("{url} answered {status}")),

@@ -187,6 +187,9 @@ impl Guard {
 
     /// The page of a request that was refused may read why, when it is an allowed one.
     pub fn origin_of(&self, fields: &HeaderMap) -> Option<AllowedOrigin> {
+        if !fields.contains_key(ORIGIN) {
+            return None;
+        }
         self.allowed_page(fields).ok().flatten()
     }
 
@@ -213,8 +216,11 @@ impl Guard {
     /// The allowed page that a request comes from; none when no page is involved.
     fn allowed_page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
         is_meant(fields)?;
-        let own = fields.get(HOST).map(|host| [b"http://", host.as_bytes()].concat()).unwrap_or_default();
-        let is_own = |origin: &[u8]| origin.eq_ignore_ascii_case(&own);
+        let own = fields.get(HOST).map(HeaderValue::as_bytes);
+        let is_own = |origin: &[u8]| {
+            let (scheme, host) = origin.split_at(origin.len().min(b"http://".len()));
+            scheme.eq_ignore_ascii_case(b"http://") && own.is_some_and(|own| own.eq_ignore_ascii_case(host))
+        };
         let is_allowed = |origin: &[u8]| {
             self.allowed_origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))
         };

@@ -26,6 +26,7 @@ use tower::Service as _;
 use super::headers;
 use super::replay::Upload;
 use crate::config::{HttpVersion, Limits, Route};
+use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
@@ -389,7 +390,7 @@ impl Failure {
 
     /// What the caller is told. The cause is logged, and stays here.
     pub(super) fn problem(&self) -> Problem {
-        tracing::warn!(cause = %chain(self), "the upstream gave no answer");
+        tracing::warn!(cause = %with_causes(self), "the upstream gave no answer");
         match self {
             Self::Connect(error) => {
                 let (proxy_error, detail) = match io_kind(error.as_ref()) {
@@ -452,16 +453,6 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
         cause = error.source();
     }
     None
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl Download {

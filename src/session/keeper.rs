@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::plan::Plan;
 use super::{Ask, AskError, Confirmation, LastRefresh, RefreshOutcome, Shared, State, Status};
 use crate::config::{Account, Grant};
-use crate::notify::{Event, Notifier};
+use crate::notify::{Event, Notifier, with_causes};
 use crate::oauth::{GrantError, Granted, Oauth};
-use crate::store::{Record, Reservation, Store, StoreError};
+use crate::store::{Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
 
 /// Nothing sleeps longer, so that suspend and clock jumps are noticed.
@@ -382,8 +382,10 @@ impl Keeper {
             }
             Err(error) => {
                 self.plan.postpone(STORE_RETRY, now());
-                let message =
-                    format!("the login can't be saved, so the refresh token is not spent: {}", chain(&error));
+                let message = format!(
+                    "the login can't be saved, so the refresh token is not spent: {}",
+                    with_causes(&error)
+                );
                 self.tell(Event::StoreFailing, message.clone());
                 Err(message)
             }
@@ -426,7 +428,7 @@ impl Keeper {
                 self.unsaved = Some(reservation);
                 let message = format!(
                     "the new login is in use but can't be saved, and a restart would lose it: {}",
-                    chain(&error)
+                    with_causes(&error)
                 );
                 self.tell(Event::StoreFailing, message);
             }
@@ -481,13 +483,6 @@ impl Keeper {
 /// Runs something that may block beside the runtime.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
-}
-
-fn chain(error: &StoreError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 /// A number from 0 to 1.

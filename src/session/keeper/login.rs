@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Awaiting, Keeper, blocking, chain};
+use super::{Awaiting, Keeper, blocking};
 use crate::config::{Account, Grant};
-use crate::notify::Event;
+use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
 use crate::oauth::{LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
@@ -136,7 +136,7 @@ impl Keeper {
     async fn erase(&mut self) -> Result<(), String> {
         let mut reservation = self.reserve().await?;
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        blocking(move || store.erase(&mut reservation, &account)).await.map_err(|error| chain(&error))
+        blocking(move || store.erase(&mut reservation, &account)).await.map_err(|error| with_causes(&error))
     }
 
     pub(super) fn reconfigure(&mut self, account: Account) {
