@@ -95,7 +95,8 @@ fn sandbox() -> Command {
         example.display()
     );
     let mut command = Command::new(example);
-    command.stdin(Stdio::null());
+    // The port of the README is one for the whole machine.
+    command.args(["--port", "0"]).stdin(Stdio::null());
     command
 }
 

@@ -1,6 +1,6 @@
 //! The sandbox: a stand-in of Cnblogs with the real daemon in front of it, to try everything by hand without an account.
 //!
-//! `cargo run --example sandbox [-- --login [--once]] [--expires-in SECS]`
+//! `cargo run --example sandbox [-- --login [--once]] [--expires-in SECS] [--port PORT]`
 
 #[path = "../standin/mod.rs"]
 mod standin;
@@ -20,10 +20,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use url::form_urlencoded;
 
 const USAGE: &str = "\
-usage: sandbox [--login [--once]] [--expires-in SECS]
+usage: sandbox [--login [--once]] [--expires-in SECS] [--port PORT]
   --login            log in as alice at once, and show three requests
   --once             with --login: wait for the access token to expire, show one more request, and end
-  --expires-in SECS  how long access tokens live (30)";
+  --expires-in SECS  how long access tokens live (30)
+  --port PORT        where the daemon listens (8262, or any that is free when something listens there)";
 const PREFERRED_PORT: u16 = 8262;
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -52,7 +53,7 @@ async fn main() -> ExitCode {
 async fn run(choice: &Choice) -> Outcome<()> {
     let program = build_program()?;
     let standin = Standin::start(Options { expires_in_secs: choice.expires_in_secs, ..Options::default() });
-    let config = write_config(&standin)?;
+    let config = write_config(&standin, choice.port.unwrap_or_else(preferred_port))?;
     // Asked for before there is anything to leave behind: a signal that comes early is found later.
     let interrupted = signal(SignalKind::interrupt())?;
     let terminated = signal(SignalKind::terminate())?;
@@ -71,11 +72,12 @@ struct Choice {
     login: bool,
     once: bool,
     expires_in_secs: u64,
+    port: Option<u16>,
 }
 
 impl Choice {
     fn from_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut choice = Self { login: false, once: false, expires_in_secs: 30 };
+        let mut choice = Self { login: false, once: false, expires_in_secs: 30, port: None };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--login" => choice.login = true,
@@ -83,6 +85,10 @@ impl Choice {
                 "--expires-in" => {
                     let secs = arguments.next().and_then(|secs| secs.parse().ok()).filter(|secs| *secs > 0);
                     choice.expires_in_secs = secs.ok_or("--expires-in needs a number of seconds")?;
+                }
+                "--port" => {
+                    let port = arguments.next().and_then(|port| port.parse().ok());
+                    choice.port = Some(port.ok_or("--port needs the number of a port")?);
                 }
                 other => return Err(format!("unknown argument {other}")),
             }
@@ -321,14 +327,18 @@ fn build_program() -> Outcome<PathBuf> {
     Ok(program)
 }
 
-fn write_config(standin: &Standin) -> Outcome<PathBuf> {
+/// The one that the README names, unless something listens there.
+fn preferred_port() -> u16 {
+    let is_free = TcpListener::bind(("127.0.0.1", PREFERRED_PORT)).is_ok();
+    if is_free { PREFERRED_PORT } else { 0 }
+}
+
+fn write_config(standin: &Standin, port: u16) -> Outcome<PathBuf> {
     let directory = standin.directory();
     let secret = directory.join("client_secret");
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret)?;
     file.write_all(standin.options().client_secret.as_bytes())?;
 
-    let free = TcpListener::bind(("127.0.0.1", PREFERRED_PORT)).is_ok();
-    let port = if free { PREFERRED_PORT } else { 0 };
     let (auth, api) = (standin.auth_url(), standin.api_url());
     let config = directory.join("config.toml");
     let text = format!(
