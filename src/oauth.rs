@@ -138,12 +138,17 @@ pub struct LoggedIn {
     pub remarks: Vec<String>,
 }
 
+/// The parameters of a request to the server, but for the client's authentication.
+type Form = Vec<(&'static str, String)>;
+
 /// The client of one account's authorization server.
 #[derive(Debug)]
 pub struct Oauth {
     account: Account,
     http: reqwest::Client,
     keys: Keys,
+    #[cfg(test)]
+    simulated: Option<simulated::Network>,
 }
 
 impl Oauth {
@@ -166,7 +171,13 @@ impl Oauth {
             .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")))
             .build()
             .expect("constants make a valid client");
-        Ok(Self { account, http, keys: Keys::default() })
+        Ok(Self {
+            account,
+            http,
+            keys: Keys::default(),
+            #[cfg(test)]
+            simulated: None,
+        })
     }
 
     /// The account that this client acts for.
@@ -303,8 +314,7 @@ impl Oauth {
             return Err(unsent("no revocation_url is configured".to_owned()));
         };
         let form = vec![("token", token.expose_secret().to_owned()), ("token_type_hint", hint.to_owned())];
-        let request = self.authenticated(url, form);
-        answer::read_revocation(request.send().await).await
+        answer::read_revocation(self.post(url, form).await?).await
     }
 
     /// Asks the API who logged in. None when it does not say.
@@ -339,13 +349,20 @@ impl Oauth {
         self.ask(form).await
     }
 
-    async fn ask(&self, form: Vec<(&'static str, String)>) -> Result<Granted, GrantError> {
-        let request = self.authenticated(&self.account.token_url, form);
-        answer::read_grant(request.send().await).await
+    async fn ask(&self, form: Form) -> Result<Granted, GrantError> {
+        answer::read_grant(self.post(&self.account.token_url, form).await?).await
+    }
+
+    async fn post(&self, url: &Url, form: Form) -> Result<reqwest::Response, GrantError> {
+        #[cfg(test)]
+        if let Some(network) = &self.simulated {
+            return network.post(form).await;
+        }
+        self.authenticated(url, form).send().await.map_err(|error| answer::not_answered(&error))
     }
 
     /// A form post that carries the client's authentication one way, never both (RFC 6749, section 2.3.1).
-    fn authenticated(&self, url: &Url, form: Vec<(&'static str, String)>) -> reqwest::RequestBuilder {
+    fn authenticated(&self, url: &Url, form: Form) -> reqwest::RequestBuilder {
         let account = &self.account;
         let secret = account.secret.value.expose_secret();
         let mut body = form_urlencoded::Serializer::new(String::new());
@@ -402,4 +419,40 @@ fn basic(client_id: &str, secret: &str) -> HeaderValue {
         .expect("base64 is a valid field value");
     value.set_sensitive(true);
     value
+}
+
+/// A network that is not there, for histories in simulated time.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::fmt;
+    use std::pin::Pin;
+    use std::sync::{Arc, OnceLock};
+
+    use super::{Account, Form, GrantError, Keys, Oauth};
+
+    /// What comes back for a form: an answer as it was received, or how it was lost.
+    pub(crate) type Answered = Pin<Box<dyn Future<Output = Result<reqwest::Response, GrantError>> + Send>>;
+
+    /// Carries forms to a simulated server.
+    #[derive(Clone)]
+    pub(crate) struct Network(pub(crate) Arc<dyn Fn(Form) -> Answered + Send + Sync>);
+
+    impl Network {
+        pub(super) async fn post(&self, form: Form) -> Result<reqwest::Response, GrantError> {
+            (self.0)(form).await
+        }
+    }
+
+    impl fmt::Debug for Network {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Network")
+        }
+    }
+
+    /// A client whose forms go there.
+    pub(crate) fn client(account: Account, network: Network) -> Oauth {
+        static HTTP: OnceLock<reqwest::Client> = OnceLock::new();
+        let http = HTTP.get_or_init(|| Oauth::new(account.clone()).unwrap().http).clone();
+        Oauth { account, http, keys: Keys::default(), simulated: Some(network) }
+    }
 }

@@ -32,6 +32,7 @@ use crate::control::login::Logins;
 use crate::control::{self, Control};
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier};
+use crate::oauth::Oauth;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
@@ -96,12 +97,12 @@ impl Accounts {
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
-                account.clone(),
+                Oauth::new(account.clone())?,
                 Arc::clone(&store),
                 is_in_flight,
                 notifier.clone(),
                 stop.clone(),
-            )?;
+            );
             sessions.insert(account.name.clone(), session);
             keepers.push(keeper);
         }

@@ -6,6 +6,9 @@
 
 mod keeper;
 mod plan;
+#[cfg(test)]
+#[path = "../tests/histories/main.rs"]
+mod histories;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +26,6 @@ use crate::notify::{Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::store::Store;
-use crate::tls::TlsError;
 use crate::token::{Moment, Token, now};
 
 /// How many events the status shows.
@@ -195,23 +197,21 @@ enum Ask {
     Reconfigure(Box<Account>),
 }
 
-/// Starts the keeper of an account on the current runtime and returns its session. The keeper ends after
-/// `stop`, when what it has begun is done.
-///
-/// # Errors
-/// When the account's TLS set-up is not usable.
+/// Starts the keeper of a client's account on the current runtime and returns its session. The keeper ends
+/// after `stop`, when what it has begun is done. `is_in_flight` says that a refresh was under way when the last
+/// process ended.
 pub fn start(
-    account: Account,
+    oauth: Oauth,
     store: Arc<Store>,
     is_in_flight: bool,
     notifier: Notifier,
     stop: CancellationToken,
-) -> Result<(Session, JoinHandle<()>), TlsError> {
+) -> (Session, JoinHandle<()>) {
     let (asks, asked) = mpsc::channel(32);
-    let status = keeper::first_status(&account);
+    let oauth = Arc::new(oauth);
+    let status = keeper::first_status(oauth.account());
     let first =
         Published { answers: 0, retry_in: Duration::ZERO, published_at: now(), status: Arc::new(status) };
-    let oauth = Arc::new(Oauth::new(account)?);
     let shared = Arc::new(Shared {
         account: oauth.account().name.clone(),
         oauth: ArcSwap::new(Arc::clone(&oauth)),
@@ -223,7 +223,7 @@ pub fn start(
     });
     let keeper = keeper::Keeper::new(Arc::clone(&shared), oauth, store, is_in_flight, notifier);
     let task = tokio::spawn(keeper.keep(asked, stop));
-    Ok((Session { shared }, task))
+    (Session { shared }, task)
 }
 
 impl Session {

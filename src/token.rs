@@ -19,6 +19,10 @@ pub struct Moment {
 
 /// Reads both clocks. Nothing else in the program reads the wall clock.
 pub fn now() -> Moment {
+    #[cfg(test)]
+    if let Some(now) = simulated::now() {
+        return now;
+    }
     Moment { wall_ms: read(ClockId::Realtime), boot_ms: read(ClockId::Boottime) }
 }
 
@@ -240,6 +244,42 @@ fn millis(ms: i64) -> Duration {
 
 fn as_millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+/// Clocks that a test moves, on its own thread: they follow the runtime's time, which may be paused.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::Moment;
+
+    thread_local! {
+        static CLOCKS: Cell<Option<(Instant, Moment)>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn now() -> Option<Moment> {
+        CLOCKS.get().map(|(started, at_start)| at_start.plus(started.elapsed()))
+    }
+
+    /// From now on this thread's clocks are simulated.
+    pub(crate) fn start(at: Moment) {
+        CLOCKS.set(Some((Instant::now(), at)));
+    }
+
+    /// Somebody sets the wall clock.
+    pub(crate) fn set_wall_clock(by_ms: i64) {
+        let (started, at) = CLOCKS.get().expect("the clocks are simulated");
+        CLOCKS.set(Some((started, Moment { wall_ms: at.wall_ms + by_ms, ..at })));
+    }
+
+    /// The machine sleeps: both clocks go on, the runtime's does not.
+    pub(crate) fn suspend(by: Duration) {
+        let (started, at) = CLOCKS.get().expect("the clocks are simulated");
+        CLOCKS.set(Some((started, at.plus(by))));
+    }
 }
 
 #[cfg(test)]

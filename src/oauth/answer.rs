@@ -28,8 +28,7 @@ enum BodyError {
     Lost(String),
 }
 
-pub(super) async fn read_grant(answer: Result<Response, reqwest::Error>) -> Result<Granted, GrantError> {
-    let answer = answer.map_err(|error| not_answered(&error))?;
+pub(super) async fn read_grant(answer: Response) -> Result<Granted, GrantError> {
     if !answer.status().is_success() {
         return Err(failure(answer).await);
     }
@@ -57,8 +56,7 @@ pub(super) async fn read_grant(answer: Result<Response, reqwest::Error>) -> Resu
 }
 
 /// Any success will do: an unknown token is 200 as well (RFC 7009, section 2.2).
-pub(super) async fn read_revocation(answer: Result<Response, reqwest::Error>) -> Result<(), GrantError> {
-    let answer = answer.map_err(|error| not_answered(&error))?;
+pub(super) async fn read_revocation(answer: Response) -> Result<(), GrantError> {
     if answer.status().is_success() { Ok(()) } else { Err(failure(answer).await) }
 }
 
@@ -90,7 +88,8 @@ pub(super) async fn small_body(answer: Response) -> Result<Zeroizing<Vec<u8>>, S
     })
 }
 
-fn not_answered(error: &reqwest::Error) -> GrantError {
+/// Whether a request that got no answer can have reached the server.
+pub(super) fn not_answered(error: &reqwest::Error) -> GrantError {
     let reason = with_causes(error);
     if error.is_connect() || error.is_builder() {
         unsent(format!("the authorization server can't be reached: {reason}"))

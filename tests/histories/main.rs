@@ -1,0 +1,391 @@
+//! Random histories: the keeper and its store against a simulated authorization server, in simulated time, with
+//! lost answers, outages, crashes, restarts, suspends and clock jumps. What must hold in each of them:
+//!
+//! - a refresh token that is known to be superseded or dead is never presented,
+//! - a request never fails while a usable access token exists, and no expired token is put on one,
+//! - a durable login survives every end of the process,
+//! - a server that is down is asked at most 12 times in 10 minutes,
+//! - when the weather clears, the account is ready, unless only a person can help; then it says so.
+//!
+//! `HISTORIES=10000 cargo test --lib histories` plays so many; a failure names its seed, and
+//! `HISTORY_SEED=17 cargo test --lib histories` plays that one and prints what happened.
+
+#[path = "../it/dice.rs"]
+mod dice;
+mod server;
+
+use std::cell::RefCell;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use self::dice::Dice;
+use self::server::{Books, Weather, network};
+use super::{Session, State};
+use crate::config::{Account, ClientAuth, Grant, ResponseMode, ResponseType, Secret};
+use crate::notify::{self, Event};
+use crate::oauth::callback::Code;
+use crate::oauth::{Pending, simulated};
+use crate::store::Store;
+use crate::token::{self, Moment};
+
+/// Played when `HISTORIES` says nothing.
+const HISTORIES: u64 = 100;
+const START: Moment = Moment::new(1_790_000_000_000, 90_000_000);
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long a request waits for a token.
+const PATIENCE: Duration = Duration::from_secs(10);
+const ACCOUNT: &str = "main";
+
+thread_local! {
+    static DICE: RefCell<Option<Dice>> = const { RefCell::new(None) };
+}
+
+/// The keeper's jitter, from 0 to 1, on a thread that plays a history.
+pub(super) fn dice() -> Option<f64> {
+    DICE.with_borrow_mut(|dice| dice.as_mut().map(|dice| dice.below(1001) as f64 / 1000.0))
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "what was played is worth telling")]
+fn no_history_loses_a_login_or_fails_a_request_that_could_succeed() {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    if let Some(seed) = number("HISTORY_SEED") {
+        println!("{}", play(seed).unwrap_or_else(|failure| panic!("{failure}")));
+        return;
+    }
+    let first = RandomState::new().hash_one(std::process::id()) >> 16;
+    let count = number("HISTORIES").unwrap_or(HISTORIES);
+    let seeds = Mutex::new(first..first + count);
+    let granted: usize = std::thread::scope(|scope| {
+        let players = [scope.spawn(|| play_all(&seeds)), scope.spawn(|| play_all(&seeds))];
+        players
+            .map(|player| player.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .iter()
+            .sum()
+    });
+    println!("{count} histories from seed {first}: {granted} tokens granted");
+    assert!(granted > 100, "histories in which nothing happens show nothing: {granted} tokens granted");
+}
+
+/// Plays what is left, and counts the tokens that were granted.
+fn play_all(seeds: &Mutex<Range<u64>>) -> usize {
+    let mut granted = 0;
+    loop {
+        let seed = seeds.lock().unwrap().next();
+        let Some(seed) = seed else { return granted };
+        match play(seed) {
+            Ok(told) => granted += told.matches("granted").count(),
+            Err(failure) => panic!("{failure}\nreplay: HISTORY_SEED={seed} cargo test --lib histories"),
+        }
+    }
+}
+
+/// Plays one history to its end and tells it, or tells what went wrong.
+fn play(seed: u64) -> Result<String, String> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let told = runtime.block_on(async {
+        token::simulated::start(START);
+        DICE.set(Some(Dice(seed ^ 0xd1ce)));
+        let mut history = History::begin(seed).await;
+        for _ in 0..history.length {
+            history.step().await;
+            if history.books().violation.is_some() {
+                break;
+            }
+        }
+        history.end().await;
+        let books = history.books();
+        let lines = books.lines.join("\n");
+        match &books.violation {
+            Some(violation) => Err(format!("{lines}\nhistory {seed}: {violation}")),
+            None => Ok(lines),
+        }
+    });
+    runtime.shutdown_background();
+    told
+}
+
+struct History {
+    dice: Dice,
+    length: usize,
+    books: Arc<Mutex<Books>>,
+    root: tempfile::TempDir,
+    directories: usize,
+    daemon: Daemon,
+    requests: Vec<JoinHandle<()>>,
+    backup: Option<(PathBuf, u64)>,
+}
+
+struct Daemon {
+    session: Session,
+    keeper: JoinHandle<()>,
+    stop: CancellationToken,
+    directory: PathBuf,
+}
+
+impl History {
+    async fn begin(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let books = Arc::new(Mutex::new(Books::new(&mut dice)));
+        // Memory where there is some: these stores need not outlive a power cut.
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let daemon = Daemon::start(&books, root.path().join("0"));
+        let length = 20 + dice.below(60);
+        let mut history =
+            Self { dice, length, books, root, directories: 0, daemon, requests: Vec::new(), backup: None };
+        history.log_in().await;
+        history
+    }
+
+    async fn step(&mut self) {
+        if self.daemon.session.status().state == State::LoginRequired && self.dice.chance(20) {
+            return self.log_in().await;
+        }
+        match self.dice.below(97) {
+            0..35 => self.wait().await,
+            35..60 => self.request(),
+            60..75 => self.books().weather = Weather::any(&mut self.dice),
+            75..79 => self.restart().await,
+            79..83 => self.crash(),
+            83..86 => self.jump(),
+            86..88 => self.suspend().await,
+            88..90 => self.books().revoke_access(),
+            90..92 => self.ask_for_a_refresh().await,
+            92..94 => self.backup(),
+            94 => self.restore().await,
+            95 => self.books().end_login(),
+            _ => self.log_out().await,
+        }
+    }
+
+    async fn wait(&mut self) {
+        let longest = self.dice.pick(&[5, 60, 600, 3600]);
+        let wait = Duration::from_millis(self.dice.below(longest * 1000) as u64);
+        tokio::time::sleep(wait).await;
+    }
+
+    fn request(&mut self) {
+        for _ in 0..self.dice.pick(&[1, 1, 3, 20]) {
+            let (session, books) = (self.daemon.session.clone(), Arc::clone(&self.books));
+            self.requests.push(tokio::spawn(request(session, books)));
+        }
+    }
+
+    /// SIGTERM, and a new process.
+    async fn restart(&mut self) {
+        self.books().tell("restart");
+        self.daemon.stop().await;
+        let directory = self.daemon.directory.clone();
+        self.start_again(directory);
+    }
+
+    /// SIGKILL: what is on disk at this instant is all that is left.
+    fn crash(&mut self) {
+        self.books().tell("crash");
+        let copy = self.copy_of(&self.daemon.directory.clone());
+        self.daemon.keeper.abort();
+        self.start_again(copy);
+    }
+
+    fn backup(&mut self) {
+        let copy = self.copy_of(&self.daemon.directory.clone());
+        let held = self.books().held;
+        self.backup = Some((copy, held));
+    }
+
+    /// An older store is put in place of the newest one.
+    async fn restore(&mut self) {
+        let Some((directory, held)) = self.backup.take() else { return };
+        self.daemon.stop().await;
+        self.books().restored(held);
+        self.start_again(directory);
+    }
+
+    fn start_again(&mut self, directory: PathBuf) {
+        // Requests end with their process.
+        self.requests.drain(..).for_each(|request| request.abort());
+        self.daemon = Daemon::start(&self.books, directory);
+    }
+
+    fn jump(&mut self) {
+        let hours = self.dice.pick(&[-25, -1, 1, 25]);
+        let by_ms = hours * 3_600_000;
+        token::simulated::set_wall_clock(by_ms);
+        self.books().jumped(by_ms);
+    }
+
+    async fn suspend(&mut self) {
+        let hours = self.dice.pick(&[1, 26]);
+        self.books().tell(&format!("suspend for {hours} h"));
+        if self.dice.chance(50) {
+            self.books().weather = Weather::clear();
+        }
+        let was_well = self.daemon.session.status().state == State::Ready && self.books().is_login_alive();
+        token::simulated::suspend(HOUR * hours);
+        // Nothing sleeps longer than 30 s: so soon it is noticed, without anybody asking.
+        tokio::time::sleep(Duration::from_secs(32)).await;
+        let is_well = self.daemon.session.current().is_some();
+        let mut books = self.books();
+        if was_well && books.weather.is_clear() && !is_well {
+            books.violate("a suspend was not noticed".to_owned());
+        }
+    }
+
+    async fn ask_for_a_refresh(&mut self) {
+        self.books().forgive();
+        let _outcome = self.daemon.session.refresh().await;
+    }
+
+    async fn log_out(&mut self) {
+        self.books().weather = Weather::clear();
+        self.books().forgive();
+        let _outcome = self.daemon.session.log_out().await;
+        self.books().logged_out();
+    }
+
+    async fn log_in(&mut self) {
+        self.books().weather = Weather::clear();
+        self.books().forgive();
+        let pending = Pending::start();
+        let code = Code { code: "code".into(), id_token: None };
+        let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
+        let outcome = self.daemon.session.log_in(pending, code, verified).await;
+        let usable = self.daemon.session.current().is_some();
+        if outcome.is_err() || !usable {
+            self.books().violate(format!("a login in clear weather failed: {outcome:?}"));
+        }
+    }
+
+    /// The weather clears for good: everything must end well.
+    async fn end(&mut self) {
+        self.books().weather = Weather::clear();
+        self.books().tell("the weather clears for good");
+        let lifetime = self.books().lifetime;
+        tokio::time::sleep(lifetime + 20 * MINUTE).await;
+        self.request();
+        for request in self.requests.drain(..) {
+            request.await.expect("a request does not panic");
+        }
+
+        while self.daemon.session.status().state == State::Refreshing {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let status = self.daemon.session.status();
+        let is_recorded = status.events.iter().any(|notice| notice.event == Event::LoginRequired);
+        let verdict = match (self.books().is_login_alive(), status.state) {
+            (true, State::Ready) => None,
+            (false, State::LoginRequired) if is_recorded => None,
+            (is_alive, state) => {
+                Some(format!("at the end the login is alive: {is_alive}, but it is {state:?}"))
+            }
+        };
+        if let Some(violation) = verdict {
+            self.books().violate(violation);
+        }
+        self.daemon.stop().await;
+        if self.daemon.keeper.is_finished() {
+            let (store, _) = Store::open(&self.daemon.directory).unwrap();
+            self.books().check_stored(&store);
+        }
+    }
+
+    fn copy_of(&mut self, directory: &Path) -> PathBuf {
+        self.directories += 1;
+        let copy = self.root.path().join(self.directories.to_string());
+        fs::create_dir(&copy).unwrap();
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        copy
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap()
+    }
+}
+
+impl Daemon {
+    fn start(books: &Arc<Mutex<Books>>, directory: PathBuf) -> Self {
+        let (store, findings) = Store::open(&directory).unwrap();
+        books.lock().unwrap().check_stored(&store);
+        let (notifier, _notices) = notify::channel();
+        let stop = CancellationToken::new();
+        let (session, keeper) = super::start(
+            simulated::client(account(), network(books)),
+            Arc::new(store),
+            findings.in_flight.contains(ACCOUNT),
+            notifier,
+            stop.clone(),
+        );
+        Self { session, keeper, stop, directory }
+    }
+
+    async fn stop(&mut self) {
+        self.stop.cancel();
+        (&mut self.keeper).await.expect("the keeper does not panic");
+    }
+}
+
+/// One request: a token, and another one when the upstream refuses it.
+async fn request(session: Session, books: Arc<Mutex<Books>>) {
+    let began = tokio::time::Instant::now();
+    let usable = books.lock().unwrap().usable_access();
+    let token = session.token(PATIENCE).await;
+    let waited = began.elapsed();
+    let refused = match token {
+        Ok(token) => Some(token).filter(|token| !books.lock().unwrap().accepts(token.access_token())),
+        Err(why) => {
+            books.lock().unwrap().turned_away(why, usable, waited);
+            None
+        }
+    };
+    if let Some(refused) = refused {
+        // A keeper that never answered would hang here, and the history with it.
+        let newer = session.refreshed_since(&refused).await;
+        assert!(newer.is_none_or(|newer| newer.serial() > refused.serial()));
+    }
+}
+
+fn account() -> Account {
+    let url = |path: &str| Url::parse(&format!("https://auth.example{path}")).unwrap();
+    Account {
+        name: ACCOUNT.to_owned(),
+        grant: Grant::AuthorizationCode,
+        client_id: "client".to_owned(),
+        secret: Secret { value: "secret".into(), from: "a test".to_owned() },
+        scope: None,
+        redirect_uri: url("/callback"),
+        response_type: ResponseType::Code,
+        response_mode: ResponseMode::Query,
+        issuer: None,
+        authorization_url: url("/authorize"),
+        token_url: url("/token"),
+        revocation_url: Some(url("/revocation")),
+        jwks_url: None,
+        client_auth: ClientAuth::Body,
+        ca: None,
+        refresh_at: 0.5,
+        identity_url: None,
+        login_lifetime: None,
+    }
+}
+
+/// The number of the stored refresh token, and whether it is marked as refused.
+fn stored_refresh_token(store: &Store) -> Option<(u64, bool)> {
+    let record = store.record(ACCOUNT)?;
+    let refresh_token = record.refresh_token?;
+    Some((server::number_of(refresh_token.expose_secret()), record.is_refused))
+}

@@ -1,0 +1,460 @@
+//! The simulated authorization server: what it knows, what the daemon has been told, and what must not happen.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::Response;
+
+use super::dice::Dice;
+use super::stored_refresh_token;
+use crate::oauth::GrantError;
+use crate::oauth::simulated::Network;
+use crate::session::NoToken;
+use crate::store::Store;
+use crate::token::{Moment, now};
+
+/// The client gives up that long after it asked.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+const WINDOW: Duration = Duration::from_secs(600);
+/// `promises.md`: a server that is down is asked that often in ten minutes.
+const MOST_TRIES: usize = 12;
+
+/// What may happen to a request, in percent; what is left over goes well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Weather {
+    unreachable: usize,
+    lost_on_the_way: usize,
+    lost_on_the_way_back: usize,
+    broken: usize,
+    broken_afterwards: usize,
+    misconfigured: usize,
+    slowest_ms: usize,
+}
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Unreachable,
+    LostOnTheWay,
+    LostOnTheWayBack,
+    /// Answered by something that did not look at it.
+    Broken,
+    /// Carried out, and answered with something useless.
+    BrokenAfterwards,
+    Misconfigured,
+    Fine,
+}
+
+/// The server's books, and the daemon's as the test keeps them.
+pub(super) struct Books {
+    pub(super) weather: Weather,
+    pub(super) lifetime: Duration,
+    /// The refresh token that the daemon must present next.
+    pub(super) held: u64,
+    pub(super) violation: Option<String>,
+    pub(super) lines: Vec<String>,
+    dice: Dice,
+    grace: Duration,
+    kills_family: bool,
+    rotates: bool,
+    current: u64,
+    previous: Option<(u64, Moment)>,
+    is_dead: bool,
+    refused: BTreeSet<u64>,
+    access: Vec<Access>,
+    held_access: Option<usize>,
+    held_since: Moment,
+    tries: Vec<Moment>,
+}
+
+struct Access {
+    received: Moment,
+    forward_ms: i64,
+    was_set_back: bool,
+    /// Its age is known to the process by a wall clock that was set back.
+    is_young: bool,
+    is_revoked: bool,
+}
+
+impl Weather {
+    pub(super) const fn clear() -> Self {
+        Self {
+            unreachable: 0,
+            lost_on_the_way: 0,
+            lost_on_the_way_back: 0,
+            broken: 0,
+            broken_afterwards: 0,
+            misconfigured: 0,
+            slowest_ms: 500,
+        }
+    }
+
+    pub(super) fn is_clear(&self) -> bool {
+        *self == Self::clear()
+    }
+
+    pub(super) fn any(dice: &mut Dice) -> Self {
+        let clear = Self { slowest_ms: dice.pick(&[10, 1000, 20_000]), ..Self::clear() };
+        match dice.below(8) {
+            0 | 1 => clear,
+            2 => Self { unreachable: 100, ..clear },
+            3 => Self { broken: 100, ..clear },
+            4 => Self { lost_on_the_way: 50, unreachable: 30, ..clear },
+            5 => Self { lost_on_the_way_back: dice.below(60), lost_on_the_way: dice.below(40), ..clear },
+            6 => Self { misconfigured: 100, ..clear },
+            _ => Self {
+                unreachable: dice.below(20),
+                lost_on_the_way: dice.below(20),
+                lost_on_the_way_back: dice.below(10),
+                broken: dice.below(20),
+                broken_afterwards: dice.below(10),
+                ..clear
+            },
+        }
+    }
+
+    fn fate(self, dice: &mut Dice) -> Fate {
+        let mut thrown = dice.below(100);
+        let chances = [
+            (self.unreachable, Fate::Unreachable),
+            (self.lost_on_the_way, Fate::LostOnTheWay),
+            (self.lost_on_the_way_back, Fate::LostOnTheWayBack),
+            (self.broken, Fate::Broken),
+            (self.broken_afterwards, Fate::BrokenAfterwards),
+            (self.misconfigured, Fate::Misconfigured),
+        ];
+        for (percent, fate) in chances {
+            if thrown < percent {
+                return fate;
+            }
+            thrown -= percent;
+        }
+        Fate::Fine
+    }
+}
+
+/// A network to that server.
+pub(super) fn network(books: &Arc<Mutex<Books>>) -> Network {
+    let books = Arc::clone(books);
+    Network(Arc::new(move |form| Box::pin(carry(Arc::clone(&books), form))))
+}
+
+/// The number in `rt-17` or `at-17`.
+pub(super) fn number_of(text: &str) -> u64 {
+    text[3..].parse().expect("a token of this server")
+}
+
+async fn carry(books: Arc<Mutex<Books>>, form: Vec<(&'static str, String)>) -> Result<Response, GrantError> {
+    let (fate, there, back) = books.lock().unwrap().begin(&form);
+    let unreachable = |reason: &str| GrantError::Unavailable {
+        reason: reason.to_owned(),
+        was_sent: false,
+        retry_after: None,
+    };
+    if fate == Fate::Unreachable {
+        tokio::time::sleep(there.min(Duration::from_secs(5))).await;
+        return Err(unreachable("unreachable"));
+    }
+    let lost = || GrantError::InDoubt { reason: "lost".to_owned() };
+    tokio::time::sleep(there.min(ANSWER_TIMEOUT)).await;
+    if fate == Fate::LostOnTheWay || there >= ANSWER_TIMEOUT {
+        return Err(lost());
+    }
+    let answer = books.lock().unwrap().answer(fate, &form);
+    tokio::time::sleep(back.min(ANSWER_TIMEOUT - there)).await;
+    if fate == Fate::LostOnTheWayBack || there + back >= ANSWER_TIMEOUT {
+        books.lock().unwrap().tell("the answer is lost");
+        return Err(lost());
+    }
+    books.lock().unwrap().deliver(&answer);
+    let mut response = http::Response::builder().status(answer.status);
+    if let Some(secs) = answer.retry_after {
+        response = response.header("retry-after", secs);
+    }
+    Ok(response.body(answer.body).unwrap().into())
+}
+
+struct Answer {
+    status: u16,
+    retry_after: Option<u64>,
+    body: String,
+    granted: Option<(u64, Option<usize>)>,
+    refuses: Option<u64>,
+}
+
+impl Answer {
+    fn new(status: u16, body: &str) -> Self {
+        Self { status, retry_after: None, body: body.to_owned(), granted: None, refuses: None }
+    }
+}
+
+impl Books {
+    pub(super) fn new(dice: &mut Dice) -> Self {
+        Self {
+            weather: Weather::clear(),
+            lifetime: Duration::from_secs(dice.pick(&[60, 600, 600, 3600, 3600, 3600, 3600, 7200])),
+            held: 0,
+            violation: None,
+            lines: Vec::new(),
+            grace: Duration::from_secs(dice.pick(&[0, 0, 30])),
+            kills_family: dice.chance(30),
+            rotates: dice.chance(90),
+            dice: Dice(dice.next()),
+            current: 0,
+            previous: None,
+            is_dead: true,
+            refused: BTreeSet::new(),
+            access: Vec::new(),
+            held_access: None,
+            held_since: now(),
+            tries: Vec::new(),
+        }
+    }
+
+    pub(super) fn tell(&mut self, what: &str) {
+        let at_ms = now().wall_ms() - super::START.wall_ms();
+        self.lines.push(format!("{:>10}.{:03} {what}", at_ms.div_euclid(1000), at_ms.rem_euclid(1000)));
+    }
+
+    pub(super) fn violate(&mut self, what: String) {
+        self.tell(&what);
+        self.violation.get_or_insert(what);
+    }
+
+    /// A person did something: what was counted before says nothing any more.
+    pub(super) fn forgive(&mut self) {
+        self.tries.clear();
+    }
+
+    fn begin(&mut self, form: &[(&str, String)]) -> (Fate, Duration, Duration) {
+        let is_refresh = parameter(form, "grant_type") == Some("refresh_token");
+        let fate = self.weather.fate(&mut self.dice);
+        let slowest = self.weather.slowest_ms;
+        let mut delay = || Duration::from_millis(self.dice.below(slowest.max(1)) as u64);
+        let (there, back) = (delay(), delay());
+        if let Some(refresh_token) = parameter(form, "refresh_token").filter(|_| is_refresh) {
+            self.presented(number_of(refresh_token), fate);
+        }
+        (fate, there, back)
+    }
+
+    fn presented(&mut self, number: u64, fate: Fate) {
+        self.tell(&format!("rt-{number} is presented: {fate:?}"));
+        if number != self.held {
+            self.violate(format!("rt-{number} was presented, but rt-{} has superseded it", self.held));
+        }
+        if self.refused.contains(&number) {
+            self.violate(format!("rt-{number} was presented again after the server had refused it"));
+        }
+        if fate == Fate::Unreachable {
+            return;
+        }
+        self.tries.retain(|at| now().since(*at) < WINDOW);
+        self.tries.push(now());
+        if self.tries.len() > MOST_TRIES {
+            self.violate(format!("{} tries in ten minutes", self.tries.len()));
+        }
+    }
+
+    fn answer(&mut self, fate: Fate, form: &[(&str, String)]) -> Answer {
+        let answer = match fate {
+            Fate::Misconfigured => return Answer::new(401, r#"{"error": "invalid_client"}"#),
+            Fate::Broken => {
+                let mut answer = self.useless();
+                answer.retry_after = self.dice.chance(30).then(|| self.dice.below(300) as u64);
+                return answer;
+            }
+            _ => match (parameter(form, "grant_type"), parameter(form, "token")) {
+                (Some("refresh_token"), _) => {
+                    self.refresh(number_of(parameter(form, "refresh_token").unwrap()))
+                }
+                (Some("authorization_code"), _) => {
+                    self.current += 1;
+                    self.previous = None;
+                    self.is_dead = false;
+                    self.grant(self.current)
+                }
+                (_, Some(token)) => {
+                    if number_of(token) == self.current {
+                        self.is_dead = true;
+                    }
+                    Answer::new(200, "")
+                }
+                other => panic!("what is {other:?}?"),
+            },
+        };
+        if fate == Fate::BrokenAfterwards && answer.granted.is_some() {
+            return self.spoilt(answer);
+        }
+        answer
+    }
+
+    /// What stands in the way of the server says.
+    fn useless(&mut self) -> Answer {
+        let answers = [
+            (500, ""),
+            (503, "<html>busy</html>"),
+            (429, "{}"),
+            (200, "<html>log in to the hotel</html>"),
+            (404, ""),
+        ];
+        let (status, body) = self.dice.pick(&answers);
+        if body.starts_with("<html>log in") { Answer::new(302, body) } else { Answer::new(status, body) }
+    }
+
+    /// The server has rotated, and its answer is no good.
+    fn spoilt(&mut self, mut answer: Answer) -> Answer {
+        let successor = answer.granted.map(|(successor, _)| successor);
+        match self.dice.below(3) {
+            0 => Answer { granted: None, ..Answer::new(200, &answer.body[..answer.body.len() / 2]) },
+            1 => Answer::new(502, ""),
+            _ => {
+                answer.body = answer.body.replace("\"Bearer\"", "\"mac\"");
+                answer.granted = successor.map(|successor| (successor, None));
+                answer
+            }
+        }
+    }
+
+    fn refresh(&mut self, number: u64) -> Answer {
+        let in_grace =
+            self.previous.is_some_and(|(previous, at)| previous == number && now().since(at) < self.grace);
+        if self.is_dead || !(number == self.current || in_grace) {
+            self.is_dead |= self.kills_family && number != self.current;
+            self.tell(&format!("rt-{number} is refused"));
+            return Answer { refuses: Some(number), ..Answer::new(400, r#"{"error": "invalid_grant"}"#) };
+        }
+        if number == self.current && self.rotates {
+            self.previous = Some((number, now()));
+            self.current += 1;
+        }
+        self.grant(self.current)
+    }
+
+    fn grant(&mut self, refresh_token: u64) -> Answer {
+        let access = self.access.len();
+        self.access.push(Access {
+            received: now(),
+            forward_ms: 0,
+            was_set_back: false,
+            is_young: false,
+            is_revoked: false,
+        });
+        self.tell(&format!("granted at-{access} and rt-{refresh_token}"));
+        let body = format!(
+            r#"{{"access_token": "at-{access}", "token_type": "Bearer", "expires_in": {}, "refresh_token": "rt-{refresh_token}"}}"#,
+            self.lifetime.as_secs()
+        );
+        Answer { granted: Some((refresh_token, Some(access))), ..Answer::new(200, &body) }
+    }
+
+    /// The daemon learns of it now.
+    fn deliver(&mut self, answer: &Answer) {
+        if let Some(number) = answer.refuses {
+            self.refused.insert(number);
+        }
+        let Some((refresh_token, access)) = answer.granted else { return };
+        self.held = refresh_token;
+        self.held_since = now();
+        if let Some(access) = access {
+            self.access[access].received = now();
+            self.held_access = Some(access);
+            self.tries.clear();
+        }
+    }
+
+    /// The newest access token that the daemon was given, if no clock can say that it has expired.
+    pub(super) fn usable_access(&self) -> Option<usize> {
+        let number = self.held_access?;
+        let access = &self.access[number];
+        let forward = Duration::from_millis(u64::try_from(access.forward_ms).unwrap_or(0));
+        let is_settled = now().since(self.held_since) > Duration::ZERO;
+        (is_settled && now().since(access.received) + forward < self.lifetime).then_some(number)
+    }
+
+    /// What the API says to a token.
+    pub(super) fn accepts(&mut self, token: &[u8]) -> bool {
+        let number = number_of(std::str::from_utf8(token).unwrap());
+        let access = &self.access[usize::try_from(number).unwrap()];
+        let is_expired = now().since(access.received) >= self.lifetime;
+        let (is_young, is_revoked) = (access.is_young, access.is_revoked);
+        if is_expired && !is_young {
+            self.violate(format!("at-{number} was used after its end"));
+        }
+        !is_expired && !is_revoked
+    }
+
+    /// A request got no token. `usable` is the one that there was when it came.
+    pub(super) fn turned_away(&mut self, why: NoToken, usable: Option<usize>, waited: Duration) {
+        if let Some(usable) = usable {
+            self.violate(format!("a request failed with {why:?} while at-{usable} was usable"));
+        }
+        let is_late = waited > super::PATIENCE + Duration::from_secs(1);
+        if is_late || why == (NoToken::Unavailable { retry_after_secs: 0 }) {
+            self.violate(format!("a request was told {why:?} after {waited:?}"));
+        }
+    }
+
+    pub(super) fn jumped(&mut self, by_ms: i64) {
+        self.tell(&format!("the wall clock jumps by {} h", by_ms / 3_600_000));
+        for access in &mut self.access {
+            access.forward_ms += by_ms.max(0);
+            access.was_set_back |= by_ms < 0;
+        }
+    }
+
+    pub(super) fn revoke_access(&mut self) {
+        self.tell("the access tokens are revoked");
+        self.access.iter_mut().for_each(|access| access.is_revoked = true);
+    }
+
+    /// The server ends the login by itself.
+    pub(super) fn end_login(&mut self) {
+        self.tell("the server ends the login");
+        self.is_dead = true;
+    }
+
+    pub(super) fn logged_out(&mut self) {
+        self.tell("logged out");
+        self.is_dead = true;
+        self.held = 0;
+        self.held_access = None;
+    }
+
+    pub(super) fn restored(&mut self, held: u64) {
+        self.tell(&format!("a store with rt-{held} is restored"));
+        self.held = held;
+        self.held_access = None;
+        self.refused.clear();
+    }
+
+    /// True when the refresh token that the daemon has is good.
+    pub(super) fn is_login_alive(&self) -> bool {
+        self.held != 0 && self.held == self.current && !self.is_dead && !self.refused.contains(&self.held)
+    }
+
+    /// What a process that starts finds must be what the one before knew.
+    pub(super) fn check_stored(&mut self, store: &Store) {
+        self.tries.clear();
+        self.access.iter_mut().for_each(|access| access.is_young = access.was_set_back);
+        let stored = stored_refresh_token(store);
+        let number = stored.map_or(0, |(number, _)| number);
+        let is_refused = stored.is_some_and(|(_, is_refused)| is_refused);
+        if number == self.held {
+            return;
+        }
+        // What arrived at the very instant of the crash was not promised to anybody.
+        if self.held_since == now() {
+            self.tell(&format!("rt-{} did not reach the disk", self.held));
+            self.held = number;
+            self.held_access = None;
+        } else {
+            self.violate(format!("rt-{} was held, rt-{number} (refused: {is_refused}) is stored", self.held));
+        }
+    }
+}
+
+fn parameter<'a>(form: &'a [(&str, String)], name: &str) -> Option<&'a str> {
+    form.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+}
