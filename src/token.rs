@@ -1,7 +1,7 @@
 //! An access token and the arithmetic of its expiry. No I/O but the two clocks.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -23,7 +23,7 @@ pub fn now() -> Moment {
     if let Some(now) = simulated::now() {
         return now;
     }
-    Moment { wall_ms: read(ClockId::Realtime), boot_ms: read(ClockId::Boottime) }
+    Moment { wall_ms: wall_clock_ms(), boot_ms: boot_clock_ms() }
 }
 
 impl Moment {
@@ -226,16 +226,25 @@ pub fn is_b64token(text: &str) -> bool {
 
 /// A wall-clock time in milliseconds since the Unix epoch, as RFC 3339 in UTC.
 pub fn rfc3339(wall_ms: i64) -> String {
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + millis(wall_ms.min(YEAR_9999_MS))).to_string()
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + millis(wall_ms.min(YEAR_9999_MS))).to_string()
 }
 
 const BEARER: &str = "Bearer ";
 /// RFC 3339 has four digits for the year.
 const YEAR_9999_MS: i64 = 253_402_300_799_000;
 
-fn read(clock: ClockId) -> i64 {
-    let t = clock_gettime(clock);
-    t.tv_sec.saturating_mul(1000).saturating_add(t.tv_nsec / 1_000_000)
+#[expect(clippy::disallowed_methods, reason = "here, and nowhere else")]
+fn wall_clock_ms() -> i64 {
+    let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(after) => ms(after),
+        Err(before) => -ms(before.duration()),
+    }
+}
+
+fn boot_clock_ms() -> i64 {
+    let time = clock_gettime(ClockId::Boottime);
+    time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000)
 }
 
 fn millis(ms: i64) -> Duration {

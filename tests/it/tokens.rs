@@ -2,6 +2,7 @@
 
 mod faults;
 mod stopping;
+mod time;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
