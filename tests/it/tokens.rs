@@ -1,5 +1,6 @@
 //! The walk of a token: refreshed in time, once, and kept, whoever asks and whoever leaves.
 
+mod ends;
 mod faults;
 mod stopping;
 mod time;
