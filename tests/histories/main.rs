@@ -92,20 +92,27 @@ fn play_all(seeds: &Mutex<Range<u64>>) -> usize {
 
 /// Plays one history to its end and tells it, or tells what went wrong.
 fn play(seed: u64) -> Result<String, String> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let told = runtime.block_on(async {
-        token::simulated::start(START);
-        DICE.set(Some(Dice(seed ^ 0xd1ce)));
-        let mut history = History::begin(seed).await;
+    in_simulated_time(seed, async |history| {
         for _ in 0..history.length {
             history.step().await;
             if history.books().violation.is_some() {
                 break;
             }
         }
-        history.end().await;
-        let books = history.books();
+    })
+}
+
+/// Runs a history until the weather clears for good, and then to its end.
+fn in_simulated_time(seed: u64, history: impl AsyncFnOnce(&mut History)) -> Result<String, String> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let told = runtime.block_on(async {
+        token::simulated::start(START);
+        DICE.set(Some(Dice(seed ^ 0xd1ce)));
+        let mut played = History::begin(seed).await;
+        history(&mut played).await;
+        played.end().await;
+        let books = played.books();
         let lines = books.lines.join("\n");
         match &books.violation {
             Some(violation) => Err(format!("{lines}\nhistory {seed}: {violation}")),
@@ -114,6 +121,45 @@ fn play(seed: u64) -> Result<String, String> {
     });
     runtime.shutdown_background();
     told
+}
+
+#[test]
+fn a_server_that_is_down_for_11_of_24_hours_fails_no_request() {
+    let told = in_simulated_time(11, async |history| {
+        history.has_tokens_for(24 * HOUR).await;
+        for minute in 0..5 * 24 * 60 {
+            let is_down = minute % (24 * 60) < 11 * 60;
+            history.books().weather = if is_down { Weather::unreachable() } else { Weather::clear() };
+            history.is_served_within(Duration::ZERO).await;
+            tokio::time::sleep(MINUTE).await;
+        }
+    });
+    assert!(told.unwrap_or_else(|failure| panic!("{failure}")).contains("Unreachable"));
+}
+
+#[test]
+fn after_26_hours_of_suspend_a_request_succeeds_within_3_seconds_of_the_network() {
+    for seed in 0..50 {
+        let told = in_simulated_time(seed, async |history| {
+            history.has_tokens_for(HOUR).await;
+            let granted = history.books().granted();
+
+            history.books().weather = Weather::unreachable();
+            token::simulated::suspend(26 * HOUR);
+            // Somebody asks while there is no network yet, and is told so.
+            tokio::time::sleep(Duration::from_millis(700 * seed)).await;
+            history.request();
+            tokio::time::sleep(PATIENCE + Duration::from_secs(1)).await;
+
+            history.books().weather = Weather::clear();
+            history.is_served_within(Duration::from_secs(3)).await;
+            let refreshes = history.books().granted() - granted;
+            if refreshes != 1 {
+                history.books().violate(format!("{refreshes} refreshes after a suspend"));
+            }
+        });
+        told.unwrap_or_else(|failure| panic!("{failure}"));
+    }
 }
 
 struct History {
@@ -167,6 +213,24 @@ impl History {
             94 => self.restore().await,
             95 => self.books().end_login(),
             _ => self.log_out().await,
+        }
+    }
+
+    /// From now on tokens last so long, and the daemon has one that does.
+    async fn has_tokens_for(&self, lifetime: Duration) {
+        self.books().lifetime = lifetime;
+        self.daemon.session.refresh().await.expect("the weather is clear");
+    }
+
+    /// A try that fails answers all who wait for it, so a caller asks again.
+    async fn is_served_within(&self, limit: Duration) {
+        let serve = async {
+            while self.daemon.session.token(PATIENCE).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(limit, serve).await.is_err() {
+            self.books().violate(format!("not served within {limit:?}"));
         }
     }
 

@@ -86,8 +86,12 @@ impl Weather {
             broken: 0,
             broken_afterwards: 0,
             misconfigured: 0,
-            slowest_ms: 500,
+            slowest_ms: 200,
         }
+    }
+
+    pub(super) const fn unreachable() -> Self {
+        Self { unreachable: 100, ..Self::clear() }
     }
 
     pub(super) fn is_clear(&self) -> bool {
@@ -220,6 +224,11 @@ impl Books {
     pub(super) fn violate(&mut self, what: String) {
         self.tell(&what);
         self.violation.get_or_insert(what);
+    }
+
+    /// How many access tokens the server has granted.
+    pub(super) fn granted(&self) -> usize {
+        self.access.len()
     }
 
     /// A person did something: what was counted before says nothing any more.
