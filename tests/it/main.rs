@@ -8,6 +8,7 @@ mod support;
 mod standin;
 
 mod attacks;
+mod browser;
 mod clients;
 mod commands;
 mod configuration;

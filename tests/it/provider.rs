@@ -117,15 +117,12 @@ fn assert_calls_as_alice(daemon: &Daemon) {
 /// Logs in as a person would and returns what the last page showed, its address included.
 #[track_caller]
 fn log_in(flow: &str, daemon: &Daemon) -> String {
-    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "/usr/bin/chromium".to_owned());
-    assert!(
-        Path::new(&chromium).exists(),
-        "{chromium} is missing: install Chromium (Debian's package `chromium`) or name it in CHROMIUM"
-    );
     let scratch = tempfile::tempdir().expect("a directory for the browser's log");
 
-    let mut browser =
-        Program::start(script("browser.mjs").args([flow, &daemon.base]), &scratch.path().join("browser.log"));
+    let mut browser = Program::start(
+        browser_script("browser.mjs").args([flow, &daemon.base]),
+        &scratch.path().join("browser.log"),
+    );
     let report = json_of(&browser.line("{"));
     browser.wait();
 
@@ -320,7 +317,7 @@ impl Daemon {
 }
 
 /// A child process with its lines of standard output; ends on drop, and shows its log when the test failed.
-struct Program {
+pub(crate) struct Program {
     child: Child,
     lines: Receiver<String>,
     log: PathBuf,
@@ -328,7 +325,7 @@ struct Program {
 
 impl Program {
     #[track_caller]
-    fn start(command: &mut Command, log: &Path) -> Self {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let log_file = File::options().create(true).append(true).open(log).expect("a log file");
         let mut child = command
             .stdin(Stdio::piped())
@@ -347,7 +344,7 @@ impl Program {
 
     /// The next line that starts with `wanted`.
     #[track_caller]
-    fn line(&self, wanted: &str) -> String {
+    pub(crate) fn line(&self, wanted: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -356,6 +353,13 @@ impl Program {
                 Err(error) => panic!("no line that starts with {wanted:?} came: {error}"),
             }
         }
+    }
+
+    /// Writes a line to its standard input.
+    #[track_caller]
+    pub(crate) fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("standard input is piped");
+        writeln!(stdin, "{line}").expect("the program reads its input");
     }
 
     #[track_caller]
@@ -380,6 +384,17 @@ impl Drop for Program {
             drop(io::stderr().write_all(&log));
         }
     }
+}
+
+/// A script that starts Chromium.
+#[track_caller]
+pub(crate) fn browser_script(name: &str) -> Command {
+    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "/usr/bin/chromium".to_owned());
+    assert!(
+        Path::new(&chromium).exists(),
+        "{chromium} is missing: install Chromium (Debian's package `chromium`) or name it in CHROMIUM"
+    );
+    script(name)
 }
 
 fn script(name: &str) -> Command {

@@ -10,7 +10,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { chromium } from 'playwright-core';
+import { launchChromium, listenForComplaints } from './chromium.mjs';
 
 const TIMEOUT_MS = 15_000;
 const LOGIN = 'alice';
@@ -23,22 +23,14 @@ if (!['paste', 'callback'].includes(flow) || !URL.canParse(base ?? '')) {
 const daemon = new URL(base).origin;
 const pictures = process.env.BROWSER_SCREENSHOTS;
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-    '--disable-component-update', '--disable-sync',
-    '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost',
-  ],
-});
-process.stdin.on('end', () => browser.close().finally(() => process.exit(1))).resume();
+const browser = await launchChromium(['MAP * ~NOTFOUND', 'EXCLUDE 127.0.0.1', 'EXCLUDE localhost']);
 
 const step = { name: 'start', count: 0 };
-const minded = { csp_violations: [], console_errors: [], failed_requests: [] };
+let minded = {};
 try {
   const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 1000, height: 800 } });
   context.setDefaultTimeout(TIMEOUT_MS);
-  await listenForComplaints(context);
+  minded = await listenForComplaints(context, daemon);
   const outcome = await logIn(context);
   process.stdout.write(`${JSON.stringify({ flow, outcome, ...minded })}\n`);
 } catch (error) {
@@ -47,33 +39,6 @@ try {
 } finally {
   await browser.close();
   process.stdin.destroy();
-}
-
-async function listenForComplaints(context) {
-  const isDaemons = (url) => url.startsWith(`${daemon}/`);
-  await context.exposeBinding('reportViolation', (_source, violation) => minded.csp_violations.push(violation));
-  await context.addInitScript((origin) => {
-    addEventListener('securitypolicyviolation', (event) => {
-      if (location.origin === origin) {
-        window.reportViolation(`${event.effectiveDirective} refused ${event.blockedURI} on ${location.pathname}`);
-      }
-    });
-  }, daemon);
-  context.on('console', (message) => {
-    if (message.type() === 'error' && isDaemons(message.page()?.url() ?? message.location().url)) {
-      minded.console_errors.push(message.text());
-    }
-  });
-  context.on('weberror', (error) => {
-    if (isDaemons(error.page()?.url() ?? '')) {
-      minded.console_errors.push(`${error.error()}`);
-    }
-  });
-  context.on('requestfailed', (request) => {
-    if (isDaemons(request.url())) {
-      minded.failed_requests.push(`${request.method()} ${new URL(request.url()).pathname}: ${request.failure()?.errorText}`);
-    }
-  });
 }
 
 async function logIn(context) {

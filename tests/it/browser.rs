@@ -1,0 +1,341 @@
+//! Pages in the person's own browser: what a stranger's page, a name that is bound anew, an allowed page and the API's
+//! own answers can do there, shown in Chromium by `tests/provider/stranger.mjs`.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::provider::{Program, browser_script};
+use crate::standin::{Answer, Person, Scripted};
+use crate::support::World;
+
+/// A browser with strangers' pages, in one scenario.
+struct Browser {
+    program: Program,
+    /// Where the strangers' pages are served.
+    port: u64,
+    _scratch: TempDir,
+}
+
+/// What a scenario came to.
+struct Report {
+    result: Value,
+    /// Every request of the browser to the daemon, with its answer.
+    heard: Vec<Value>,
+}
+
+impl Browser {
+    #[track_caller]
+    fn start(scenario: &str) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let log = scratch.path().join("browser.log");
+        let program = Program::start(browser_script("stranger.mjs").arg(scenario), &log);
+        let port = serde_json::from_str::<Value>(&program.line("{")).unwrap()["port"].as_u64().unwrap();
+        Self { program, port, _scratch: scratch }
+    }
+
+    /// Plays the scenario against this daemon.
+    #[track_caller]
+    fn play(mut self, world: &World, mut given: Value) -> Report {
+        given["daemon"] = json!(world.daemon.authority);
+        self.program.tell(&given.to_string());
+        let mut report: Value = serde_json::from_str(&self.program.line("{")).unwrap();
+        assert!(report["error"].is_null(), "{}", report["error"].as_str().unwrap_or_default());
+        let Value::Array(heard) = report["heard"].take() else { panic!("nothing was heard: {report:#}") };
+        Report { result: report["result"].take(), heard }
+    }
+}
+
+impl Report {
+    /// The requests to this path, whatever their query.
+    fn heard(&self, path: &str) -> impl Iterator<Item = &Value> {
+        self.heard.iter().filter(move |entry| {
+            let target = entry["target"].as_str().unwrap();
+            target.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('?'))
+        })
+    }
+
+    /// The statuses of the answers to the requests to this path.
+    fn statuses(&self, path: &str) -> Vec<u64> {
+        self.heard(path).map(|entry| entry["status"].as_u64().unwrap()).collect()
+    }
+}
+
+/// The daemon's own word, and nothing that lets a page read it.
+#[track_caller]
+fn assert_refused(entry: &Value, status: u16) {
+    assert_eq!(entry["status"], status, "{entry:#}");
+    assert_eq!(entry["answer"]["proxy-status"], "cnblogs-proxy; error=http_request_denied", "{entry:#}");
+    assert_no_cors(entry);
+}
+
+#[track_caller]
+fn assert_no_cors(entry: &Value) {
+    let answer = entry["answer"].as_object().unwrap_or_else(|| panic!("no answer: {entry:#}"));
+    assert!(!answer.keys().any(|name| name.starts_with("access-control-")), "{entry:#}");
+}
+
+/// Ways of a stranger that Chromium does not go, or not from every page; what it sends by them is refused as all is.
+const NOT_ALWAYS_SENT: [&str; 6] = [
+    "manifest",
+    "prerender",
+    "service-worker",
+    "service-worker-import",
+    "speculation-prefetch",
+    "speculation-prerender",
+];
+
+/// web-022, web-023, and what the guard's tests say of single fields, as a browser really sends them.
+#[test]
+fn a_page_of_a_stranger_gets_nothing_through_and_learns_nothing() {
+    let world = World::logged_in();
+    let token_requests = world.standin.token_requests().len();
+    world.standin.clear_api_requests();
+    let browser = Browser::start("attack");
+    let origins = ["http://127.0.0.1", "http://localhost", "http://evil.test"];
+    let origins = origins.map(|origin| format!("{origin}:{}", browser.port));
+
+    let given = json!({ "origins": origins, "not_always_sent": NOT_ALWAYS_SENT });
+    let report = browser.play(&world, given);
+
+    for (origin, learned) in origins.iter().zip(report.result["learned"].as_array().unwrap()) {
+        let ways = learned.as_object().unwrap();
+        assert!(ways.len() > 50, "only {} ways were tried", ways.len());
+        for (way, learned) in ways {
+            assert_eq!(learned, "", "{origin} learned something by {way}");
+        }
+    }
+    let served = ["/echo/typed", "/favicon.ico"];
+    let is_served = |entry: &&Value| served.contains(&entry["target"].as_str().unwrap());
+    let (own, attacks): (Vec<_>, Vec<_>) = report.heard.iter().partition(is_served);
+    attacks.iter().for_each(|entry| assert_refused(entry, 403));
+    own.iter().for_each(|entry| assert_no_cors(entry));
+    assert_eq!(report.statuses("/echo/typed"), [200], "what the person types is served");
+    let asked: Vec<_> = world.standin.api_requests().into_iter().map(|request| request.target).collect();
+    assert!(asked.iter().all(|target| served.contains(&target.as_str())), "{asked:?}");
+    assert_eq!(
+        (world.standin.token_requests().len(), world.standin.revocations().len()),
+        (token_requests, 0)
+    );
+    assert_eq!(world.daemon.state(), "ready");
+}
+
+#[test]
+fn a_name_that_is_bound_anew_to_the_daemon_is_another_host() {
+    let world = World::logged_in();
+    world.standin.clear_api_requests();
+    let targets = [
+        ("GET", "/echo"),
+        ("POST", "/echo"),
+        ("GET", "/-/"),
+        ("GET", "/-/login"),
+        ("GET", "/-/status"),
+        ("GET", "/-/metrics"),
+        ("GET", "/-/callback"),
+        ("POST", "/-/login/main/start"),
+        ("POST", "/-/login/main"),
+        ("POST", "/-/logout/main"),
+    ];
+
+    let report = Browser::start("rebind").play(&world, json!({ "targets": targets }));
+
+    assert_eq!(report.result["before"], "stranger", "the page was the stranger's own");
+    let seen = report.result["seen"].as_array().unwrap();
+    assert_eq!(seen.len(), targets.len());
+    for answer in seen {
+        assert_eq!(answer["status"], 421, "{answer}");
+        let problem: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        assert_eq!(problem["type"], "urn:cnblogs-proxy:wrong-host", "{answer}");
+    }
+    assert_eq!((&report.result["socket"], &report.result["loaded"]), (&json!(""), &json!(421)));
+    assert_eq!(world.standin.api_requests().len(), 0);
+    assert_eq!((world.standin.revocations().len(), world.daemon.state().as_str()), (0, "ready"));
+}
+
+const KEY: &str = "key-of-everything-5d1c";
+const READER: &str = "key-of-a-reader-90ee";
+
+/// A call from a page: its origin, target and what `fetch` is given.
+fn call(origin: &str, target: &str, method: &str, key: &str, more: Value) -> Value {
+    let mut fields = json!({ "X-Own": "1" });
+    if !key.is_empty() {
+        fields["Authorization"] = json!(format!("Bearer {key}"));
+    }
+    let mut options = json!({ "method": method, "headers": fields });
+    options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({ "origin": origin, "target": target, "options": options })
+}
+
+#[test]
+fn an_allowed_page_reads_answers_and_problems_and_sends_no_credentials_but_its_key() {
+    let mut world = World::logged_in();
+    let browser = Browser::start("call");
+    let allowed = format!("http://127.0.0.1:{}", browser.port);
+    let keys = [("all", KEY, ""), ("reader", READER, "methods = [\"GET\"]")].map(|(name, key, limits)| {
+        let file = world.home.secret(name, key);
+        format!("[[callers.key]]\nname = \"{name}\"\nfile = \"{}\"\n{limits}\n", file.display())
+    });
+    reconfigured(&mut world, &format!("[callers]\nallowed_origins = [\"{allowed}\"]\n{}", keys.concat()));
+    world.standin.clear_api_requests();
+    let other = format!("http://localhost:{}", browser.port);
+    let body = json!({ "body": "{\"a\":1}" });
+    let none = json!({});
+
+    let calls = [
+        call(&allowed, "/echo/get", "GET", KEY, none.clone()),
+        call(&allowed, "/echo/post", "POST", KEY, body.clone()),
+        call(&allowed, "/echo/put", "PUT", KEY, body.clone()),
+        call(&allowed, "/echo/patch", "PATCH", KEY, body),
+        call(&allowed, "/echo/delete", "DELETE", KEY, none.clone()),
+        call(&allowed, "/fields?X-Shown=yes", "GET", KEY, none.clone()),
+        call(&allowed, "/echo/keyless", "GET", "", none.clone()),
+        call(&allowed, "/echo/limited", "DELETE", READER, none.clone()),
+        call(&allowed, "/echo/credentials", "GET", KEY, json!({ "credentials": "include" })),
+        call(&allowed, "/-/status", "GET", KEY, none.clone()),
+        call(&other, "/echo/other", "GET", KEY, none.clone()),
+        call("http://app.test", "/echo/other", "GET", KEY, none),
+    ];
+    let report = browser.play(&world, json!({ "calls": calls }));
+
+    let answers = report.result.as_array().unwrap();
+    for (answer, method) in answers.iter().zip(["GET", "POST", "PUT", "PATCH", "DELETE"]) {
+        assert_eq!((&answer["status"], &answer["type"]), (&json!(200), &json!("cors")), "{answer}");
+        let echo: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        assert_eq!(echo["method"], method);
+        assert!(echo.to_string().to_ascii_lowercase().contains("[\"x-own\",\"1\"]"), "{echo}");
+    }
+    assert_eq!(answers[5]["fields"]["x-shown"], "yes", "{}", answers[5]);
+    for (answer, code) in [(&answers[6], "key-required"), (&answers[7], "forbidden-by-key")] {
+        assert!(answer["body"].as_str().unwrap().contains(&format!("urn:cnblogs-proxy:{code}")), "{answer}");
+    }
+    for answer in &answers[8..] {
+        assert!(
+            answer["refused"].as_str().is_some_and(|error| error.contains("Failed to fetch")),
+            "{answer}"
+        );
+    }
+    report.heard("/-/status").chain(report.heard("/echo/other")).for_each(|entry| assert_refused(entry, 403));
+    assert_eq!(report.statuses("/-/status").len() + report.statuses("/echo/other").len(), 3);
+    assert_eq!(report.statuses("/echo/credentials"), [204], "the preflight allows no credentials");
+    assert_eq!(world.standin.api_requests().len(), 6);
+    assert!(
+        !report.heard.iter().any(|entry| entry.to_string().contains("access-control-allow-private-network"))
+    );
+    assert!(!report.heard.iter().any(|entry| entry.to_string().contains("access-control-allow-credentials")));
+}
+
+/// Kinds of answers that a browser would run, were they not the proxy's, and what they consist of.
+const RUN: [(&str, &[(&str, &str)], &str); 5] = [
+    ("html", &[("Content-Type", "text/html")], "<script>fetch('/open/ran-html')</script>"),
+    (
+        "svg",
+        &[("Content-Type", "image/svg+xml")],
+        "<svg xmlns=\"http://www.w3.org/2000/svg\"><script>fetch('/open/ran-svg')</script></svg>",
+    ),
+    (
+        "xml",
+        &[("Content-Type", "application/xml")],
+        "<html xmlns=\"http://www.w3.org/1999/xhtml\"><script>fetch('/open/ran-xml')</script></html>",
+    ),
+    ("untyped", &[], "<!doctype html><script>fetch('/open/ran-untyped')</script>"),
+    ("refresh", &[("Content-Type", "text/html"), ("Refresh", "0; url=/open/ran-refresh")], "<p>x</p>"),
+];
+
+/// Others, of which a browser keeps something or on which a person could press something.
+const KEPT: [(&str, &[(&str, &str)], &str); 7] = [
+    ("cookie", &[("Content-Type", "text/html"), ("Set-Cookie", "a=b"), ("Set-Cookie", "c=d; Path=/")], "x"),
+    ("clear", &[("Content-Type", "text/html"), ("Clear-Site-Data", "\"*\"")], "x"),
+    ("text", &[("Content-Type", "text/plain")], "<!doctype html><script>fetch('/open/ran-text')</script>"),
+    ("pdf", &[("Content-Type", "application/pdf")], "%PDF-1.1\n%%EOF\n"),
+    (
+        "meta",
+        &[("Content-Type", "text/html"), ("Link", "</open/ran-link>; rel=preload; as=script")],
+        "<meta http-equiv=refresh content=\"0; url=/open/ran-meta\"><iframe src=\"/-/login\"></iframe>\
+         <img src=/open/ran-image><link rel=stylesheet href=/open/ran-style><object data=/open/ran-object></object>",
+    ),
+    ("json", &[("Content-Type", "application/json")], "window.ran = 1"),
+    (
+        "worker",
+        &[("Content-Type", "text/javascript"), ("Service-Worker-Allowed", "/")],
+        "addEventListener('fetch', () => {})",
+    ),
+];
+
+const FORM: &str = "<form method=post action=\"/-/logout/main\"><button>Log out</button></form>\
+    <a href=\"/-/login\">Log in</a>";
+
+/// What the API says at these addresses, to anybody.
+fn opened(target: &str) -> Option<Scripted> {
+    let kind = target.strip_prefix("/open/")?;
+    if kind == "form" {
+        return Some(Scripted::Answer(Answer::html(200, FORM)));
+    }
+    let (_, fields, content) = RUN.iter().chain(&KEPT).find(|(name, ..)| *name == kind)?;
+    let answer = Answer::full(200, *content);
+    Some(Scripted::Answer(fields.iter().fold(answer, |answer, (name, value)| answer.with(name, value))))
+}
+
+#[test]
+fn an_answer_of_the_api_that_is_opened_in_the_browser_is_inert() {
+    let world = World::logged_in();
+    world.standin.on_api(|request| opened(&request.target));
+    let names =
+        |kinds: &[(&'static str, &[(&str, &str)], &str)]| kinds.iter().map(|kind| kind.0).collect::<Vec<_>>();
+    let given =
+        json!({ "kinds": names(&KEPT), "kinds_that_run": names(&RUN), "upstream": world.standin.api_url() });
+
+    let report = Browser::start("open").play(&world, given);
+
+    for (kind, ..) in RUN.iter().chain(&KEPT) {
+        assert!(report.heard(&format!("/open/{kind}")).count() > 0, "{kind} was not opened");
+    }
+    let ran = |entry: &&Value| entry["target"].as_str().unwrap().starts_with("/open/ran-");
+    assert_eq!(report.heard.iter().find(ran), None);
+    assert_eq!(report.result["cookies"], json!([]));
+    assert_eq!(report.result["kept"], "yes");
+    assert_eq!(
+        (&report.result["as_script"], &report.result["as_worker"]),
+        (&json!("refused"), &json!("refused"))
+    );
+    assert_eq!(report.statuses("/-/login"), [403], "an answer of the API is not a page of ours");
+    assert_eq!(report.statuses("/-/logout/main"), [] as [u64; 0]);
+    assert_eq!(world.daemon.state(), "ready");
+}
+
+#[test]
+fn the_pages_for_people_break_none_of_their_own_rules() {
+    let world = World::logged_in();
+    let bob = || world.standin.authorize(&world.begin_login(), Person::Bob);
+
+    let report = Browser::start("use").play(&world, json!({ "callbacks": [bob(), bob()] }));
+
+    let seen: Vec<_> =
+        report.result["seen"].as_array().unwrap().iter().map(|title| title.as_str().unwrap()).collect();
+    let titles: Vec<_> = seen.iter().map(|title| title.strip_suffix(" - cnblogs-proxy").unwrap()).collect();
+    let expected = [
+        "Status",
+        "Log in",
+        "Not logged in",
+        "Log in",
+        "Another person",
+        "Nothing changed",
+        "Log in",
+        "Another person",
+        "Logged in",
+        "Status",
+        "Logging in",
+    ];
+    assert_eq!(titles, expected);
+    assert_eq!(report.result["csp_violations"], json!([]));
+    assert_eq!(report.result["failed_requests"], json!([]));
+    let of_the_wrong_paste =
+        "Failed to load resource: the server responded with a status of 400 (Bad Request)";
+    assert_eq!(report.result["console_errors"], json!([of_the_wrong_paste]));
+    assert_eq!(world.standin.revocations().len(), 3, "of Bob's first login, Alice's and Bob's second");
+}
+
+/// Adds tables to the configuration and starts the daemon again; the login stays.
+fn reconfigured(world: &mut World, tables: &str) {
+    let config = std::fs::read_to_string(world.home.config()).unwrap() + tables;
+    std::fs::write(world.home.config(), config).unwrap();
+    world.restart();
+}
