@@ -33,11 +33,17 @@ fn over_tls(http: &str) -> Setup {
 }
 
 /// Adds tables to the configuration and starts the daemon again; the login stays.
-fn reconfigured(world: &mut World, tables: &str) {
+pub(crate) fn reconfigured(world: &mut World, tables: &str) {
     let mut config = fs::read_to_string(world.home.config()).unwrap();
     config.push_str(tables);
     fs::write(world.home.config(), config).unwrap();
     world.restart();
+}
+
+/// The table of a caller's key, which is kept in a file of that name.
+pub(crate) fn key_table(world: &World, name: &str, key: &str, limits: &str) -> String {
+    let file = world.home.secret(name, key);
+    format!("[[callers.key]]\nname = \"{name}\"\nfile = \"{}\"\n{limits}\n", file.display())
 }
 
 /// The access token in use, as the API sees it.

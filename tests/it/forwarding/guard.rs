@@ -1,11 +1,9 @@
 //! Who is admitted: by Host, by the page that asks, and by key.
 
-use std::fs;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{assert_problem, one_worker, reconfigured};
+use super::{assert_problem, key_table, one_worker, reconfigured};
 use crate::support::{Answer, Setup, World};
 
 const KEY: &str = "key-of-everything-3f9a";
@@ -314,12 +312,6 @@ fn a_key_of_a_route_opens_no_other_route() {
         let answer = world.daemon.request("GET", target, &fields, b"");
         assert_problem(&answer, "forbidden-by-key", 403, "http_request_denied");
     }
-}
-
-fn key_table(world: &World, name: &str, key: &str, limits: &str) -> String {
-    let file = world.home.secret(name, key);
-    assert_eq!(fs::read_to_string(&file).unwrap(), key);
-    format!("[[callers.key]]\nname = \"{name}\"\nfile = \"{}\"\n{limits}\n", file.display())
 }
 
 fn basic(key: &str) -> String {
