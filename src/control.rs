@@ -113,10 +113,10 @@ impl Control {
 
     fn is_page_secret(&self, text: &str) -> bool {
         let Some((made_at, tag)) = text.split_once('.') else { return false };
-        let age = now().wall_secs() - made_at.parse::<i64>().unwrap_or(0);
         let is_genuine =
             unhex(tag).is_some_and(|tag| hmac::verify(&self.page_key, made_at.as_bytes(), &tag).is_ok());
-        is_genuine && age <= PAGE_SECRET_LIVES_SECS
+        let lives = |made_at: i64| now().wall_secs().saturating_sub(made_at) <= PAGE_SECRET_LIVES_SECS;
+        is_genuine && made_at.parse().is_ok_and(lives)
     }
 }
 

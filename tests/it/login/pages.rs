@@ -76,6 +76,47 @@ fn every_local_answer_is_inert() {
     }
 }
 
+/// Every local route, and the methods that it takes.
+const ROUTES: [(&str, &[&str]); 17] = [
+    ("/-/", &["GET", "HEAD"]),
+    ("/-/login", &["GET", "HEAD"]),
+    ("/-/login/main", &["GET", "HEAD", "POST"]),
+    ("/-/login/main/start", &["POST"]),
+    ("/-/callback", &["GET", "HEAD", "POST"]),
+    ("/-/status", &["GET", "HEAD"]),
+    ("/-/refresh/main", &["POST"]),
+    ("/-/logout/main", &["POST"]),
+    ("/-/healthz", &["GET", "HEAD"]),
+    ("/-/readyz", &["GET", "HEAD"]),
+    ("/-/metrics", &["GET", "HEAD"]),
+    ("/-/page.css", &["GET", "HEAD"]),
+    ("/-/page.js", &["GET", "HEAD"]),
+    ("/-/icon.svg", &["GET", "HEAD"]),
+    ("/-/token/main", &[]),
+    ("/-/login/start", &["GET", "HEAD", "POST"]),
+    ("/-/unknown", &[]),
+];
+
+/// web-021, web-023
+#[test]
+fn a_method_that_a_local_route_does_not_take_is_refused_and_the_refusal_is_inert() {
+    let world = World::logged_in();
+    let mut refused = 0;
+    for (target, methods) in ROUTES {
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "get"] {
+            if methods.contains(&method) {
+                continue;
+            }
+            let answer = world.daemon.request(method, target, &[("Accept", "text/html")], b"");
+            assert!([404, 405].contains(&answer.status), "{method} {target}: {answer:?}");
+            assert_inert(&format!("{method} {target}"), &answer);
+            refused += 1;
+        }
+    }
+    assert!(refused > 100, "only {refused} were tried");
+    assert_eq!((world.standin.revocations().len(), world.daemon.state().as_str()), (0, "ready"));
+}
+
 /// Errors of the local routes are problems like all others.
 #[test]
 fn what_a_local_route_can_t_read_is_a_problem() {
@@ -106,7 +147,7 @@ fn a_browser_posts_from_our_own_page_or_not_at_all() {
     let (page, login) = (page_secret(&world), format!("{own}/-/login"));
     let altered = format!("{}{}", &page[..page.len() - 1], if page.ends_with('0') { '1' } else { '0' });
     let later = format!("9{page}");
-    let tries: [(&[(&str, &str)], &str); 13] = [
+    let tries: [(&[(&str, &str)], &str); 14] = [
         (&[("Origin", "https://evil.example")], &page),
         (&[("Origin", "null")], &page),
         (&[("Origin", "http://localhost:1")], &page),
@@ -120,6 +161,7 @@ fn a_browser_posts_from_our_own_page_or_not_at_all() {
         (&[("Origin", &own)], "guessed"),
         (&[("Origin", &own)], &altered),
         (&[("Origin", &own)], &later),
+        (&[("Origin", &own)], "-9223372036854775808.00"),
     ];
 
     for (from, secret) in tries {
@@ -160,18 +202,21 @@ fn a_page_s_secret_is_worth_nothing_to_the_next_daemon() {
     assert_eq!(post_from_page(&world, "/-/login/main/start", &[("page", &page)]).status, 403);
 }
 
-/// web-023: a GET makes no login, replaces none and ends none.
+/// web-023: a GET makes no login, replaces none and ends none. More than the logins that may be in progress at once,
+/// so that one which makes a login would push out what waits.
 #[test]
-fn a_hundred_gets_change_nothing_about_a_login() {
+fn gets_of_every_local_route_change_nothing_about_a_login() {
     let world = World::start();
     let callback = world.standin.authorize(&world.begin_login(), Person::Alice);
-    let fields =
-        [("Sec-Fetch-Dest", "image"), ("Sec-Fetch-Mode", "no-cors"), ("Sec-Fetch-Site", "same-origin")];
+    let image = "Sec-Fetch-Dest: image\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Site: same-origin\r\n";
 
-    for target in ["/-/login/start", "/-/login/main/start", "/-/login/main", "/-/login"] {
-        for _ in 0..100 {
-            let answer = world.daemon.request("GET", target, &fields, b"");
-            assert!(answer.field("location").is_none(), "{target}: {answer:?}");
+    for (target, _) in ROUTES {
+        for line in [format!("GET {target}"), format!("HEAD {target}")] {
+            let request = format!("{line} HTTP/1.1\r\nHost: {}\r\n{image}", world.daemon.authority);
+            let many = format!("{request}\r\n").repeat(257) + &format!("{request}Connection: close\r\n\r\n");
+            let answers = String::from_utf8(world.daemon.raw(many.as_bytes())).unwrap();
+            assert_eq!(answers.matches("HTTP/1.1 ").count(), 258, "{line}");
+            assert!(!answers.to_ascii_lowercase().contains("\r\nlocation:"), "{line}");
         }
     }
     assert_eq!(world.daemon.get("/-/login/main/start").status, 405);
