@@ -15,8 +15,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, RawQuery, Request, State};
 use axum::http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
@@ -375,14 +375,7 @@ impl Control {
     /// A browser has to show the secret of the page that it posts from. A program that is no browser could read
     /// the page first anyway, and shows none.
     fn posted_from_our_page(&self, fields: &HeaderMap, form: &str) -> Result<(), Problem> {
-        let marks = [
-            ORIGIN,
-            REFERER,
-            HeaderName::from_static("sec-fetch-site"),
-            HeaderName::from_static("sec-fetch-mode"),
-        ];
-        let is_browser = marks.iter().any(|name| fields.contains_key(name));
-        if !is_browser || field(form, "page").is_some_and(|secret| self.is_page_secret(&secret)) {
+        if !is_browser(fields) || field(form, "page").is_some_and(|secret| self.is_page_secret(&secret)) {
             return Ok(());
         }
         Err(Problem::new(
@@ -463,6 +456,20 @@ pub async fn inert(response: Response) -> Response {
         fields.insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// True for what says where it comes from, as current browsers do with every POST to another site, or at least that
+/// a person reads the answer, as text browsers, old ones and those that hide where they come from do.
+fn is_browser(fields: &HeaderMap) -> bool {
+    let origin = [
+        ORIGIN,
+        REFERER,
+        HeaderName::from_static("sec-fetch-site"),
+        HeaderName::from_static("sec-fetch-dest"),
+    ];
+    // Node's `fetch` sends Sec-Fetch-Mode and takes any language, and is no browser.
+    let reads_a_language = fields.get(ACCEPT_LANGUAGE).is_some_and(|languages| languages != "*");
+    reads_a_language || wants_html(fields) || origin.iter().any(|name| fields.contains_key(name))
 }
 
 fn wants_html(fields: &HeaderMap) -> bool {

@@ -181,6 +181,47 @@ fn a_browser_posts_from_our_own_page_or_not_at_all() {
     assert_eq!(post_from_page(&world, "/-/login/main", &form).status, 200);
 }
 
+/// A text browser or an old one, or one that hides where it comes from, says at least that a person reads its answer.
+#[test]
+fn a_browser_that_hides_where_it_comes_from_needs_a_page_s_secret_as_well() {
+    let world = World::logged_in();
+    let page = page_secret(&world);
+    let own = "application/x-www-form-urlencoded";
+    for mark in [
+        ("Accept", "text/html, text/*;q=0.5, image/*, application/*"),
+        ("Accept", "text/html,application/xhtml+xml,*/*;q=0.8"),
+        ("Accept-Language", "en"),
+        ("Accept-Language", "en,*;q=0.1"),
+        ("Sec-Fetch-Dest", "document"),
+    ] {
+        for target in ["/-/login/main", "/-/login/main/start", "/-/refresh/main", "/-/logout/main"] {
+            let answer = world.daemon.request("POST", target, &[("Content-Type", own), mark], b"callback=x");
+            assert_eq!((answer.status, answer.problem().as_str()), (403, "forbidden-origin"), "{mark:?}");
+        }
+        let (fields, body) = ([("Content-Type", own), mark], format!("page={page}"));
+        let answer = world.daemon.request("POST", "/-/login/main/start", &fields, body.as_bytes());
+        assert_eq!(answer.status, 303, "{mark:?}: {answer:?}");
+    }
+    assert_eq!((world.standin.revocations().len(), world.standin.refreshes().len()), (0, 0));
+}
+
+/// What curl and the clients of Node, Python and Java say of themselves beside `User-Agent`.
+#[test]
+fn a_program_needs_no_page() {
+    let world = World::logged_in();
+    let programs: [&[(&str, &str)]; 3] = [
+        &[("Accept", "*/*")],
+        &[("Accept", "*/*"), ("Accept-Language", "*"), ("Sec-Fetch-Mode", "cors")],
+        &[("Accept", "application/json"), ("Accept-Encoding", "gzip, deflate")],
+    ];
+    for fields in programs {
+        for (target, status) in [("/-/login/main/start", 303), ("/-/refresh/main", 200)] {
+            let answer = world.daemon.request("POST", target, fields, b"");
+            assert_eq!(answer.status, status, "{target} {fields:?}: {answer:?}");
+        }
+    }
+}
+
 #[test]
 fn the_page_s_own_button_begins_a_login() {
     let world = World::start();
