@@ -1,6 +1,8 @@
 //! Pages in the person's own browser: what a stranger's page, a name that is bound anew, an allowed page and the API's
 //! own answers can do there, shown in Chromium by `tests/provider/stranger.mjs`.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -353,4 +355,75 @@ fn the_pages_for_people_break_none_of_their_own_rules() {
         "Failed to load resource: the server responded with a status of 400 (Bad Request)";
     assert_eq!(report.result["console_errors"], json!([of_the_wrong_paste]));
     assert_eq!(world.standin.revocations().len(), 3, "of Bob's first login, Alice's and Bob's second");
+}
+
+/// Set for the test that runs in a network of its own.
+const INSIDE: &str = "CNBLOGS_PROXY_TEST_INSIDE";
+/// Of a block for documentation (RFC 5737): on no machine, and not loopback.
+const REMOTE: &str = "192.0.2.1";
+
+#[test]
+fn an_allowed_page_on_another_machine_needs_a_key_but_its_preflight_none() {
+    if std::env::var_os(INSIDE).is_none() {
+        let name = "browser::an_allowed_page_on_another_machine_needs_a_key_but_its_preflight_none";
+        return in_a_network_of_its_own(name);
+    }
+    let world = remote_world("https://app.example");
+    let bearer = format!("Bearer {KEY}");
+    let (allowed, other) = (("Origin", "https://app.example"), ("Origin", "https://evil.example"));
+    let (host, key) = (("Host", "box.example"), ("Authorization", bearer.as_str()));
+    let asks = ("Access-Control-Request-Method", "PUT");
+
+    for (method, fields, status, may_read) in [
+        ("OPTIONS", &[host, allowed, asks][..], 204, true),
+        ("GET", &[host, allowed, key], 200, true),
+        ("GET", &[host, allowed], 401, true),
+        ("GET", &[host, key], 200, false),
+        ("GET", &[host], 401, false),
+        ("OPTIONS", &[host, other, asks], 403, false),
+        ("GET", &[host, other, key], 403, false),
+        ("GET", &[allowed, key], 421, true),
+        ("OPTIONS", &[allowed, asks], 421, false),
+    ] {
+        let answer = world.daemon.request(method, "/echo", fields, b"");
+        assert_eq!(answer.status, status, "{method} {fields:?}: {answer:?}");
+        let reader = answer.field("access-control-allow-origin");
+        assert_eq!(reader, may_read.then_some(allowed.1), "{method} {fields:?}: {answer:?}");
+    }
+    assert_eq!(world.standin.api_requests().len(), 2);
+}
+
+/// Alice's daemon, which listens for callers of other machines.
+#[track_caller]
+fn remote_world(page: &str) -> World {
+    for arguments in ["link set lo up", &format!("address add {REMOTE}/32 dev lo")] {
+        let done = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        assert!(done.status.success(), "ip {arguments}: {done:?}");
+    }
+    let mut world = World::logged_in();
+    let config = std::fs::read_to_string(world.home.config()).unwrap();
+    let remote = config.replace("listen = [\"127.0.0.1:0\"]", &format!("listen = [\"{REMOTE}:0\"]"));
+    assert_ne!(remote, config);
+    std::fs::write(world.home.config(), remote).unwrap();
+    let key = key_table(&world, "all", KEY, "");
+    let callers = format!("allow_remote = true\nhosts = [\"box.example\"]\nallowed_origins = [\"{page}\"]");
+    reconfigured(&mut world, &format!("[callers]\n{callers}\n{key}"));
+    assert!(world.daemon.authority.starts_with(REMOTE), "{}", world.daemon.authority);
+    world.standin.clear_api_requests();
+    world
+}
+
+/// Runs a test of this program once more, in a network namespace that has nothing yet.
+#[track_caller]
+fn in_a_network_of_its_own(test: &str) {
+    let own = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command.arg("--net").arg(own).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let failed = || format!("{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("test result: ok. 1 passed"), "{}", failed());
 }
