@@ -78,14 +78,7 @@ fn assert_no_cors(entry: &Value) {
 }
 
 /// Ways of a stranger that Chromium does not go, or not from every page; what it sends by them is refused as all is.
-const NOT_ALWAYS_SENT: [&str; 6] = [
-    "manifest",
-    "prerender",
-    "service-worker",
-    "service-worker-import",
-    "speculation-prefetch",
-    "speculation-prerender",
-];
+const NOT_ALWAYS_SENT: [&str; 4] = ["manifest", "prerender", "service-worker", "service-worker-import"];
 
 /// web-022, web-023, and what the guard's tests say of single fields, as a browser really sends them.
 #[test]
@@ -102,11 +95,13 @@ fn a_page_of_a_stranger_gets_nothing_through_and_learns_nothing() {
 
     for (origin, learned) in origins.iter().zip(report.result["learned"].as_array().unwrap()) {
         let ways = learned.as_object().unwrap();
-        assert!(ways.len() > 50, "only {} ways were tried", ways.len());
+        assert!(ways.len() >= 50, "only {} ways were tried", ways.len());
         for (way, learned) in ways {
             assert_eq!(learned, "", "{origin} learned something by {way}");
         }
     }
+    let speculated = report.heard.iter().filter(|entry| !entry["fields"]["sec-purpose"].is_null());
+    assert!(speculated.count() >= 3 * origins.len(), "two speculations and a prefetch from each page");
     let served = ["/echo/typed", "/favicon.ico"];
     let is_served = |entry: &&Value| served.contains(&entry["target"].as_str().unwrap());
     let (own, attacks): (Vec<_>, Vec<_>) = report.heard.iter().partition(is_served);
@@ -350,7 +345,9 @@ fn the_pages_for_people_break_none_of_their_own_rules() {
     ];
     assert_eq!(titles, expected);
     assert_eq!(report.result["csp_violations"], json!([]));
-    assert_eq!(report.result["failed_requests"], json!([]));
+    let bad =
+        report.heard.iter().filter(|entry| entry["status"].as_u64().is_some_and(|status| status >= 400));
+    assert_eq!(bad.map(|entry| &entry["target"]).collect::<Vec<_>>(), ["/-/login/main"], "the wrong paste");
     let of_the_wrong_paste =
         "Failed to load resource: the server responded with a status of 400 (Bad Request)";
     assert_eq!(report.result["console_errors"], json!([of_the_wrong_paste]));

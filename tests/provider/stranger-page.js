@@ -17,6 +17,14 @@ async function takeAllWays(base) {
   return Object.fromEntries(await Promise.all(Object.entries(WAYS).map(take)));
 }
 
+/** Lets the browser fetch what the person might open next; says what. */
+function speculate(base) {
+  const about = (what, more) => [{ source: 'list', urls: [`${base}/${what}`], eagerness: 'immediate', ...more }];
+  const rules = { prefetch: about('to-prefetch', { referrer_policy: 'no-referrer' }), prerender: about('to-prerender', {}) };
+  add('script', { type: 'speculationrules', textContent: JSON.stringify(rules) });
+  return [`${base}/to-prefetch`, `${base}/to-prerender`];
+}
+
 /** Adds things to click on, each with its name as its id; says where each leads in the end. */
 function addThingsToClick(base, local) {
   const form = (name, method, kind, to, action = to) => {
@@ -85,8 +93,6 @@ const WAYS = {
   prefetch: (to) => loaded(add('link', { rel: 'prefetch', href: to })),
   prerender: (to) => loaded(add('link', { rel: 'prerender', href: to })),
   manifest: (to) => void add('link', { rel: 'manifest', href: to }),
-  'speculation-prefetch': (to) => void speculate('prefetch', to),
-  'speculation-prerender': (to) => void speculate('prerender', to),
   iframe: (to) => framed(add('iframe', { src: to })),
   'iframe-no-referrer': (to) => framed(add('iframe', { referrerPolicy: 'no-referrer', src: to })),
   'iframe-sandboxed': (to) => void add('iframe', {
@@ -155,11 +161,6 @@ function said(source) {
   return new Promise((resolve) => {
     new Worker(URL.createObjectURL(new Blob([source]))).onmessage = (message) => resolve(message.data);
   });
-}
-
-function speculate(what, to) {
-  const rules = { [what]: [{ source: 'list', urls: [to], eagerness: 'immediate' }] };
-  add('script', { type: 'speculationrules', textContent: JSON.stringify(rules) });
 }
 
 function redirectTo(to) {

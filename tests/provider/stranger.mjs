@@ -58,10 +58,21 @@ try {
  * Fails when the browser does not send what the page wants, but for the ways that `given.not_always_sent` names.
  */
 async function attack(context) {
-  const learned = await Promise.all(given.origins.map(async (origin, at) => {
+  const pages = [];
+  for (const [at, origin] of given.origins.entries()) {
     const base = `${daemon}/echo/${at}`;
     const page = await context.newPage();
     await page.goto(`${origin}/?report=${encodeURIComponent(`${base}/report`)}`);
+    // Browsers speculate about what a page that is looked at leads to.
+    const speculations = await page.evaluate((to) => speculate(to), base);
+    const framed = ['/-/', '/-/login', '/-/callback'].map((path) => `${daemon}${path}?framed=${at}`);
+    await page.evaluate((all) => all.forEach((src) => add('iframe', { src })), framed);
+    for (const to of [...speculations, ...framed]) {
+      await heard((entry) => `${daemon}${entry.target}` === to, `${to} from ${origin}`);
+    }
+    pages.push([page, origin, base]);
+  }
+  const learned = await Promise.all(pages.map(async ([page, origin, base]) => {
     const all = await page.evaluate((to) => takeAllWays(to), base);
     const clicked = await page.evaluate(([to, local]) => addThingsToClick(to, local), [base, daemon]);
     for (const { name } of clicked) {
