@@ -17,6 +17,7 @@ use crate::config::{Callers, Config, Key, Listen, User};
 use crate::problem::{Code, Problem};
 
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What a browser sends when it fetches on its own account, or installs something that outlives the page.
 const NEVER: [HeaderName; 4] = [
@@ -133,6 +134,9 @@ impl Guard {
         right_host(caller, parts)?;
         self.known_user(caller)?;
         let origin = self.allowed_page(&parts.headers)?;
+        if origin.is_none() {
+            is_asked_for(&parts.headers)?;
+        }
         let key = self.key(&parts.headers)?;
         Ok(Admitted { origin, key })
     }
@@ -366,6 +370,15 @@ fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
         Some(name) => Err(forbidden_origin(&format!("requests with {name} are not served"))),
         None => Ok(()),
     }
+}
+
+/// Nothing that belongs to a page, such as the icon that a browser fetches for every page it shows, and be it our
+/// refusal: no page that may call shows the API's answers as its parts.
+fn is_asked_for(fields: &HeaderMap) -> Result<(), Problem> {
+    if fields.get_all(SEC_FETCH_MODE).iter().any(|mode| mode == "no-cors") {
+        return Err(forbidden_origin("the API's answers are not parts of a page"));
+    }
+    Ok(())
 }
 
 /// A person's browser going to a page, and not a page loading a picture.
