@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use url::{Host, Url};
 
 use super::{Listen, Upstream};
@@ -74,7 +75,9 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
     if url.query().is_some() {
         return Err("must not contain a query".to_owned());
     }
-    Upstream::of(&url).ok_or_else(|| "must name a host".to_owned())
+    Upstream::of(&url)
+        .filter(|upstream| ServerName::try_from(upstream.host.as_str()).is_ok())
+        .ok_or_else(|| "must name a host that a certificate can be for".to_owned())
 }
 
 /// Where the authorization server sends the browser: any address, as it was registered.
@@ -145,6 +148,23 @@ mod tests {
             ["http://api.cnblogs.com", "ftp://localhost", "https://u:p@h/", "http://127.0.0.1.evil/", "x"]
         {
             assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_is_a_name_that_a_certificate_can_have() {
+        for good in [
+            "https://api.cnblogs.com",
+            "https://a_b.example.:1",
+            "https://192.0.2.1",
+            "https://[2001:db8::1]",
+        ] {
+            assert!(upstream(good).is_ok(), "{good}");
+        }
+        for bad in
+            ["https://a+b.example", "https://a..b", "https://-", "https://{x}", "https://a'b", "https://x?y"]
+        {
+            assert!(upstream(bad).is_err(), "{bad}");
         }
     }
 
