@@ -1,5 +1,7 @@
 //! The files that a configuration names: secrets and certificates.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::CertificateDer;
@@ -10,7 +12,7 @@ use super::reader::Reader;
 use super::{ConfigError, ExtraCa, Secret};
 
 /// A secret longer than this is some other file.
-const LARGEST_SECRET: u64 = 64 * 1024;
+const LARGEST_SECRET: usize = 64 * 1024;
 
 /// The certificates of `ca_file`, if one is named.
 pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
@@ -35,16 +37,15 @@ pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError
 /// secret itself, in the wrong place.
 pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
     let problem = |error: std::io::Error| format!("the file can't be read: {error}");
-    let length = std::fs::metadata(path).map_err(problem)?.len();
-    if length > LARGEST_SECRET {
+    // Not by its length: a device has none, and no end.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_SECRET + 1));
+    let file = File::open(path).map_err(problem)?;
+    file.take(LARGEST_SECRET as u64 + 1).read_to_end(&mut bytes).map_err(problem)?;
+    if bytes.len() > LARGEST_SECRET {
         return Err("the file is too large for a secret".to_owned());
     }
-    let bytes = std::fs::read(path).map_err(problem)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        drop(Zeroizing::new(error.into_bytes()));
-        "the file is not text".to_owned()
-    })?;
-    secret(Zeroizing::new(text).trim(), format!("file {}", path.display()))
+    let text = std::str::from_utf8(&bytes).map_err(|_invalid| "the file is not text".to_owned())?;
+    secret(text.trim(), format!("file {}", path.display()))
 }
 
 /// A secret that is one line of text.
@@ -56,4 +57,16 @@ pub(super) fn secret(text: &str, from: String) -> Result<Secret, String> {
         return Err("the secret has more than one line, or control characters".to_owned());
     }
     Ok(Secret { value: text.into(), from })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_it() {
+        let problem = secret_file(Path::new("/dev/zero")).unwrap_err();
+
+        assert_eq!(problem, "the file is too large for a secret");
+    }
 }
