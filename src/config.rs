@@ -10,6 +10,9 @@ mod files;
 mod parse;
 mod reader;
 mod routes;
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/properties/config.rs"]
+pub mod properties;
 
 use std::collections::BTreeMap;
 use std::fmt;

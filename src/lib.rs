@@ -67,3 +67,7 @@ pub mod metrics;
 pub mod config;
 pub mod tls;
 pub mod token;
+
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/harness.rs"]
+mod fuzz;

@@ -8,6 +8,9 @@ pub mod callback;
 pub mod id_token;
 mod answer;
 mod keys;
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/properties/oauth.rs"]
+pub mod properties;
 
 use std::time::Duration;
 

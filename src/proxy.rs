@@ -4,6 +4,9 @@ pub mod guard;
 mod headers;
 mod replay;
 pub mod upstream;
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/properties/proxy.rs"]
+pub mod properties;
 
 use std::collections::HashMap;
 use std::pin::Pin;

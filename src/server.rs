@@ -11,6 +11,9 @@ mod line;
 pub mod listen;
 mod peer;
 mod worker;
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/properties/server.rs"]
+pub mod properties;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -13,6 +13,9 @@
 //! | `lock` | held by the daemon; holds its process id |
 
 mod record;
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/properties/store.rs"]
+pub mod properties;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -120,7 +120,8 @@ async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>,
     Ok(Some(keys.iter().filter_map(key).collect()))
 }
 
-fn key(value: &Value) -> Option<Key> {
+/// One key of a set; none when it is not public, not for signatures, or of a kind that we do not know.
+pub(super) fn key(value: &Value) -> Option<Key> {
     let jwk: Jwk = serde_json::from_value(value.clone()).ok()?;
     if jwk.common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature) {
         return None;
