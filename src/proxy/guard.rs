@@ -440,14 +440,17 @@ fn fingerprint(secret: &[u8]) -> [u8; 32] {
 /// True when no server can read the path as another one.
 fn is_unambiguous(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
-    let encoded = ["%2e", "%2f", "%5c", "%25", "\\", ";", "%00"].iter().any(|bad| lower.contains(bad));
+    let encoded = ["%2e", "%2f", "%3b", "%5c", "%25", "\\", ";", "%00"].iter().any(|bad| lower.contains(bad));
+    // What is left of `%2%65` when it was decoded once is decoded by whoever is behind.
+    let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    let is_whole = path.split('%').skip(1).all(is_escape);
     let mut segments = path.split('/').skip(1).peekable();
     let mut is_clean = true;
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
         is_clean &= segment != "." && segment != ".." && (is_last || !segment.is_empty());
     }
-    is_clean && !encoded
+    is_clean && is_whole && !encoded
 }
 
 /// Whole segments: `/write` is above `/write/x` and not above `/writer`.
@@ -476,9 +479,21 @@ mod tests {
         for good in ["/", "/api/blogposts", "/api/@sitehome", "/a/b/", "/a%20b"] {
             assert!(is_unambiguous(good), "{good}");
         }
-        for bad in
-            ["/a/../b", "/a/./b", "//a", "/a//b", "/%2e%2e/b", "/a%2Fb", "/a%5cb", "/a\\b", "/..", "/%252e"]
-        {
+        for bad in [
+            "/a/../b",
+            "/a/./b",
+            "//a",
+            "/a//b",
+            "/%2e%2e/b",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/..",
+            "/%252e",
+            "/..%3b/x",
+            "/%2%65%2%65/x",
+            "/%u002e",
+        ] {
             assert!(!is_unambiguous(bad), "{bad}");
         }
     }

@@ -155,7 +155,7 @@ fn rewritten(location: &[u8], prefix: &str, upstream: &Upstream) -> Option<Heade
     let location = std::str::from_utf8(location).ok()?;
     let (path, is_absolute) = match path_on(location, upstream) {
         Some(path) => (path, true),
-        None if location.starts_with('/') && !location.starts_with("//") => (location, false),
+        None if location.starts_with('/') && !names_a_host(location) => (location, false),
         None => return None,
     };
     let below_base = path
@@ -167,11 +167,17 @@ fn rewritten(location: &[u8], prefix: &str, upstream: &Upstream) -> Option<Heade
         _ => format!("/{rest}"),
     });
     // What this route does not reach, or what would read as another host, is named in full.
-    match ours.filter(|ours| !ours.starts_with("//")) {
+    match ours.filter(|ours| !names_a_host(ours)) {
         Some(ours) => HeaderValue::from_str(&ours).ok(),
         None if is_absolute => None,
         None => HeaderValue::from_str(&format!("{}{path}", upstream.origin())).ok(),
     }
+}
+
+/// True when a browser takes what follows for a host: it reads `\` as a slash and leaves tabs out (URL Standard,
+/// section 4.4).
+fn names_a_host(path: &str) -> bool {
+    path.bytes().filter(|byte| *byte != b'\t').take(2).filter(|byte| b"/\\".contains(byte)).count() == 2
 }
 
 /// What follows the upstream's origin in an absolute address.
@@ -293,6 +299,9 @@ mod tests {
             ("/w", "https://api.example/base", "/basement", Some("https://api.example/basement")),
             ("/w", "https://api.example/base", "https://api.example/basement", None),
             ("/", "https://api.example", "https://api.example//evil.example", None),
+            ("/", "https://api.example", "https://api.example/\\evil.example", None),
+            ("/", "https://api.example", "https://api.example/\t/evil.example", None),
+            ("/", "https://api.example", "/\\evil.example", None),
             ("/", "https://api.example", "https://evil.example/a", None),
             ("/", "https://api.example", "//evil.example/a", None),
             ("/", "https://api.example", "http://api.example/a", None),
