@@ -71,3 +71,6 @@ pub mod token;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/harness.rs"]
 mod fuzz;
+#[cfg(test)]
+#[path = "../tests/it/dice.rs"]
+mod dice;

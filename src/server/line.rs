@@ -55,8 +55,18 @@ enum Inbound {
     Head(u64, Head),
     /// In a body with so many bytes left, before the request with that number.
     Body(u64, u64),
-    /// In a chunked body: its end is not looked for, and the next head is the next thing read between requests.
-    Unseen,
+    /// In a chunked body, before the request with that number.
+    Chunks(Chunk, u64),
+}
+
+/// Where in a chunked body (RFC 9112, section 7.1) we are. What is not one ends the connection: hyper sees to that.
+enum Chunk {
+    /// In the line with a chunk's size, and whether all of its digits were seen.
+    Size(u64, bool),
+    /// In a chunk with so many bytes left, the end of its line included.
+    Data(u64),
+    /// In a trailer line, whether anything stood in it yet, and whether a carriage return came last.
+    Trailer(bool, bool),
 }
 
 /// What is seen of a head while it comes in.
@@ -68,6 +78,8 @@ struct Head {
     fields: usize,
     has_request_line: bool,
     length: Option<u64>,
+    /// A length that is written longer than is looked at: how much hyper reads is not known here.
+    is_unclear: bool,
     has_encoding: bool,
     is_over: bool,
 }
@@ -75,7 +87,7 @@ struct Head {
 /// What is wrong with a head that hyper takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    TwoFramings,
+    Framing,
     LongTarget,
     LargeFields,
 }
@@ -184,15 +196,13 @@ impl Inbound {
                 }
                 activity.note(*number, head.fault());
                 let body = Self::Body(head.length.unwrap_or(0), *number + 1);
-                Some(if head.has_encoding { Self::Unseen } else { body })
+                Some(if head.has_encoding { Self::Chunks(Chunk::START, *number + 1) } else { body })
             }
-            Self::Body(left, next) => {
-                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                *left -= here as u64;
-                *bytes = &bytes[here..];
-                (*left == 0).then(|| Self::Head(*next, Head::default()))
+            Self::Body(left, next) => skip(left, bytes).then(|| Self::Head(*next, Head::default())),
+            Self::Chunks(chunk, next) => {
+                let is_over = chunk.read(bytes);
+                is_over.then(|| Self::Head(*next, Head::default()))
             }
-            Self::Unseen => None,
         }
     }
 
@@ -208,6 +218,62 @@ impl Inbound {
             _ => None,
         }
     }
+}
+
+impl Chunk {
+    const START: Self = Self::Size(0, false);
+
+    /// Takes in more bytes, up to the end of the body. True when that is reached.
+    fn read(&mut self, bytes: &mut &[u8]) -> bool {
+        while let Some((byte, rest)) = bytes.split_first() {
+            if self.is_data(bytes) {
+                continue;
+            }
+            *bytes = rest;
+            if self.ends_with(*byte) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Passes over what is left of a chunk; false when we are in none.
+    fn is_data(&mut self, bytes: &mut &[u8]) -> bool {
+        let Self::Data(left) = self else { return false };
+        if skip(left, bytes) {
+            *self = Self::START;
+        }
+        true
+    }
+
+    /// Takes in one byte of a line between chunks. True when it is the body's last.
+    fn ends_with(&mut self, byte: u8) -> bool {
+        match self {
+            Self::Size(0, _) if byte == b'\n' => *self = Self::Trailer(false, false),
+            Self::Size(size, _) if byte == b'\n' => *self = Self::Data(size.saturating_add(2)),
+            Self::Size(size, is_complete) => {
+                let digit = char::from(byte).to_digit(16).filter(|_| !*is_complete);
+                *is_complete = digit.is_none();
+                *size = digit.map_or(*size, |digit| size.saturating_mul(16).saturating_add(digit.into()));
+            }
+            Self::Trailer(false, true) if byte == b'\n' => return true,
+            Self::Trailer(has_text, is_ending) => {
+                let is_over = byte == b'\n' && *is_ending;
+                *is_ending = byte == b'\r';
+                *has_text = !is_over && (*has_text || !*is_ending);
+            }
+            Self::Data(_) => {}
+        }
+        false
+    }
+}
+
+/// Passes over so many bytes, as far as there are any. True when all were there.
+fn skip(left: &mut u64, bytes: &mut &[u8]) -> bool {
+    let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+    *left -= here as u64;
+    *bytes = &bytes[here..];
+    *left == 0
 }
 
 impl Head {
@@ -245,6 +311,7 @@ impl Head {
             if name.eq_ignore_ascii_case(b"content-length") {
                 let digits = std::str::from_utf8(value.trim_ascii()).unwrap_or_default();
                 self.length = Some(digits.parse().unwrap_or(0));
+                self.is_unclear |= !self.start.ends_with(b"\n");
             }
             self.has_encoding |= name.eq_ignore_ascii_case(b"transfer-encoding");
             self.is_over = is_empty;
@@ -258,7 +325,8 @@ impl Head {
         } else if self.fields > LARGEST {
             Some(Fault::LargeFields)
         } else {
-            (self.length.is_some() && self.has_encoding).then_some(Fault::TwoFramings)
+            let is_ambiguous = self.is_unclear || self.length.is_some() && self.has_encoding;
+            is_ambiguous.then_some(Fault::Framing)
         }
     }
 }
@@ -266,8 +334,8 @@ impl Head {
 impl Fault {
     fn problem(self) -> Problem {
         match self {
-            Self::TwoFramings => {
-                Problem::new(Code::BadRequest, "the request has more than one framing").closing()
+            Self::Framing => {
+                Problem::new(Code::BadRequest, "where the request ends can be read two ways").closing()
             }
             Self::LongTarget => target_too_long(),
             Self::LargeFields => head_too_large(),
@@ -285,9 +353,6 @@ impl<T> Line<T> {
 
     fn watch(&mut self, read: &[u8]) {
         let activity = &self.activity;
-        if matches!(self.inbound, Inbound::Unseen) && activity.is(IDLE) {
-            self.inbound = Inbound::Head(activity.requests.load(Ordering::Relaxed), Head::default());
-        }
         self.inbound.read(read, activity);
         let has_begun = self.inbound.has_begun();
         activity.has_begun.store(has_begun, Ordering::Relaxed);
@@ -428,9 +493,13 @@ mod tests {
         let in_body = "POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
         let other_names = "POST / HTTP/1.1\r\nX-Content-Length: 1\r\nContent-Lengthy: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         for piece in [1, 2, 7, 1000] {
-            assert_eq!(fault(both, piece), Some(Fault::TwoFramings), "{piece}");
+            assert_eq!(fault(both, piece), Some(Fault::Framing), "{piece}");
             assert_eq!(fault(in_body, piece), None, "{piece}");
             assert_eq!(fault(other_names, piece), None, "{piece}");
+            for length in [format!("{:40}5", ""), format!("{:040}5", 0)] {
+                let wide = format!("POST / HTTP/1.1\r\nContent-Length:{length}\r\n\r\n");
+                assert_eq!(fault(&wide, piece), Some(Fault::Framing), "{wide}");
+            }
         }
     }
 
@@ -446,15 +515,18 @@ mod tests {
     #[test]
     fn requests_behind_one_another_are_judged_one_by_one() {
         let both = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n";
-        let stream =
-            format!("GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\r\n\r{both}");
+        let chunks = "3;x=1\r\n0\r\n\r\n000A\r\n0123456789\r\n0\r\nT: 1\r\n\r\n";
+        let stream = format!(
+            "GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\r\n\r\
+             POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{both}"
+        );
         for piece in [1, 3, 1000] {
             let activity = Activity::new();
             let mut inbound = Inbound::Head(0, Head::default());
             stream.as_bytes().chunks(piece).for_each(|bytes| inbound.read(bytes, &activity));
 
-            let refused: Vec<_> = (0..3).map(|_| activity.answering().is_some()).collect();
-            assert_eq!(refused, [false, false, true], "{piece}");
+            let refused: Vec<_> = (0..4).map(|_| activity.answering().is_some()).collect();
+            assert_eq!(refused, [false, false, false, true], "{piece}");
         }
     }
 }

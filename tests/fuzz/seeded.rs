@@ -6,10 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::catch_unwind;
 use std::path::Path;
 
-#[path = "../it/dice.rs"]
-mod dice;
-
-use dice::Dice;
+use crate::dice::Dice;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz");
 

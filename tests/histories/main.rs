@@ -10,8 +10,6 @@
 //! `HISTORIES=10000 cargo test --lib histories` plays so many; a failure names its seed, and
 //! `HISTORY_SEED=17 cargo test --lib histories` plays that one and prints what happened.
 
-#[path = "../it/dice.rs"]
-mod dice;
 mod server;
 
 use std::cell::RefCell;
@@ -27,10 +25,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use self::dice::Dice;
 use self::server::{Books, Weather, network};
 use super::{Session, State};
 use crate::config::{Account, ClientAuth, Grant, ResponseMode, ResponseType, Secret};
+use crate::dice::Dice;
 use crate::notify::{self, Event};
 use crate::oauth::callback::Code;
 use crate::oauth::{Pending, simulated};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use reqwest::Response;
 
-use super::dice::Dice;
 use super::stored_refresh_token;
+use crate::dice::Dice;
 use crate::oauth::GrantError;
 use crate::oauth::simulated::Network;
 use crate::session::NoToken;

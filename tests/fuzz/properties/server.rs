@@ -21,7 +21,7 @@ use crate::fuzz::Input;
 
 const LARGEST: usize = 64 * 1024;
 const MOST_FIELDS: usize = 128;
-/// Of a Content-Length with more white space or zeros, the line does not see the number.
+/// A Content-Length with more white space or zeros is refused.
 const LONGEST_LENGTH: usize = "content-length: 12345678901234567890\r\n".len();
 
 const NAMES: [&str; 8] = [
@@ -98,8 +98,7 @@ fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<Seen> {
     seen.into_inner()
 }
 
-/// The requests of a stream and their faults, by RFC 9112, sections 2 and 6, and whether they are all: the line does
-/// not look for the end of a chunked body.
+/// The requests of a stream and their faults, by RFC 9112, sections 2, 6 and 7, and whether they are all.
 fn by_hand(mut stream: &[u8]) -> (Vec<Seen>, bool) {
     let mut seen = Vec::new();
     loop {
@@ -116,19 +115,41 @@ fn by_hand(mut stream: &[u8]) -> (Vec<Seen>, bool) {
         let line_end =
             stream.iter().skip(start).position(|byte| *byte == b'\n').map_or(end, |at| start + at + 1);
         let is_large = line_end - start > LARGEST || end - line_end > LARGEST;
-        let is_faulty = is_large || encodings > 0 && !lengths.is_empty();
+        let head = stream[..end].to_ascii_lowercase();
+        let is_wide = |line: &[u8]| line.starts_with(b"content-length:") && line.len() >= LONGEST_LENGTH;
+        let is_unclear = head.split(|byte| *byte == b'\n').any(is_wide);
+        let is_faulty = is_large || is_unclear || encodings > 0 && !lengths.is_empty();
         seen.push(Seen { method: request.method.unwrap_or_default().to_owned(), is_faulty });
 
-        let head = stream[..end].to_ascii_lowercase();
-        let is_plain = |line: &[u8]| !line.starts_with(b"content-length") || line.len() < LONGEST_LENGTH;
-        let length = length(&lengths).filter(|_| head.split(|byte| *byte == b'\n').all(is_plain));
-        match length {
-            Some(length) if encodings == 0 && length <= stream.len() - end => {
-                stream = &stream[end + length..];
-            }
+        let is_chunked = encodings == 1
+            && request.headers.iter().filter(is("transfer-encoding")).all(|field| field.value == b"chunked");
+        let body = &stream[end..];
+        match length(&lengths).filter(|_| !is_unclear) {
+            Some(_) if is_chunked => match behind_chunks(body) {
+                Some(rest) => stream = rest,
+                None => return (seen, false),
+            },
+            Some(length) if encodings == 0 && length <= body.len() => stream = &body[length..],
             Some(_) if encodings == 0 => return (seen, true),
             _ => return (seen, false),
         }
+    }
+}
+
+/// What follows a chunked body; none when it is not whole.
+fn behind_chunks(mut stream: &[u8]) -> Option<&[u8]> {
+    loop {
+        let Ok(httparse::Status::Complete((start, size))) = httparse::parse_chunk_size(stream) else {
+            return None;
+        };
+        let rest = &stream[start..];
+        if size == 0 {
+            // A line feed alone ends no trailer for hyper.
+            let end = memchr::memmem::find(rest, b"\r\n\r\n").map(|at| at + 4);
+            return rest.strip_prefix(b"\r\n").or_else(|| rest.get(end?..));
+        }
+        let end = usize::try_from(size).ok()?;
+        stream = rest.get(end..)?.strip_prefix(b"\r\n")?;
     }
 }
 
@@ -147,11 +168,13 @@ fn composed(input: &mut Input<'_>) -> Vec<u8> {
         let empty = input.one_of(&["", "", "\r\n", "\n\r\n"]);
         let body = input.one_of(&["", "abc", "\r\n\r\n", "0\r\n\r\n", "M /x HTTP/1.1\r\n\r\nxx"]);
         let mut fields = vec![("Host", "x".to_owned())];
-        if input.below(4) > 0 {
-            fields.push((input.one_of(&["Content-Length", "content-LENGTH"]), body.len().to_string()));
-        }
-        if input.below(4) == 0 {
+        let is_chunked = input.below(4) == 0;
+        let body = if is_chunked { chunked(body, input) } else { body.to_owned() };
+        if is_chunked {
             fields.push((input.one_of(&["Transfer-Encoding", "transfer-encoding"]), "chunked".to_owned()));
+        }
+        if input.below(4) > usize::from(is_chunked) * 2 {
+            fields.push((input.one_of(&["Content-Length", "content-LENGTH"]), body.len().to_string()));
         }
         if input.below(4) == 0 {
             fields.push((input.one_of(&NAMES), input.one_of(&VALUES).to_owned()));
@@ -167,6 +190,19 @@ fn composed(input: &mut Input<'_>) -> Vec<u8> {
         stream.push_str(&format!("{end}{body}"));
     }
     stream.into_bytes()
+}
+
+/// A body in chunks, most of the time a right one.
+fn chunked(body: &str, input: &mut Input<'_>) -> String {
+    let (first, second) = body.split_at(input.below(body.len() + 1));
+    let mut chunks = String::new();
+    for part in [first, second].into_iter().filter(|part| !part.is_empty()) {
+        let extension = input.one_of(&["", "", ";a=b", ";0", " ", "x"]);
+        let zeros = input.one_of(&["", "", "0", "000000000000000"]);
+        chunks.push_str(&format!("{zeros}{:X}{extension}\r\n{part}\r\n", part.len()));
+    }
+    let trailers = input.one_of(&["", "", "", "T: 1\r\n", "Content-Length: 9\r\nT: 1\r\n", "\n"]);
+    format!("{chunks}0\r\n{trailers}\r\n")
 }
 
 impl AsyncRead for Socket<'_> {
