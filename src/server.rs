@@ -10,6 +10,7 @@ mod connection;
 mod line;
 pub mod listen;
 mod peer;
+mod room;
 mod worker;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/server.rs"]
@@ -42,6 +43,7 @@ use crate::proxy::{self, login_url};
 use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
 use listen::{Bound, Inherited};
+use room::Room;
 use worker::Worker;
 
 /// The socket in the state directory that our own commands use.
@@ -219,19 +221,19 @@ fn start_workers(
 ) -> anyhow::Result<mpsc::Receiver<()>> {
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
-    let control = Handle::current();
+    let (control, room) = (Handle::current(), Room::new(config.limits.connections));
     for number in 0..config.workers {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
-        let (stop, alive) = (stop.clone(), alive.clone());
+        let (stop, alive, room) = (stop.clone(), alive.clone(), Arc::clone(&room));
         std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _alive = alive;
                 let runtime = Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.expect("a runtime needs only a few descriptors");
-                runtime.block_on(worker::run(Worker::new(shared, local, control), bound, stop));
+                runtime.block_on(worker::run(Worker::new(shared, local, control, room), bound, stop));
                 runtime.shutdown_background();
             })
             .context("starting a worker thread")?;

@@ -15,16 +15,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::line::{Activity, Line, in_bytes};
+use super::room::Place;
 use super::worker::{Answered, Worker};
 use crate::problem::{Code, Problem};
 use crate::proxy;
 use crate::proxy::guard::Caller;
 
 /// How long a half-sent head holds up the end.
-const STOPPING: Duration = Duration::from_secs(1);
+const LEAVING: Duration = Duration::from_secs(1);
 /// Heads with more fields are refused.
 const MOST_FIELDS: usize = 128;
 
@@ -40,12 +40,12 @@ enum Kind {
     Local(axum::body::Body),
 }
 
-/// Serves a caller until the connection ends, or, after `stop`, until its current request is answered.
-pub(super) async fn serve<T>(socket: T, caller: Caller, worker: Arc<Worker>, stop: CancellationToken)
+/// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
+pub(super) async fn serve<T>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Activity::new();
+    let activity = Arc::clone(&place.activity);
     let line = Line::new(socket, Arc::clone(&activity));
     let mut limits = worker.limits();
     let service = service_fn(|request: Request<Incoming>| {
@@ -61,20 +61,25 @@ where
         .serve_connection(TokioIo::new(line), service);
 
     let mut connection = pin!(connection);
-    let mut stopping = pin!(stop.cancelled());
-    let mut is_stopping = false;
+    let mut leave = pin!(place.leave.cancelled());
+    let mut is_leaving = false;
     let mut armed = activity.deadline(&limits);
     let mut alarm = pin!(sleep_until(armed));
     poll_fn(|cx| {
-        if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
-            is_stopping = true;
+        loop {
+            // First, so that what has arrived is served.
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            // hyper closes a connection between requests at once, and forgets what of the answer before is unsent.
+            if is_leaving || leave.as_mut().poll(cx).is_pending() || activity.has_tail() {
+                break;
+            }
+            is_leaving = true;
             connection.as_mut().graceful_shutdown();
             // What has not asked anything by now is not waited for.
-            limits.header_timeout = limits.header_timeout.min(STOPPING);
-            limits.idle_timeout = limits.idle_timeout.min(STOPPING);
-        }
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+            limits.header_timeout = limits.header_timeout.min(LEAVING);
+            limits.idle_timeout = limits.idle_timeout.min(LEAVING);
         }
         // Deadlines move later with every request, and the alarm is moved only when one comes earlier: the
         // hot path never touches the timer.

@@ -18,6 +18,8 @@ use crate::problem::{Code, Problem};
 const LARGEST: usize = 64 * 1024;
 /// A caller that reads nothing for that long is gone.
 const WRITE_STALL: Duration = Duration::from_secs(60);
+/// A head that takes longer gives way when there is no room; most come whole, at once.
+const DAWDLES: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Between requests.
@@ -129,8 +131,9 @@ impl Activity {
 
     /// When the connection has to be given up, as things are.
     pub(super) fn deadline(&self, limits: &Limits) -> Instant {
-        let since = Duration::from_millis(self.since_ms.load(Ordering::Relaxed));
+        let since = self.since();
         let patience = match self.phase.load(Ordering::Relaxed) {
+            _ if self.has_tail() => NEVER,
             IDLE => since + limits.idle_timeout,
             HEAD => since + limits.header_timeout,
             _ => NEVER,
@@ -138,6 +141,28 @@ impl Activity {
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
         let unread = if blocked == u64::MAX { NEVER } else { Duration::from_millis(blocked) + WRITE_STALL };
         self.accepted + patience.min(unread)
+    }
+
+    /// In which order connections give way to others: those between requests first, then heads that dawdle, each
+    /// from the oldest on. None for those that are at work.
+    pub(super) fn gives_way(&self) -> Option<(u8, Instant)> {
+        let (phase, since) = (self.phase.load(Ordering::Relaxed), self.accepted + self.since());
+        let can = match phase {
+            _ if self.has_tail() => false,
+            IDLE => true,
+            HEAD => since.elapsed() > DAWDLES,
+            _ => false,
+        };
+        can.then_some((phase, since))
+    }
+
+    /// The answer is made, and some of it is not yet taken by the socket.
+    pub(super) fn has_tail(&self) -> bool {
+        !self.is(BUSY) && self.is_answering.load(Ordering::Relaxed)
+    }
+
+    fn since(&self) -> Duration {
+        Duration::from_millis(self.since_ms.load(Ordering::Relaxed))
     }
 
     fn now_ms(&self) -> u64 {
@@ -172,8 +197,9 @@ impl Activity {
 
     /// Everything of an answer is on its way: what is written next, before another request, is hyper's own.
     fn flushed(&self) {
-        if !self.is(BUSY) {
+        if self.has_tail() {
             self.is_answering.store(false, Ordering::Relaxed);
+            self.since_ms.store(self.now_ms(), Ordering::Relaxed);
         }
     }
 }

@@ -18,6 +18,7 @@ use tower::ServiceExt as _;
 use super::connection::{self, turned_away};
 use super::listen::{Bound, Socket};
 use super::peer::{Kernel, owner_of_unix};
+use super::room::Room;
 use crate::config::Limits;
 use crate::control;
 use crate::metrics::Metrics;
@@ -37,6 +38,7 @@ pub(super) struct Worker {
     local: Router,
     control: Handle,
     kernel: Option<Kernel>,
+    room: Arc<Room>,
 }
 
 /// An answer of the proxy or of our own pages.
@@ -48,11 +50,11 @@ pub(super) enum Answered {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<proxy::Shared>, local: Router, control: Handle) -> Self {
+    pub(super) fn new(shared: Arc<proxy::Shared>, local: Router, control: Handle, room: Arc<Room>) -> Self {
         let kernel = Kernel::new()
             .inspect_err(|error| tracing::warn!(%error, "the kernel can't be asked who connects"))
             .ok();
-        Self { proxy: Proxy::new(Arc::clone(&shared)), shared, local, control, kernel }
+        Self { proxy: Proxy::new(Arc::clone(&shared)), shared, local, control, kernel, room }
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -189,16 +191,14 @@ fn admit<T>(
 ) where
     T: TryWrite + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let connections = worker.metrics().connected();
-    if connections > worker.limits().connections as u64 {
-        worker.metrics().disconnected();
+    let Some(place) = worker.room.enter(stop) else {
         stream.try_last_words(&turned_away(Code::TooManyConnections, "limits.connections is reached"));
         return;
-    }
-    let caller = Caller { peer, door: Arc::clone(door) };
-    let (worker, stop) = (Arc::clone(worker), stop.clone());
+    };
+    worker.metrics().connected();
+    let (worker, caller) = (Arc::clone(worker), Caller { peer, door: Arc::clone(door) });
     served.spawn(async move {
-        connection::serve(stream, caller, Arc::clone(&worker), stop).await;
+        connection::serve(stream, caller, Arc::clone(&worker), place).await;
         worker.metrics().disconnected();
     });
 }

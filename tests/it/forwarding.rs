@@ -8,6 +8,7 @@ mod guard;
 mod limits;
 mod problems;
 mod replay;
+mod room;
 mod unusual;
 mod users;
 

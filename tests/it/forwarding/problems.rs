@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::caller::Caller;
 use super::{assert_problem, one_worker, over_tls, reconfigured};
-use crate::standin::{Options, Scripted, Then, TlsDefect};
+use crate::standin::{Gate, Options, Scripted, Then, TlsDefect};
 use crate::support::{Answer, Setup, World, eventually};
 
 #[test]
@@ -267,9 +267,14 @@ fn an_upstream_that_does_not_shake_hands_times_out() {
 fn one_connection_too_many_is_told_so_and_the_others_go_on() {
     let mut world = World::logged_in();
     reconfigured(&mut world, "[limits]\nconnections = 2\n");
+    let gate = Gate::default();
+    let held = gate.clone();
+    world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
     let mut first = Caller::connect(&world.daemon);
     let mut second = Caller::connect(&world.daemon);
-    assert_eq!((first.get("/echo").status, second.get("/echo").status), (200, 200));
+    first.send_head("GET /echo", "");
+    second.send_head("GET /echo", "");
+    eventually("both wait for the API", || (gate.waiting() == 2).then_some(()));
 
     for _ in 0..5 {
         let mut third = Caller::connect(&world.daemon);
@@ -280,12 +285,9 @@ fn one_connection_too_many_is_told_so_and_the_others_go_on() {
         assert_problem(&world.daemon.get("/echo"), "too-many-connections", 503, "connection_limit_reached");
     }
 
-    assert_eq!((first.get("/echo").status, second.get("/echo").status), (200, 200));
-    drop(first);
-    eventually("there is room again", || {
-        let answer = world.daemon.get("/echo");
-        (answer.status == 200).then_some(())
-    });
+    gate.open();
+    assert_eq!((first.answer("GET").status, second.answer("GET").status), (200, 200));
+    assert_eq!(world.daemon.get("/echo").status, 200, "there is room again");
 }
 
 #[test]
