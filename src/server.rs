@@ -148,6 +148,7 @@ async fn serve(
     inherited: Inherited,
     surroundings: &mut impl Surroundings,
 ) -> anyhow::Result<Ended> {
+    room::take_descriptors(config.limits.connections);
     let mut signals = Signals::new().context("asking for signals")?;
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));

@@ -4,8 +4,11 @@
 //! notes for its own deadlines, and only when somebody else needs the room.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +18,10 @@ use super::line::Activity;
 /// a walk over all connections, and a crowd that comes in shall not pay it one by one.
 const AT_ONCE: usize = 32;
 const SHARE: usize = 8;
+/// Descriptors that are no caller's: listeners, runtimes, files.
+const OWN_DESCRIPTORS: u64 = 64;
+/// That descriptors are scarce is said at most that often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// The connections of all workers.
 pub(super) struct Room {
@@ -26,6 +33,7 @@ pub(super) struct Room {
 struct Guests {
     next: u64,
     by_number: HashMap<u64, Guest>,
+    complained_at: Option<Instant>,
 }
 
 struct Guest {
@@ -62,8 +70,34 @@ impl Room {
         Some(Place { activity, leave, room: Arc::clone(self), number })
     }
 
+    /// A connection could not be accepted, most likely for want of descriptors: idle ones give way.
+    pub(super) fn not_accepted(&self, error: &io::Error) {
+        let mut guests = self.guests();
+        if guests.complained_at.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
+            guests.complained_at = Some(Instant::now());
+            tracing::warn!(%error, "connections can't be accepted");
+        }
+        guests.make_room();
+    }
+
     fn guests(&self) -> MutexGuard<'_, Guests> {
         self.guests.lock().expect("no thread panics while it holds the guests")
+    }
+}
+
+/// Takes all the descriptors that we may have, as other servers do, and says when that is too few.
+pub(super) fn take_descriptors(connections: usize) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+    let limit = getrlimit(Resource::Nofile).current;
+    if let Some(limit) = limit.filter(|limit| *limit < connections as u64 + OWN_DESCRIPTORS) {
+        tracing::warn!(
+            limit,
+            connections,
+            "fewer files may be open than limits.connections: raise `ulimit -Hn` or LimitNOFILE, or lower it"
+        );
     }
 }
 

@@ -143,7 +143,7 @@ async fn accept_from(
     match bound.socket {
         Socket::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
-            while let Some((stream, peer)) = accepted(&stop, || listener.accept()).await {
+            while let Some((stream, peer)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 // Small answers are not held back.
                 let _set = stream.set_nodelay(true);
                 let peer = worker.peer(peer, &stream);
@@ -152,7 +152,7 @@ async fn accept_from(
         }
         Socket::Unix(listener) => {
             let listener = UnixListener::from_std(listener)?;
-            while let Some((stream, _)) = accepted(&stop, || listener.accept()).await {
+            while let Some((stream, _)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 let peer = Peer::Local(owner_of_unix(&stream));
                 admit(stream, peer, &door, &worker, &served, &stop);
             }
@@ -161,7 +161,7 @@ async fn accept_from(
     Ok(())
 }
 
-async fn accepted<T, F>(stop: &CancellationToken, mut accept: impl FnMut() -> F) -> Option<T>
+async fn accepted<T, F>(stop: &CancellationToken, room: &Room, mut accept: impl FnMut() -> F) -> Option<T>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -174,7 +174,7 @@ where
         match result {
             Ok(accepted) => return Some(accepted),
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                room.not_accepted(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

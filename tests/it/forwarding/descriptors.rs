@@ -1,0 +1,143 @@
+//! Descriptors: as many connections as are allowed, and what happens when there are fewer.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
+use super::caller::Caller;
+use super::one_worker;
+use crate::standin::{Gate, Scripted};
+use crate::support::{Daemon, PROGRAM, Setup, World, eventually};
+
+/// How many connections are idle at the same time; the default limit is 10000.
+const IDLE: &str = "IDLE_CONNECTIONS";
+const IDLE_BY_DEFAULT: usize = 2000;
+/// An idle connection has its task and hyper's buffers, and nothing of a request.
+const MOST_KIB_FOR_ONE: u64 = 24;
+/// What is left to a daemon that runs out of descriptors.
+const LEFT: u64 = 20;
+const CROWD: usize = 60;
+
+#[test]
+fn thousands_of_idle_connections_take_little_and_are_all_served() {
+    let count = std::env::var(IDLE).map_or(IDLE_BY_DEFAULT, |number| number.parse().unwrap());
+    may_open(count as u64 + 500);
+    let tables = format!("[limits]\nconnections = {count}\nidle_timeout = \"1h\"");
+    let world = Setup { tables, ..Setup::default() }.logged_in();
+    let before = resident_kib(&world.daemon);
+
+    let mut callers: Vec<_> = (0..count).map(|_| Caller::connect(&world.daemon)).collect();
+    for caller in &mut callers {
+        assert_eq!(caller.get("/status/200").status, 200);
+    }
+    let grown = resident_kib(&world.daemon).saturating_sub(before);
+
+    assert!(grown < count as u64 * MOST_KIB_FOR_ONE, "{grown} KiB more for {count} connections");
+    for caller in callers.iter_mut().rev() {
+        assert_eq!(caller.get("/status/200").status, 200);
+    }
+}
+
+#[test]
+fn the_daemon_takes_all_descriptors_it_may_have_and_says_when_they_are_few() {
+    let world = World::start();
+    let limits = |daemon: &Daemon| {
+        let text = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+
+    for (limit, connections, is_warned) in
+        [("200:3000", 2000, false), ("200:1000", 2000, true), ("200:1000", 900, false)]
+    {
+        let home = crate::support::Home::new(Vec::new());
+        let config = std::fs::read_to_string(world.home.config()).unwrap();
+        let config =
+            config.replace(&world.home.state().display().to_string(), &home.state().display().to_string());
+        std::fs::write(home.config(), format!("{config}\n[limits]\nconnections = {connections}\n")).unwrap();
+        let serve = home.command(&["serve"]);
+        let mut command = Command::new("prlimit");
+        command.env_clear().arg(format!("--nofile={limit}")).arg(PROGRAM).args(serve.get_args());
+        let mut daemon = Daemon::spawn(command);
+
+        let hard = limit.split(':').next_back().unwrap();
+        assert_eq!(limits(&daemon), [hard, hard]);
+        daemon.stop();
+        let output = daemon.output();
+        assert_eq!(output.contains("limits.connections"), is_warned, "{limit}, {connections}: {output}");
+    }
+}
+
+#[test]
+fn without_descriptors_it_waits_quietly_and_serves_again_as_soon_as_there_are_some() {
+    let world = one_worker().logged_in();
+    let gate = Gate::default();
+    let held = gate.clone();
+    world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
+    leave_descriptors(&world.daemon, LEFT);
+    let crowd: Vec<_> = (0..CROWD)
+        .map(|_| {
+            let mut caller = Caller::connect(&world.daemon);
+            caller.send_head("GET /held", "");
+            caller
+        })
+        .collect();
+    eventually("descriptors are gone", || world.daemon.output().contains("can't be accepted").then_some(()));
+
+    let (started, ticks) = (Instant::now(), cpu_ticks(&world.daemon));
+    std::thread::sleep(Duration::from_secs(3));
+    let used = (cpu_ticks(&world.daemon) - ticks) * 10;
+    let share = u128::from(used) * 100 / started.elapsed().as_millis();
+    assert!(share < 20, "{share} % of a core while it waits");
+    let complaints = world.daemon.output().matches("can't be accepted").count();
+    assert!(complaints <= 2, "{complaints} times");
+
+    drop(crowd);
+    gate.open();
+    let started = Instant::now();
+    assert_eq!(Caller::connect(&world.daemon).get("/echo").status, 200);
+    assert!(started.elapsed() < Duration::from_secs(2), "served again after {:?}", started.elapsed());
+}
+
+#[test]
+fn idle_connections_give_way_when_descriptors_run_out() {
+    let world = one_worker().logged_in();
+    leave_descriptors(&world.daemon, LEFT);
+
+    let mut idle = Vec::new();
+    for _ in 0..CROWD {
+        let mut caller = Caller::connect(&world.daemon);
+        assert_eq!(caller.get("/echo").status, 200);
+        idle.push(caller);
+    }
+}
+
+/// Makes sure that this process may open so many.
+#[track_caller]
+fn may_open(count: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    assert!(maximum.is_none_or(|most| most >= count), "this needs {count} descriptors: raise `ulimit -Hn`");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
+/// Leaves the daemon so many descriptors beside those that it has open.
+fn leave_descriptors(daemon: &Daemon, count: u64) {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count() as u64;
+    let limit = Some(open + count);
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+}
+
+/// What the daemon has used of processors, in ticks of 10 ms.
+fn cpu_ticks(daemon: &Daemon) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+fn resident_kib(daemon: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
