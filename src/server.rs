@@ -228,12 +228,12 @@ fn start_workers(
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
         let (stop, alive, room) = (stop.clone(), alive.clone(), Arc::clone(&room));
+        let runtime =
+            Builder::new_current_thread().enable_all().build().context("starting a worker's runtime")?;
         std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _alive = alive;
-                let runtime = Builder::new_current_thread().enable_all().build();
-                let runtime = runtime.expect("a runtime needs only a few descriptors");
                 runtime.block_on(worker::run(Worker::new(shared, local, control, room), bound, stop));
                 runtime.shutdown_background();
             })

@@ -20,6 +20,8 @@ const AT_ONCE: usize = 32;
 const SHARE: usize = 8;
 /// Descriptors that are no caller's: listeners, runtimes, files.
 const OWN_DESCRIPTORS: u64 = 64;
+/// Without descriptors `accept` fails whether somebody waits or not: whoever has just come is not sent away for that.
+const JUST_COME: Duration = Duration::from_millis(200);
 /// That descriptors are scarce is said at most that often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,7 @@ impl Room {
     /// A place for one more; where there is none, idle connections give way. None when nobody can.
     pub(super) fn enter(self: &Arc<Self>, stop: &CancellationToken) -> Option<Place> {
         let mut guests = self.guests();
-        if guests.by_number.len() >= self.limit && !guests.make_room() {
+        if guests.by_number.len() >= self.limit && !guests.make_room(Duration::ZERO) {
             return None;
         }
         let (number, activity, leave) = (guests.next, Activity::new(), stop.child_token());
@@ -77,7 +79,7 @@ impl Room {
             guests.complained_at = Some(Instant::now());
             tracing::warn!(%error, "connections can't be accepted");
         }
-        guests.make_room();
+        guests.make_room(JUST_COME);
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {
@@ -102,11 +104,13 @@ pub(super) fn take_descriptors(connections: usize) {
 }
 
 impl Guests {
-    fn make_room(&mut self) -> bool {
+    /// Idle connections give way when they are idle for so long. False when there are none.
+    fn make_room(&mut self, idle_for: Duration) -> bool {
         let mut candidates: Vec<((u8, Instant), u64)> = self
             .by_number
             .iter()
             .filter_map(|(number, guest)| Some((guest.activity.gives_way()?, *number)))
+            .filter(|((_, since), _)| since.elapsed() >= idle_for)
             .collect();
         candidates.sort_unstable();
         let leaving = (candidates.len() / SHARE).clamp(1, AT_ONCE);

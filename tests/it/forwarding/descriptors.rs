@@ -1,6 +1,10 @@
 //! Descriptors: as many connections as are allowed, and what happens when there are fewer.
 
-use std::process::Command;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -8,7 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use super::caller::Caller;
 use super::one_worker;
 use crate::standin::{Gate, Scripted};
-use crate::support::{Daemon, PROGRAM, Setup, World, eventually};
+use crate::support::{Daemon, Home, PROGRAM, Setup, World, eventually};
 
 /// How many connections are idle at the same time; the default limit is 10000.
 const IDLE: &str = "IDLE_CONNECTIONS";
@@ -51,14 +55,7 @@ fn the_daemon_takes_all_descriptors_it_may_have_and_says_when_they_are_few() {
     for (limit, connections, is_warned) in
         [("200:3000", 2000, false), ("200:1000", 2000, true), ("200:1000", 900, false)]
     {
-        let home = crate::support::Home::new(Vec::new());
-        let config = std::fs::read_to_string(world.home.config()).unwrap();
-        let config =
-            config.replace(&world.home.state().display().to_string(), &home.state().display().to_string());
-        std::fs::write(home.config(), format!("{config}\n[limits]\nconnections = {connections}\n")).unwrap();
-        let serve = home.command(&["serve"]);
-        let mut command = Command::new("prlimit");
-        command.env_clear().arg(format!("--nofile={limit}")).arg(PROGRAM).args(serve.get_args());
+        let (_home, command) = limited(&world, limit, connections);
         let mut daemon = Daemon::spawn(command);
 
         let hard = limit.split(':').next_back().unwrap();
@@ -67,6 +64,34 @@ fn the_daemon_takes_all_descriptors_it_may_have_and_says_when_they_are_few() {
         let output = daemon.output();
         assert_eq!(output.contains("limits.connections"), is_warned, "{limit}, {connections}: {output}");
     }
+}
+
+#[test]
+fn with_few_descriptors_it_serves_or_says_why_not() {
+    let world = World::start();
+    let (mut served, mut failed) = (0, 0);
+    for limit in (8..40).step_by(2) {
+        let (home, command) = limited(&world, &format!("{limit}:{limit}"), 1);
+        let output = home.path().join("output");
+        let mut daemon = Started::new(command, &output);
+        let said = || std::fs::read_to_string(&output).unwrap();
+        let is_served = eventually("it serves or says why not", || {
+            let said = said();
+            let address = said.lines().find_map(|line| line.strip_prefix("listening on http://"));
+            let ended = daemon.0.try_wait().unwrap().map(|status| status.code() == Some(1));
+            match ended {
+                Some(is_orderly) => {
+                    assert!(is_orderly && said.contains("error: "), "{limit}: {said}");
+                    Some(false)
+                }
+                None if said.contains("can't be accepted") => Some(false),
+                None => address.and_then(|address| healthz(address).then_some(true)),
+            }
+        });
+        assert!(!said().contains("panicked"), "{limit}: {}", said());
+        *(if is_served { &mut served } else { &mut failed }) += 1;
+    }
+    assert!(served > 0 && failed > 0, "{served} served and {failed} failed");
 }
 
 #[test]
@@ -111,6 +136,47 @@ fn idle_connections_give_way_when_descriptors_run_out() {
         assert_eq!(caller.get("/echo").status, 200);
         idle.push(caller);
     }
+}
+
+/// A program that does not outlive its test.
+struct Started(Child);
+
+impl Started {
+    fn new(mut command: Command, output: &Path) -> Self {
+        let output = File::create(output).unwrap();
+        command.stdout(output.try_clone().unwrap()).stderr(output);
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _waited = self.0.wait();
+    }
+}
+
+/// A daemon that may have so many descriptors, on a state of its own.
+fn limited(world: &World, limit: &str, connections: usize) -> (Home, Command) {
+    let home = Home::new(Vec::new());
+    let config = std::fs::read_to_string(world.home.config()).unwrap();
+    let state = |home: &Home| home.state().display().to_string();
+    let config = config.replace(&state(&world.home), &state(&home));
+    std::fs::write(home.config(), format!("{config}\n[limits]\nconnections = {connections}\n")).unwrap();
+    let serve = home.command(&["serve"]);
+    let mut command = Command::new("prlimit");
+    command.env_clear().arg(format!("--nofile={limit}")).arg(PROGRAM).args(serve.get_args());
+    (home, command)
+}
+
+/// True when somebody answers there before long.
+fn healthz(authority: &str) -> bool {
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.write_all(b"GET /-/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _read = stream.read_to_string(&mut answer);
+    answer.starts_with("HTTP/1.1 200")
 }
 
 /// Makes sure that this process may open so many.
