@@ -201,8 +201,8 @@ fn shared(
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
 ) -> anyhow::Result<proxy::Shared> {
-    let endpoints: Result<Vec<_>, _> =
-        config.routes.iter().map(|route| Endpoint::new(route, config.limits).map(Arc::new)).collect();
+    let endpoint = |route| Endpoint::new(route, config.limits, listening.clone()).map(Arc::new);
+    let endpoints: Result<Vec<_>, _> = config.routes.iter().map(endpoint).collect();
     Ok(proxy::Shared {
         guard: ArcSwap::from_pointee(Guard::new(config)),
         endpoints: endpoints?,

@@ -25,7 +25,7 @@ use tower::Service as _;
 
 use super::headers;
 use super::replay::Upload;
-use crate::config::{HttpVersion, Limits, Route};
+use crate::config::{HttpVersion, Limits, Listen, Route};
 use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 use crate::tls::{self, TlsError};
@@ -51,6 +51,7 @@ pub struct Endpoint {
     server_name: Option<ServerName<'static>>,
     tls: ArcSwapOption<rustls::ClientConfig>,
     limits: Limits,
+    listening: Vec<Listen>,
 }
 
 /// One worker's connections to an upstream.
@@ -76,6 +77,8 @@ pub(super) enum Failure {
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("connecting took too long")]
     ConnectTimeout,
+    #[error("the upstream's address is this proxy's own")]
+    Loop,
     #[error("TLS")]
     Tls(#[source] std::io::Error),
     #[error("the upstream speaks no HTTP/2")]
@@ -117,11 +120,11 @@ pub enum DownloadError {
 }
 
 impl Endpoint {
-    /// Prepares a route's upstream.
+    /// Prepares a route's upstream, which must not be at an address that we listen on ourselves.
     ///
     /// # Errors
     /// When its TLS set-up is not usable.
-    pub fn new(route: &Route, limits: Limits) -> Result<Self, TlsError> {
+    pub fn new(route: &Route, limits: Limits, listening: Vec<Listen>) -> Result<Self, TlsError> {
         let upstream = &route.upstream;
         let server_name = upstream
             .tls
@@ -133,6 +136,7 @@ impl Endpoint {
             server_name,
             tls: ArcSwapOption::empty(),
             limits,
+            listening,
         };
         endpoint.trust(route)?;
         Ok(endpoint)
@@ -141,6 +145,17 @@ impl Endpoint {
     /// The prefix of its route.
     pub fn prefix(&self) -> &str {
         &self.route.prefix
+    }
+
+    /// True when a connection ends at one of our own listeners: a request on it would go round in circles.
+    fn is_at_our_own(&self, tcp: &TcpStream) -> bool {
+        let (Ok(peer), Ok(own)) = (tcp.peer_addr(), tcp.local_addr()) else { return false };
+        let is_here = peer.ip().to_canonical().is_loopback() || peer.ip() == own.ip();
+        self.listening.iter().any(|listen| match listen {
+            Listen::Tcp(address) if address.ip().is_unspecified() => address.port() == peer.port() && is_here,
+            Listen::Tcp(address) => *address == peer,
+            Listen::Unix(_) => false,
+        })
     }
 
     /// Takes over re-read CA certificates for new connections.
@@ -312,6 +327,9 @@ impl Client {
     async fn connect_tcp(&self) -> Result<TcpStream, Failure> {
         let connected = self.connector.clone().call(self.endpoint.uri.clone()).await;
         let tcp = connected.map_err(|error| Failure::Connect(error.into()))?.into_inner();
+        if self.endpoint.is_at_our_own(&tcp) {
+            return Err(Failure::Loop);
+        }
         // Not every kernel takes it; a dead connection is then noticed later.
         let _taken = SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN));
         Ok(tcp)
@@ -409,6 +427,10 @@ impl Failure {
             Self::ConnectTimeout => {
                 Problem::new(Code::UpstreamTimeout, "connecting to the API took too long")
                     .because("connection_timeout")
+            }
+            Self::Loop => {
+                Problem::new(Code::UpstreamUnreachable, "the API's address leads back to this proxy")
+                    .because("proxy_loop_detected")
             }
             Self::Tls(error) => tls_problem(error),
             Self::NoHttp2 => {

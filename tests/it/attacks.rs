@@ -10,6 +10,7 @@ mod judge;
 mod line;
 mod local;
 mod mutate;
+mod network;
 mod stage;
 
 use case::{Case, Needs};
