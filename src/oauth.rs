@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
@@ -368,7 +369,10 @@ impl Oauth {
     fn authenticated(&self, url: &Url, form: Form) -> reqwest::RequestBuilder {
         let account = &self.account;
         let secret = account.secret.value.expose_secret();
-        let mut body = form_urlencoded::Serializer::new(String::new());
+        // Room for all of it, however it is encoded: what grows leaves copies behind.
+        let values: usize = form.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        let room = 3 * (values + account.client_id.len() + secret.len() + 32);
+        let mut body = form_urlencoded::Serializer::new(String::with_capacity(room));
         let mut request = self.http.post(url.clone()).header(ACCEPT, "application/json");
         match account.client_auth {
             ClientAuth::Body => {
@@ -379,7 +383,8 @@ impl Oauth {
         for (name, value) in form {
             body.append_pair(name, &Zeroizing::new(value));
         }
-        request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body.finish())
+        let body = Bytes::from_owner(Zeroizing::new(body.finish().into_bytes()));
+        request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
     }
 }
 

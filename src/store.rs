@@ -447,7 +447,9 @@ fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Damage::Unreadable(error)),
     };
-    let mut bytes = zeroize::Zeroizing::new(Vec::new());
+    // Room for all of it: what grows leaves copies behind.
+    let length = file.metadata().map_err(Damage::Unreadable)?.len().min(LARGEST);
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(length as usize + 64));
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Damage::Unreadable)?;
     if bytes.len() as u64 > LARGEST {
         return Err(Damage::TooLarge);

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{GrantError, Granted, Identity, id_token, unsent};
 use crate::notify::with_causes;
@@ -17,10 +18,15 @@ use crate::token::{is_b64token, now};
 const LARGEST_ANSWER: usize = 64 * 1024;
 /// What RFC 6749 recommends to assume is up to the client; Cnblogs always says.
 const DEFAULT_EXPIRES_IN: Duration = Duration::from_secs(3600);
+/// How often others get their turn while a connection closes.
+const CLOSING_TURNS: usize = 32;
 /// A longer lifetime is taken for this one.
 const LONGEST_EXPIRES_IN: Duration = Duration::from_secs(366 * 24 * 3600);
 /// A longer `Retry-After` is taken for this one.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// The members of an answer, wiped when dropped.
+struct Members(Map<String, Value>);
 
 /// Why an answer's body is not known.
 enum BodyError {
@@ -42,17 +48,28 @@ pub(super) async fn read_grant(answer: Response) -> Result<Granted, GrantError> 
         Err(BodyError::Lost(reason)) => return Err(GrantError::InDoubt { reason }),
     };
     let received = now();
-    let Ok(Value::Object(members)) = serde_json::from_slice(&body) else {
+    let Ok(members) = serde_json::from_slice(&body).map(Members) else {
         let reason = "the token endpoint's answer is not a JSON object".to_owned();
         return Err(if is_html { unavailable(reason, None) } else { GrantError::InDoubt { reason } });
     };
+    let members = &members.0;
     if let Some(error) = members.get("error").and_then(Value::as_str) {
-        return Err(refused(error, &members));
+        return Err(refused(error, members));
     }
-    granted(&members, received).map_err(|reason| GrantError::Unusable {
+    granted(members, received).map_err(|reason| GrantError::Unusable {
         reason,
-        successor: text(&members, "refresh_token").map(Into::into),
+        successor: text(members, "refresh_token").map(Into::into),
     })
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        for value in self.0.values_mut() {
+            if let Value::String(text) = value {
+                text.zeroize();
+            }
+        }
+    }
 }
 
 /// Any success will do: an unknown token is 200 as well (RFC 7009, section 2.2).
@@ -196,16 +213,39 @@ async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
     if answer.content_length().is_some_and(|length| length > LARGEST_ANSWER as u64) {
         return Err(BodyError::TooLarge);
     }
-    let mut body = Zeroizing::new(Vec::new());
+    // Room for all of it: what grows leaves copies behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER));
+    let mut chunks = Vec::new();
     loop {
         match answer.chunk().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => return Err(BodyError::TooLarge),
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) => {
+                body.extend_from_slice(&chunk);
+                chunks.push(chunk);
+            }
+            Ok(None) => {
+                drop(answer);
+                wipe(chunks).await;
+                return Ok(body);
+            }
             Err(error) => {
                 return Err(BodyError::Lost(format!("the answer was cut off: {}", with_causes(&error))));
             }
         }
+    }
+}
+
+/// hyper's own buffers are ours to wipe as soon as their connection has ended, which takes it a few turns.
+async fn wipe(mut chunks: Vec<Bytes>) {
+    for _turn in 0..CLOSING_TURNS {
+        chunks = chunks
+            .into_iter()
+            .filter_map(|chunk| chunk.try_into_mut().map(|mut own| own.as_mut().zeroize()).err())
+            .collect();
+        if chunks.is_empty() {
+            return;
+        }
+        tokio::task::yield_now().await;
     }
 }
 

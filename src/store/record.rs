@@ -103,6 +103,18 @@ struct RecordForm {
     person: Option<Person>,
 }
 
+impl Form {
+    /// Room for all of it, unless it is full of what JSON escapes: what grows leaves copies behind.
+    fn room(&self) -> usize {
+        const MEMBERS: usize = 1024;
+        let secrets = self.accounts.values().map(|record| {
+            let refresh_token = record.refresh_token.as_ref().map_or(0, |token| token.len());
+            MEMBERS + record.access_token.len() + refresh_token
+        });
+        MEMBERS + secrets.sum::<usize>()
+    }
+}
+
 impl Damage {
     /// True when the content itself is wrong; false for what another version or another moment may read.
     pub(super) const fn is_certain(&self) -> bool {
@@ -130,7 +142,8 @@ impl Generation {
     pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
         let accounts = self.records.iter().map(|(name, record)| (name.clone(), record.into())).collect();
         let form = Form { generation: self.number, accounts };
-        let json = Zeroizing::new(serde_json::to_vec(&form).expect("a store has only string keys"));
+        let mut json = Zeroizing::new(Vec::with_capacity(form.room()));
+        serde_json::to_writer(&mut *json, &form).expect("a store has only string keys");
         let header = format!("{MAGIC}{VERSION} sha256:{}\n", checksum(VERSION, &json));
         let mut bytes = Zeroizing::new(Vec::with_capacity(header.len() + json.len() + 1));
         bytes.extend_from_slice(header.as_bytes());

@@ -9,6 +9,7 @@ mod case;
 mod judge;
 mod line;
 mod local;
+mod memory;
 mod mutate;
 mod network;
 mod stage;
