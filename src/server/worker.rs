@@ -139,11 +139,15 @@ async fn accept_from(
     served: TaskTracker,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let door = bound.door;
+    let (door, is_for_remote) = (bound.door, bound.listen.is_remote());
     match bound.socket {
         Socket::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             while let Some((stream, peer)) = accepted(&stop, &worker.room, || listener.accept()).await {
+                // Containers come to loopback from elsewhere where `route_localnet` lets them; keys guard no such door.
+                if Peer::is_remote(peer.ip()) && !is_for_remote {
+                    continue;
+                }
                 // Small answers are not held back.
                 let _set = stream.set_nodelay(true);
                 let peer = worker.peer(peer, &stream);
