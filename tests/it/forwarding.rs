@@ -10,6 +10,7 @@ mod limits;
 mod problems;
 mod replay;
 mod room;
+mod stalls;
 mod unusual;
 mod users;
 
@@ -18,7 +19,7 @@ use std::fs;
 use ring::digest::{SHA256, digest};
 
 use crate::standin::Options;
-use crate::support::{Answer, Setup, World};
+use crate::support::{Answer, Daemon, Setup, World};
 
 /// One worker, so that every request meets the same pool of connections.
 fn one_worker() -> Setup {
@@ -72,4 +73,11 @@ fn assert_problem(answer: &Answer, code: &str, status: u16, error: &str) {
 /// SHA-256 in hex.
 fn sha256(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The daemon's resident memory.
+fn resident_kib(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }

@@ -93,11 +93,12 @@ ip link set lo up
 python3 - "$1" "$2" >"$2/output" 2>&1 <<'END' &
 import os, socket, sys
 listener = socket.create_server(("127.0.0.1", 8262))
-os.dup2(listener.fileno(), 3, inheritable=True)
+if listener.fileno() != 3: os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 os.execvp("unshare", ["unshare", "--net", sys.argv[1], "--config", sys.argv[2] + "/config.toml"])
 END
-until grep -q 'listening on' "$2/output"; do sleep 0.05; done
+until grep -qE 'listening on|error' "$2/output"; do sleep 0.05; done
 curl --silent --max-time 10 --noproxy '*' --write-out ' %{http_code}\n' http://127.0.0.1:8262/x
 "#;
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::caller::Caller;
-use super::{assert_problem, one_worker, over_tls, sha256, token};
+use super::{assert_problem, one_worker, over_tls, resident_kib, sha256, token};
 use crate::standin::{self, Gate, Scripted, Then, pattern, pieces};
-use crate::support::{Daemon, World, eventually};
+use crate::support::{World, eventually};
 
 const LARGE: usize = 64 * 1024 * 1024;
-const MOST_GROWTH: u64 = 16 * 1024 * 1024;
+const MOST_GROWTH_KIB: u64 = 16 * 1024;
 
 #[test]
 fn events_arrive_one_by_one_while_the_next_is_not_yet_made() {
@@ -63,18 +63,18 @@ fn a_download_that_nobody_reads_is_held_back_at_its_source() {
         let counted = Arc::clone(&made);
         let is_chunked = !chunked.is_empty();
         world.standin.on_api(move |_| Some(Scripted::Answer(download(Arc::clone(&counted), is_chunked))));
-        let before = resident(&world.daemon);
+        let before = resident_kib(&world.daemon);
 
         let mut caller = Caller::connect(&world.daemon);
         caller.send_head(&format!("GET /large{chunked}"), "");
         until_it_stands_still(|| made.load(Ordering::SeqCst));
         assert!(made.load(Ordering::SeqCst) < LARGE as u64, "all of it left at once");
-        let held_back = resident(&world.daemon);
+        let held_back = resident_kib(&world.daemon);
         let body = caller.answer("GET").body;
 
         assert_eq!((body.len(), sha256(&body)), (LARGE, sha256(&pattern(LARGE))));
-        let grown = held_back.max(resident(&world.daemon)).saturating_sub(before);
-        assert!(grown < MOST_GROWTH, "{grown} bytes more for one download");
+        let grown = held_back.max(resident_kib(&world.daemon)).saturating_sub(before);
+        assert!(grown < MOST_GROWTH_KIB, "{grown} KiB more for one download");
     }
 }
 
@@ -105,7 +105,7 @@ fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
         let gate = Gate::default();
         let held = gate.clone();
         world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
-        let before = resident(&world.daemon);
+        let before = resident_kib(&world.daemon);
 
         let mut caller = Caller::connect(&world.daemon);
         caller.send_head("PUT /echo", if is_chunked { "Transfer-Encoding: chunked\r\n" } else { &length });
@@ -114,7 +114,7 @@ fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
         }
         let sent = caller.send_until_held_back(&content, Duration::from_millis(700));
         assert!(sent < LARGE, "all of it was taken");
-        let held_back = resident(&world.daemon);
+        let held_back = resident_kib(&world.daemon);
         gate.open();
         caller.send(&content[sent..]);
         if is_chunked {
@@ -123,8 +123,8 @@ fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
         let echo = caller.answer("PUT").json();
 
         assert_eq!((&echo["body_length"], &echo["body_sha256"]), (&LARGE.into(), &sha256(&content).into()));
-        let grown = held_back.max(resident(&world.daemon)).saturating_sub(before);
-        assert!(grown < MOST_GROWTH, "{grown} bytes more for one upload");
+        let grown = held_back.max(resident_kib(&world.daemon)).saturating_sub(before);
+        assert!(grown < MOST_GROWTH_KIB, "{grown} KiB more for one upload");
     }
 }
 
@@ -379,12 +379,4 @@ fn until_it_stands_still(number: impl Fn() -> u64) {
         last = now;
         (looks > 60).then_some(())
     });
-}
-
-/// The daemon's resident memory in bytes.
-fn resident(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
-    let kib: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
-    kib * 1024
 }

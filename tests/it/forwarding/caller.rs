@@ -29,9 +29,9 @@ impl Caller {
         self.stream.get_mut().write_all(bytes).unwrap();
     }
 
-    /// Writes bytes to a peer that may be gone.
-    pub(super) fn send_if_open(&mut self, bytes: &[u8]) {
-        let _gone = self.stream.get_mut().write_all(bytes);
+    /// Writes bytes to a peer that may be gone; false when it is.
+    pub(super) fn send_if_open(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
     }
 
     /// Writes a request line, the Host and fields; each line of `fields` ends in CRLF.
@@ -77,6 +77,11 @@ impl Caller {
         }
         stream.set_write_timeout(Some(crate::support::PATIENCE)).unwrap();
         sent
+    }
+
+    /// Waits for so long for what comes.
+    pub(super) fn wait_for(&self, time: Duration) {
+        self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
     }
 
     /// Says that nothing more will be sent.

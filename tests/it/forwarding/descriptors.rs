@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 use super::caller::Caller;
-use super::one_worker;
+use super::{one_worker, resident_kib};
 use crate::standin::{Gate, Scripted};
 use crate::support::{Daemon, Home, PROGRAM, Setup, World, eventually};
 
@@ -200,10 +200,4 @@ fn cpu_ticks(daemon: &Daemon) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
-fn resident_kib(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
-    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }

@@ -1,0 +1,258 @@
+//! A body that stalls, each way and on each side, ends after 60 s; one that is slow goes on, and takes no memory.
+
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::caller::Caller;
+use super::{one_worker, resident_kib};
+use crate::standin::{self, Gate, Scripted, pieces};
+use crate::support::{Daemon, PATIENCE, Setup, World};
+
+/// What the contract gives a body that stalls, and what a busy machine may add.
+const STALL: Duration = Duration::from_secs(60);
+const LATE: Duration = Duration::from_secs(20);
+/// For how many seconds memory is watched; promised is a minute.
+const WATCHED: &str = "SLOW_PEER_SECS";
+const WATCHED_BY_DEFAULT: u64 = 10;
+const MOST_GROWTH_KIB: u64 = 8 * 1024;
+const PIECE: usize = 64 * 1024;
+
+/// lim-007
+#[test]
+fn a_body_that_stalls_ends_after_a_minute_and_one_that_is_slow_does_not() {
+    let world = World::logged_in();
+    let is_given_up = slow_api(&world);
+    let stops_reading = move |caller: &mut Caller| {
+        assert_eq!(caller.head().status, 200);
+        until(STALL + LATE, || is_given_up.load(Ordering::SeqCst))
+    };
+    let length = "Content-Length: 1000000\r\n";
+    let asking = |line: &str, fields: &str| {
+        let mut caller = Caller::connect(&world.daemon);
+        caller.send_head(line, fields);
+        caller
+    };
+
+    let stalled = [
+        spawn_for("the caller stops sending", asking("POST /echo?stops", length), stops_sending),
+        spawn_for(
+            "the caller sends a byte every ten seconds",
+            asking("POST /echo?trickles", length),
+            trickles,
+        ),
+        spawn_for("the caller stops reading", asking("GET /unread", ""), stops_reading),
+        spawn_for("the upstream stops sending", asking("GET /half", ""), gets_half),
+    ];
+    // The kernel itself gives up a peer whose window stays closed, earlier.
+    let huge = "Content-Length: 1000000000\r\n";
+    let (_, unheard) = spawn_for("the upstream stops reading", asking("POST /deaf", huge), is_not_heard);
+    let slow = [
+        spawn_for("the caller reads slowly", asking("GET /endless", ""), reads_slowly),
+        spawn_for("the caller sends slowly", asking("POST /echo?slow", length), sends_slowly),
+    ];
+    for (what, thread) in stalled {
+        let (is_ended, after) = thread.join().unwrap_or_else(|_| panic!("{what}"));
+        assert!(is_ended, "{what}: still there after {after:?}");
+        assert!(after > STALL - Duration::from_secs(5), "{what}: ended after {after:?}");
+    }
+    assert!(unheard.join().unwrap().0, "an upstream that stops reading");
+    for (what, thread) in slow {
+        let (is_there, after) = thread.join().unwrap_or_else(|_| panic!("{what}"));
+        assert!(is_there && after > STALL, "{what}: ended after {after:?}");
+    }
+
+    for target in ["/echo?stops", "/echo?trickles", "/deaf"] {
+        assert_aborted(&world, target);
+    }
+}
+
+/// An API that is slow in several ways; says when nobody takes `/unread` any more.
+fn slow_api(world: &World) -> Arc<AtomicBool> {
+    let is_given_up = Arc::new(AtomicBool::new(false));
+    let unread = Arc::clone(&is_given_up);
+    world.standin.on_api(move |request| match request.path() {
+        "/endless" => Some(Scripted::Answer(endless(Arc::default()))),
+        "/unread" => Some(Scripted::Answer(endless(Arc::clone(&unread)))),
+        "/half" => Some(Scripted::Answer(half())),
+        "/deaf" => Some(Scripted::Hold(Gate::default())),
+        _ => None,
+    });
+    is_given_up
+}
+
+/// The request arrived once, and never as a whole.
+#[track_caller]
+fn assert_aborted(world: &World, target: &str) {
+    let requests = world.standin.api_requests();
+    let seen: Vec<_> = requests.iter().filter(|request| request.target == target).collect();
+    assert_eq!((seen.len(), seen[0].complete), (1, false), "{target}");
+}
+
+type Outcome = (bool, Duration);
+
+fn spawn_for(
+    what: &'static str,
+    mut caller: Caller,
+    act: impl FnOnce(&mut Caller) -> bool + Send + 'static,
+) -> (&'static str, JoinHandle<Outcome>) {
+    let thread = spawn(move || {
+        let started = Instant::now();
+        (act(&mut caller), started.elapsed())
+    });
+    (what, thread)
+}
+
+fn stops_sending(caller: &mut Caller) -> bool {
+    caller.send(b"half");
+    caller.wait_for(STALL + LATE);
+    assert_eq!(caller.head().status, 400);
+    caller.ends_within(LATE)
+}
+
+/// That is progress all the time, and would never come to an end.
+fn trickles(caller: &mut Caller) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < STALL {
+        caller.send_if_open(b"x");
+        sleep(Duration::from_secs(10));
+    }
+    caller.ends_within(LATE)
+}
+
+fn gets_half(caller: &mut Caller) -> bool {
+    assert_eq!(caller.head().status, 200);
+    assert_eq!(caller.exactly(4), b"half");
+    caller.ends_within(STALL + LATE)
+}
+
+fn is_not_heard(caller: &mut Caller) -> bool {
+    let part = vec![b'x'; 10_000_000];
+    let is_held_back =
+        (0..50).any(|_| caller.send_until_held_back(&part, Duration::from_secs(2)) < part.len());
+    assert!(is_held_back, "nothing holds it back");
+    caller.wait_for(STALL + LATE);
+    assert!(caller.head().status >= 500);
+    caller.ends_within(LATE)
+}
+
+/// 20 KiB/s are little, and progress all the time.
+fn reads_slowly(caller: &mut Caller) -> bool {
+    let started = Instant::now();
+    assert_eq!(caller.head().status, 200);
+    while started.elapsed() < STALL + LATE {
+        caller.exactly(2 * 1024);
+        sleep(Duration::from_millis(100));
+    }
+    // What is in the caller's own buffers is not proof enough that it goes on.
+    caller.exactly(16 << 20);
+    true
+}
+
+fn sends_slowly(caller: &mut Caller) -> bool {
+    let started = Instant::now();
+    let mut sent = 0;
+    while started.elapsed() < STALL + LATE {
+        caller.send(&[b'x'; 100]);
+        sent += 100;
+        sleep(Duration::from_millis(100));
+    }
+    caller.send(&vec![b'x'; 1_000_000 - sent]);
+    caller.answer("POST").status == 200
+}
+
+/// True as soon as it comes true within that time.
+fn until(time: Duration, mut is_true: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    while !is_true() && started.elapsed() < time {
+        sleep(Duration::from_millis(50));
+    }
+    is_true()
+}
+
+/// An answer that ends when nobody takes it any more, and says so.
+fn endless(is_given_up: Arc<AtomicBool>) -> standin::Answer {
+    let content = pieces(|sender| async move {
+        let piece = Bytes::from(vec![b'x'; PIECE]);
+        while sender.send(piece.clone()).await.is_ok() {}
+        is_given_up.store(true, Ordering::SeqCst);
+    });
+    standin::Answer::stream(200, None, content)
+}
+
+/// Four of a hundred bytes, and then nothing.
+fn half() -> standin::Answer {
+    let content = pieces(|sender| async move {
+        sender.send(Bytes::from_static(b"half")).await.ok();
+        sender.closed().await;
+    });
+    standin::Answer::stream(200, Some(100), content)
+}
+
+/// lim-010
+#[test]
+fn a_caller_that_reads_a_kilobyte_a_second_costs_no_memory() {
+    let world = one_worker().logged_in();
+    world.standin.on_api(|_| Some(Scripted::Answer(endless(Arc::default()))));
+    let mut caller = Caller::connect(&world.daemon);
+    let before = resident_kib(&world.daemon);
+
+    caller.send_head("GET /endless", "");
+    assert_eq!(caller.head().status, 200);
+    let most = most_while_slow(&world.daemon, || drop(caller.exactly(1024)));
+
+    assert!(most.saturating_sub(before) < MOST_GROWTH_KIB, "{} KiB more", most.saturating_sub(before));
+}
+
+/// lim-011
+#[test]
+fn an_upstream_that_reads_a_kilobyte_a_second_costs_no_memory() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", upstream.local_addr().unwrap());
+    let environment = vec![("CNBLOGS_PROXY_UPSTREAM".to_owned(), address)];
+    let world = Setup { environment, ..one_worker() }.logged_in();
+    let before = resident_kib(&world.daemon);
+    let mut caller = Caller::connect(&world.daemon);
+    caller.send_head("POST /endless", "Transfer-Encoding: chunked\r\n");
+    let uploading = spawn(move || {
+        let chunk = [format!("{PIECE:x}\r\n").as_bytes(), &vec![b'x'; PIECE], b"\r\n"].concat();
+        while caller.send_if_open(&chunk) {}
+    });
+    let mut taken = accepted(&upstream);
+    let most = most_while_slow(&world.daemon, || taken.read_exact(&mut [0; 1024]).unwrap());
+
+    assert!(most.saturating_sub(before) < MOST_GROWTH_KIB, "{} KiB more", most.saturating_sub(before));
+    drop((taken, world));
+    uploading.join().unwrap();
+}
+
+/// The connection that carries the upload: a login asks its upstream who it is, and gets no answer.
+fn accepted(upstream: &TcpListener) -> TcpStream {
+    loop {
+        let (stream, _) = upstream.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut start = [0; 4];
+        stream.peek(&mut start).unwrap();
+        if &start == b"POST" {
+            return stream;
+        }
+    }
+}
+
+/// The most memory that the daemon takes while something happens once a second.
+fn most_while_slow(daemon: &Daemon, mut act: impl FnMut()) -> u64 {
+    let secs = std::env::var(WATCHED).map_or(WATCHED_BY_DEFAULT, |number| number.parse().unwrap());
+    let mut most = 0;
+    for _ in 0..secs {
+        act();
+        sleep(Duration::from_secs(1));
+        most = most.max(resident_kib(daemon));
+    }
+    assert!(most > 0, "{WATCHED} is at least 1");
+    most
+}
