@@ -454,7 +454,10 @@ fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {
     if bytes.len() as u64 > LARGEST {
         return Err(Damage::TooLarge);
     }
-    Generation::decode(&bytes).map(Some)
+    // Behind a record there is still the room that was taken for it when a process was killed before it gave
+    // the rest back.
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    Generation::decode(&bytes[..end]).map(Some)
 }
 
 /// Writes zeros rather than asking for room: not every file system keeps a promise of room.

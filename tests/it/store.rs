@@ -1,7 +1,9 @@
 //! Where a login outlives the process: who may read it, who may use it, and what a killed process leaves.
 
 mod damage;
+mod killed;
 mod running;
+mod strace;
 
 use std::collections::BTreeSet;
 use std::fs;
