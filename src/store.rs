@@ -352,15 +352,7 @@ impl Drop for Reservation {
 /// Makes the directory with mode 0700, or repairs one of ours that others can enter.
 fn make_private(dir: &Path, findings: &mut Findings) -> Result<(), StoreError> {
     if !dir.exists() {
-        if let Some(parent) = dir.parent() {
-            fs::create_dir_all(parent).map_err(failed("making", parent))?;
-        }
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("making", dir)(error));
-            }
-            _ => {}
-        }
+        make_durably(dir)?;
     }
     repair_mode(dir, 0o700, findings)?;
     for name in [CURRENT, PREVIOUS, LOCK] {
@@ -368,6 +360,25 @@ fn make_private(dir: &Path, findings: &mut Findings) -> Result<(), StoreError> {
         if path.symlink_metadata().is_ok() {
             repair_mode(&path, 0o600, findings)?;
         }
+    }
+    Ok(())
+}
+
+/// Makes a directory and those that it is in, so that a crash can't take it away with the first login.
+fn make_durably(dir: &Path) -> Result<(), StoreError> {
+    let missing: Vec<_> = dir.ancestors().take_while(|path| !path.exists()).collect();
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent).map_err(failed("making", parent))?;
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("making", dir)(error));
+        }
+        _ => {}
+    }
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        // One that we may write but not read can't be synced.
+        let _synced = File::open(parent).and_then(|parent| parent.sync_all());
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Where a login outlives the process: who may read it, who may use it, and what a killed process leaves.
 
+mod crash;
 mod damage;
+mod images;
 mod killed;
 mod running;
 mod strace;
