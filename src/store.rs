@@ -113,12 +113,15 @@ pub struct Store {
     latest: Mutex<Generation>,
 }
 
-/// Room on disk for the successor of a record. Dropping it gives the room back.
+/// Room on disk for the successor of a record. Dropping it gives the room back, unless a login may be in it.
 #[derive(Debug)]
 pub struct Reservation {
     path: PathBuf,
     file: File,
-    is_durable: bool,
+    /// A login was written here, or half of it: the next start-up has to look.
+    may_hold_login: bool,
+    /// Its file has become the store.
+    is_in_place: bool,
 }
 
 impl Store {
@@ -172,14 +175,7 @@ impl Store {
         self.adopt_foreign_change()?;
         let path = self.dir.join(format!("{NEXT}{account}"));
         let room = 2 * self.latest().encoded_len() + SPARE_ROOM;
-        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::Contended { path });
-            }
-            Err(source) => return Err(StoreError::Io { action: "making", path, source }),
-        };
-        let reservation = Reservation { path, file, is_durable: false };
+        let reservation = Reservation::new(path)?;
         take_room(&reservation.file, room).map_err(failed("taking room in", &reservation.path))?;
         self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
         Ok(reservation)
@@ -196,6 +192,7 @@ impl Store {
         account: &str,
         record: &Record,
     ) -> Result<(), StoreError> {
+        reservation.may_hold_login = true;
         self.write(reservation, |records| {
             records.insert(account.to_owned(), record.clone());
         })
@@ -222,6 +219,11 @@ impl Store {
         let mut next = latest.successor();
         change(&mut next.records);
         let (current, previous) = (self.dir.join(CURRENT), self.dir.join(PREVIOUS));
+        if reservation.is_in_place {
+            // An earlier try ended between the renaming and the sync of it, and the store is never written to
+            // where it stands.
+            reservation.renew()?;
+        }
         let bytes = next.encode();
         let file = &reservation.file;
         let fill = || {
@@ -232,13 +234,13 @@ impl Store {
         fill().map_err(failed("writing", &reservation.path))?;
 
         // From here on the record is durable: a start-up that finds it under this name takes it.
-        reservation.is_durable = true;
         if current.exists() {
             remove_if_there(&previous)?;
             // A file system without hard links keeps no generation before.
             let _kept = fs::hard_link(&current, &previous);
         }
         fs::rename(&reservation.path, &current).map_err(failed("renaming", &reservation.path))?;
+        reservation.is_in_place = true;
         self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
         *latest = next;
         Ok(())
@@ -321,9 +323,7 @@ impl Store {
         // The only durable copy stays until another one is.
         let copy = self.dir.join(TAKEN);
         remove_if_there(&copy)?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy);
-        let file = file.map_err(failed("making", &copy))?;
-        self.commit(&mut Reservation { path: copy, file, is_durable: false }, account, record)?;
+        self.commit(&mut Reservation::new(copy)?, account, record)?;
         remove_if_there(path)?;
         findings.warnings.push(format!("took over the login of {account} that was saved last"));
         Ok(())
@@ -335,15 +335,27 @@ impl Store {
 }
 
 impl Reservation {
+    fn new(path: PathBuf) -> Result<Self, StoreError> {
+        let file = make(&path)?;
+        Ok(Self { path, file, may_hold_login: false, is_in_place: false })
+    }
+
+    /// Begins again under the same name, when its file has become the store.
+    fn renew(&mut self) -> Result<(), StoreError> {
+        self.file = make(&self.path)?;
+        self.is_in_place = false;
+        Ok(())
+    }
+
     /// Gives the room back, with the record in it if there is one: its login is not wanted any more.
     pub fn give_up(mut self) {
-        self.is_durable = false;
+        self.may_hold_login = false;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.is_durable {
+        if !self.may_hold_login {
             let _gone = fs::remove_file(&self.path);
         }
     }
@@ -469,6 +481,15 @@ fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {
     // the rest back.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     Generation::decode(&bytes[..end]).map(Some)
+}
+
+/// Makes a file that nobody else has made.
+fn make(path: &Path) -> Result<File, StoreError> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => StoreError::Contended { path: path.to_owned() },
+        _ => failed("making", path)(source),
+    })
 }
 
 /// Writes zeros rather than asking for room: not every file system keeps a promise of room.
