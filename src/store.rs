@@ -218,7 +218,6 @@ impl Store {
         let mut latest = self.latest();
         let mut next = latest.successor();
         change(&mut next.records);
-        let (current, previous) = (self.dir.join(CURRENT), self.dir.join(PREVIOUS));
         if reservation.is_in_place {
             // An earlier try ended between the renaming and the sync of it, and the store is never written to
             // where it stands.
@@ -234,16 +233,22 @@ impl Store {
         fill().map_err(failed("writing", &reservation.path))?;
 
         // From here on the record is durable: a start-up that finds it under this name takes it.
+        self.put_in_place(&reservation.path)?;
+        reservation.is_in_place = true;
+        self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
+        *latest = next;
+        Ok(())
+    }
+
+    /// Makes a durable file the current generation, and what was current the one before.
+    fn put_in_place(&self, path: &Path) -> Result<(), StoreError> {
+        let (current, previous) = (self.dir.join(CURRENT), self.dir.join(PREVIOUS));
         if current.exists() {
             remove_if_there(&previous)?;
             // A file system without hard links keeps no generation before.
             let _kept = fs::hard_link(&current, &previous);
         }
-        fs::rename(&reservation.path, &current).map_err(failed("renaming", &reservation.path))?;
-        reservation.is_in_place = true;
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
-        *latest = next;
-        Ok(())
+        fs::rename(path, &current).map_err(failed("renaming", path))
     }
 
     /// Takes over what somebody else wrote, when it is whole and newer than what we know: spending a refresh
@@ -289,10 +294,7 @@ impl Store {
 
             let path = entry.path();
             match read_generation(&path) {
-                Ok(Some(mut found)) => match found.records.remove(account) {
-                    Some(record) => self.take_over(account, found.number, &record, &path, findings)?,
-                    None => remove_if_there(&path)?,
-                },
+                Ok(Some(found)) => self.take_over(account, found, &path, findings)?,
                 Err(damage) if !damage.is_certain() => return Err(damage.into_error(&path)),
                 Ok(None) | Err(_) => {
                     remove_if_there(&path)?;
@@ -308,23 +310,28 @@ impl Store {
     fn take_over(
         &self,
         account: &str,
-        number: u64,
-        record: &Record,
+        found: Generation,
         path: &Path,
         findings: &mut Findings,
     ) -> Result<(), StoreError> {
+        let Some(record) = found.records.get(account).cloned() else { return remove_if_there(path) };
+        let is_newer = |stored: Record| stored.obtained_at_ms <= record.obtained_at_ms;
         // Generations tell which is newer whatever the clock did, unless another account was saved in between.
-        let stored = self.record(account);
-        let is_newer = number > self.latest().number
-            || stored.is_none_or(|stored| stored.obtained_at_ms <= record.obtained_at_ms);
-        if !is_newer {
+        if found.number > self.latest().number {
+            // It has all accounts as they were last, and needs no room but its own.
+            let synced = File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(failed("syncing", path))?;
+            self.put_in_place(path)?;
+            *self.latest() = found;
+        } else if self.record(account).is_none_or(is_newer) {
+            // The only durable copy stays until another one is.
+            let copy = self.dir.join(TAKEN);
+            remove_if_there(&copy)?;
+            self.commit(&mut Reservation::new(copy)?, account, &record)?;
+            remove_if_there(path)?;
+        } else {
             return remove_if_there(path);
         }
-        // The only durable copy stays until another one is.
-        let copy = self.dir.join(TAKEN);
-        remove_if_there(&copy)?;
-        self.commit(&mut Reservation::new(copy)?, account, record)?;
-        remove_if_there(path)?;
         findings.warnings.push(format!("took over the login of {account} that was saved last"));
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::strace::Strace;
 use super::{current, files};
 use crate::standin::{Endpoint, Fault, Gate, Person};
-use crate::support::{World, eventually};
+use crate::support::World;
 use crate::tokens::{Sent, events, held, main_account, refresh};
 
 /// A call on a file that fails, and how.

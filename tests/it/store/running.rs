@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{current, files, previous};
+use super::{current, files, next, previous};
 use crate::standin::{Endpoint, Fault, Gate, Options, Person, Standin};
 use crate::support::{Home, World, config, eventually};
 use crate::tokens::{Sent, events, held, main_account, refresh};
@@ -190,6 +190,30 @@ fn a_disk_that_fills_up_during_a_refresh_still_has_the_room_that_was_taken() {
     assert_eq!(asked.answer().status, 200);
     assert_eq!(told_since_login(&world), Vec::<String>::new());
     world.start_again();
+    disk.empty();
+    assert_eq!(refresh(&world.daemon).status, 200, "{}", world.daemon.output());
+    assert_eq!(world.standin.superseded_presentations(), 0);
+    drop(world);
+}
+
+#[test]
+fn a_login_that_was_durable_when_the_process_was_killed_is_used_although_the_disk_is_full() {
+    let (mut world, disk) = on_a_small_disk();
+    for _ in 0..2 {
+        assert_eq!(refresh(&world.daemon).status, 200);
+    }
+    world.daemon.kill();
+    // As a process leaves it that is killed between the sync of the new record and its renaming.
+    let before = fs::read(previous(&world.home)).unwrap();
+    let newest = fs::read(current(&world.home)).unwrap();
+    fs::write(next(&world.home), [&newest[..], &[0; 4096]].concat()).unwrap();
+    fs::write(current(&world.home), before).unwrap();
+    disk.fill();
+
+    world.daemon = world.home.serve();
+
+    assert!(!next(&world.home).exists());
+    assert!(fs::read(current(&world.home)).unwrap().starts_with(&newest), "{}", world.daemon.output());
     disk.empty();
     assert_eq!(refresh(&world.daemon).status, 200, "{}", world.daemon.output());
     assert_eq!(world.standin.superseded_presentations(), 0);
