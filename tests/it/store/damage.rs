@@ -1,10 +1,15 @@
 //! A store that is damaged, foreign, too new or too old is told from a good one, and never makes things worse.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::crash::{PLAYGROUND, open};
 use super::{behind, current, errors_of, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, Setup, World, config, eventually};
@@ -107,6 +112,57 @@ fn a_flipped_bit_anywhere_is_noticed() {
         let mut damaged = left.current.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         left.assert_uses_the_one_before(&damaged, &format!("bit {bit}"));
+    }
+}
+
+#[test]
+fn a_store_cut_at_any_length_or_with_any_bit_flipped_is_never_used_and_the_one_before_is() {
+    let mut world = World::logged_in();
+    let left = Left::behind(&mut world).remove(0);
+    let whole = left.current.len();
+    let cut = (0..whole).map(|length| left.current[..length].to_vec());
+    let flipped = (0..whole * 8).map(|bit| {
+        let mut bytes = left.current.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
+    });
+
+    let mut tried = 0;
+    for damaged in cut.chain(flipped) {
+        // As the store, with the generation before; and as what a process had written when it was killed.
+        let as_store = Opened::with(&[("store", &damaged), ("store.previous", &left.previous)]);
+        assert_eq!(as_store.token.as_ref(), Some(&left.previous_token), "damage {tried}");
+        assert_eq!(as_store.left["store.previous"], left.previous, "damage {tried}");
+        assert_eq!(as_store.left["store.damaged"], damaged, "damage {tried}");
+
+        let as_next = Opened::with(&[("store", &left.previous), ("store.next.main", &damaged)]);
+        assert_eq!(as_next.token.as_ref(), Some(&left.previous_token), "damage {tried}");
+        assert!(as_next.is_in_flight, "damage {tried}");
+        tried += 1;
+    }
+    assert_eq!(tried, whole * 9);
+}
+
+/// What the program makes of files, and what it leaves of them.
+struct Opened {
+    token: Option<String>,
+    is_in_flight: bool,
+    left: BTreeMap<String, Vec<u8>>,
+}
+
+impl Opened {
+    fn with(files: &[(&str, &[u8])]) -> Self {
+        let directory = TempDir::new_in(PLAYGROUND).unwrap();
+        for (name, bytes) in files {
+            fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        let (store, findings) = open(directory.path());
+        let token = store.record("main").map(|record| record.access_token.expose_secret().to_owned());
+        let entries = fs::read_dir(directory.path()).unwrap().map(Result::unwrap);
+        let left = entries.map(|entry| {
+            (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap_or_default())
+        });
+        Self { token, is_in_flight: findings.in_flight.contains("main"), left: left.collect() }
     }
 }
 

@@ -2,10 +2,11 @@
 //! not synced may be missing, half done or done in another order. Nothing here touches a disk.
 //!
 //! A file has what was in it when it was last synced, and of each change since then nothing, all, or of a write
-//! some first bytes, with or without zeros up to its end. Names are those of the last sync of the directory,
+//! some first bytes, with or without zeros up to its end, or the bytes after some zeros. Names are those of the last sync of the directory,
 //! and any of the changes since then; a rename is done or not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// More changes than this without a sync are too many to combine.
 const MOST_PENDING: usize = 8;
@@ -49,8 +50,8 @@ pub(super) enum Op {
     Other,
 }
 
-/// Files by name.
-pub(super) type Image = BTreeMap<String, Vec<u8>>;
+/// Files by name. Images share what they have in common.
+pub(super) type Image = BTreeMap<String, Rc<[u8]>>;
 
 type Names = BTreeMap<String, usize>;
 
@@ -85,10 +86,10 @@ pub(super) fn images(ops: &[Op], grain: usize) -> BTreeSet<Image> {
     let mut disk = Disk::default();
     ops.iter().for_each(|op| disk.apply(op));
 
-    let variants: BTreeMap<usize, Vec<Vec<u8>>> = disk
+    let variants: BTreeMap<usize, Vec<Rc<[u8]>>> = disk
         .contents
         .iter()
-        .map(|(file, content)| (*file, content.variants(grain).into_iter().collect()))
+        .map(|(file, content)| (*file, content.variants(grain).into_iter().map(Rc::from).collect()))
         .collect();
     let all_names: BTreeSet<Names> =
         subsets(&disk.pending).map(|changes| after(&disk.durable_names, &changes)).collect();
@@ -103,7 +104,7 @@ impl Disk {
                 self.set(name, *file);
             }
             Op::Write { file, at, bytes } => {
-                self.content(*file).pending.push(Change::Write { at: *at, bytes: bytes.clone() });
+                self.content(*file).write(*at, bytes);
             }
             Op::Truncate { file, length } => {
                 self.content(*file).pending.push(Change::Truncate { length: *length });
@@ -147,26 +148,35 @@ impl Content {
         }
     }
 
+    /// Writes that go on where the one before ended are one, which can be torn anywhere.
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        match self.pending.last_mut() {
+            Some(Change::Write { at: before, bytes: written }) if *before + written.len() == at => {
+                written.extend_from_slice(bytes);
+            }
+            _ => self.pending.push(Change::Write { at, bytes: bytes.to_vec() }),
+        }
+    }
+
     fn variants(&self, grain: usize) -> BTreeSet<Vec<u8>> {
         let mut variants = BTreeSet::new();
         for changes in subsets(&self.pending) {
             variants.insert(self.with(&changes, None));
             for (number, change) in changes.iter().enumerate() {
-                let cuts = change.cuts(grain).into_iter();
-                let torn = cuts.flat_map(|cut| [false, true].map(|padded| (number, cut, padded)));
-                variants.extend(torn.map(|torn| self.with(&changes, Some(torn))));
+                let torn = change.torn(grain);
+                variants.extend(torn.iter().map(|left| self.with(&changes, Some((number, left)))));
             }
         }
         variants
     }
 
-    /// With these changes, of which one may be torn: its number, where, and whether zeros follow.
-    fn with(&self, changes: &[&Change], torn: Option<(usize, usize, bool)>) -> Vec<u8> {
+    /// With these changes, of which one may be replaced by what is left of it.
+    fn with(&self, changes: &[&Change], torn: Option<(usize, &Change)>) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         for (number, change) in changes.iter().enumerate() {
-            match torn.filter(|torn| torn.0 == number) {
-                Some((_, cut, padded)) => change.torn(cut, padded).apply(&mut bytes),
-                None => change.apply(&mut bytes),
+            match torn {
+                Some((replaced, left)) if replaced == number => left.apply(&mut bytes),
+                _ => change.apply(&mut bytes),
             }
         }
         bytes
@@ -185,26 +195,18 @@ impl Change {
         }
     }
 
-    /// Where it can be torn: at each grain of a small write, at sixteen places of a large one.
-    fn cuts(&self, grain: usize) -> Vec<usize> {
-        match self {
-            Self::Write { bytes, .. } if bytes.len() > 4096 => {
-                (0..bytes.len()).step_by(bytes.len() / 16).collect()
-            }
-            Self::Write { bytes, .. } => (0..bytes.len()).step_by(grain).collect(),
-            Self::Truncate { .. } => Vec::new(),
-        }
-    }
-
-    fn torn(&self, cut: usize, padded: bool) -> Self {
-        match self {
-            Self::Write { at, bytes } => {
-                let mut kept = bytes[..cut].to_vec();
-                kept.resize(if padded { bytes.len() } else { cut }, 0);
-                Self::Write { at: *at, bytes: kept }
-            }
-            Self::Truncate { length } => Self::Truncate { length: *length },
-        }
+    /// What may be left of a write: at each grain of a small one, at sixteen places of a large one.
+    fn torn(&self, grain: usize) -> Vec<Self> {
+        let Self::Write { at, bytes } = self else { return Vec::new() };
+        let grain = if bytes.len() > 4096 { bytes.len() / 16 } else { grain };
+        let torn = (0..bytes.len()).step_by(grain).flat_map(|cut| {
+            let zeros = |count| vec![0; count];
+            let first = &bytes[..cut];
+            let padded = [first, &zeros(bytes.len() - cut)].concat();
+            let last = [&zeros(cut)[..], &bytes[cut..]].concat();
+            [first.to_vec(), padded, last]
+        });
+        torn.map(|bytes| Self::Write { at: *at, bytes }).collect()
     }
 }
 
@@ -225,10 +227,10 @@ fn after(durable: &Names, changes: &[&NameChange]) -> Names {
 }
 
 /// The names with every combination of what their files may have.
-fn filled(names: &Names, variants: &BTreeMap<usize, Vec<Vec<u8>>>) -> Vec<Image> {
+fn filled(names: &Names, variants: &BTreeMap<usize, Vec<Rc<[u8]>>>) -> Vec<Image> {
     // Two names of one file have the same in it.
     let files: BTreeSet<usize> = names.values().copied().collect();
-    let mut all: Vec<BTreeMap<usize, &Vec<u8>>> = vec![BTreeMap::new()];
+    let mut all: Vec<BTreeMap<usize, &Rc<[u8]>>> = vec![BTreeMap::new()];
     for file in files {
         let with = |chosen: &BTreeMap<usize, _>, content| {
             let mut chosen = chosen.clone();
@@ -240,8 +242,8 @@ fn filled(names: &Names, variants: &BTreeMap<usize, Vec<Vec<u8>>>) -> Vec<Image>
             .flat_map(|chosen| variants[&file].iter().map(move |content| with(chosen, content)))
             .collect();
     }
-    let image = |chosen: &BTreeMap<usize, &Vec<u8>>| {
-        names.iter().map(|(name, file)| (name.clone(), chosen[file].clone())).collect()
+    let image = |chosen: &BTreeMap<usize, &Rc<[u8]>>| {
+        names.iter().map(|(name, file)| (name.clone(), Rc::clone(chosen[file]))).collect()
     };
     all.iter().map(image).collect()
 }
@@ -270,7 +272,7 @@ fn rename(from: &str, to: &str) -> Op {
 /// What a file of that name may have; none where there is no such file.
 fn contents_of(name: &str, ops: &[Op]) -> BTreeSet<Option<String>> {
     let text = |image: &Image| {
-        let text = String::from_utf8(image.get(name)?.clone()).unwrap();
+        let text = String::from_utf8(image.get(name)?.to_vec()).unwrap();
         Some(text.replace('\0', "0"))
     };
     images(ops, 2).iter().map(text).collect()
@@ -284,7 +286,7 @@ fn texts(all: &[Option<&str>]) -> BTreeSet<Option<String>> {
 fn what_was_not_synced_may_be_missing_torn_or_zero() {
     let ops = [create("a", 1), Op::SyncDirectory, write(1, "wxyz")];
 
-    let expected = [Some(""), Some("0000"), Some("wx"), Some("wx00"), Some("wxyz")];
+    let expected = [Some(""), Some("0000"), Some("wx"), Some("wx00"), Some("00yz"), Some("wxyz")];
     assert_eq!(contents_of("a", &ops), texts(&expected));
     let synced = [&ops[..], &[Op::Sync { file: 1 }]].concat();
     assert_eq!(contents_of("a", &synced), texts(&[Some("wxyz")]));
