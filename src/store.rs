@@ -225,14 +225,13 @@ impl Store {
         }
         let bytes = next.encode();
         let file = &reservation.file;
-        let fill = || {
-            file.write_all_at(&bytes, 0)?;
-            file.set_len(bytes.len() as u64)?;
-            file.sync_all()
-        };
+        // The room for them was synced before, so this waits for the bytes alone.
+        let fill = || file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
         fill().map_err(failed("writing", &reservation.path))?;
 
-        // From here on the record is durable: a start-up that finds it under this name takes it.
+        // From here on the record is durable: a start-up that finds it under this name takes it, with what is
+        // left of the room behind it.
+        file.set_len(bytes.len() as u64).map_err(failed("trimming", &reservation.path))?;
         self.put_in_place(&reservation.path)?;
         reservation.is_in_place = true;
         self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
@@ -484,8 +483,8 @@ fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {
     if bytes.len() as u64 > LARGEST {
         return Err(Damage::TooLarge);
     }
-    // Behind a record there is still the room that was taken for it when a process was killed before it gave
-    // the rest back.
+    // Behind a record there may still be the room that was taken for it: the rest is given back once the record
+    // is durable.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     Generation::decode(&bytes[..end]).map(Some)
 }
