@@ -11,13 +11,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use super::damage::sealed;
 use super::strace::{Strace, threads_named};
-use super::{files, previous};
+use super::{behind, current, errors_of, files, next, previous, stored_token};
 use crate::dice::Dice;
 use crate::standin::{Options, Person, Presented, Rotation};
-use crate::support::{PATIENCE, Setup, World, eventually};
+use crate::support::{Home, PATIENCE, Setup, World, eventually};
 use crate::tokens::{events, main_account, refresh};
 
 /// How long the server takes a used refresh token again, where it does.
@@ -99,6 +103,55 @@ fn a_daemon_killed_at_any_system_call_of_a_refresh_starts_with_the_old_login_or_
     let count = |fate: Fate| fates.iter().filter_map(|fates| fates.get(&fate)).sum::<usize>();
     assert!(count(Fate::Survived) * 10 <= planned, "{fates:?}");
     assert!(count(Fate::Unspent) > 40 && count(Fate::New) > 10 && count(Fate::InDoubt) > 3, "{fates:?}");
+}
+
+#[test]
+fn a_start_killed_at_any_call_on_the_store_leaves_the_newest_login_to_the_next() {
+    let mut victim = Victim::start(Rotation::OneTime);
+    let home = &victim.world.home;
+    let before = fs::read(previous(home)).unwrap();
+    victim.world.daemon.kill();
+    let (token, newest) = (stored_token(home), fs::read(current(home)).unwrap());
+    // Another account was saved since then, so that the reservation has no later number.
+    let mut kept: Value = serde_json::from_slice(json_of(&before)).unwrap();
+    kept["generation"] = serde_json::from_slice::<Value>(json_of(&newest)).unwrap()["generation"].take();
+    let merged = sealed(1, kept.to_string().as_bytes());
+
+    for store in [before, merged] {
+        let leave = || {
+            fs::write(current(home), &store).unwrap();
+            fs::write(next(home), [&newest[..], &[0; 4096]].concat()).unwrap();
+        };
+        let kills: usize = ["openat", "fsync", "unlink", "linkat", "rename"]
+            .iter()
+            .map(|call| {
+                let killed = |nth: &usize| {
+                    leave();
+                    let is_killed = is_killed_at(home, call, *nth);
+                    assert_eq!(stored_token(home), token, "{call}, number {nth}");
+                    is_killed
+                };
+                (1..).take_while(killed).count()
+            })
+            .sum();
+        assert!(kills >= 10, "only {kills} calls were seen");
+    }
+}
+
+/// Starts the program on what is left, and kills it when it enters that call on the store; says whether it came so far.
+fn is_killed_at(home: &Home, call: &str, nth: usize) -> bool {
+    let names = ["", "store", "store.previous", "store.next.main", "store.taken"];
+    let paths = names.map(|name| home.state().join(name).display().to_string());
+    let paths: String = paths.iter().map(|path| format!(" -P '{}'", path.trim_end_matches('/'))).collect();
+    let line = format!("exec strace -f -o /dev/null{paths} -e inject={call}:signal=SIGKILL:when={nth} --");
+    let output = behind(&line, &home.command(&["token"])).output().unwrap();
+    let is_killed = output.status.signal() == Some(9);
+    assert!(is_killed || output.status.success(), "{call}, number {nth}: {}", errors_of(&output));
+    is_killed
+}
+
+fn json_of(store: &[u8]) -> &[u8] {
+    &store[store.iter().position(|byte| *byte == b'\n').unwrap() + 1..]
 }
 
 /// What must be seen of a refresh for the recording to be one.
