@@ -17,8 +17,11 @@ mod worker;
 pub mod properties;
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -153,7 +156,7 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
 
-    let Accounts { sessions, logins, store, keepers, stop: stop_keepers } =
+    let Accounts { sessions, logins, store, mut keepers, stop: stop_keepers } =
         Accounts::open(&config, &notifier)?;
     let bound = listen::bind(&config.listen, inherited, &config.callers)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
@@ -180,7 +183,10 @@ async fn serve(
     surroundings.accepting(&listening, &needing);
     tell_manager(&[sd_notify::NotifyState::Ready]);
 
-    attend(&mut signals, &sessions, &shared, &listening, surroundings).await;
+    let is_asked_to_end = tokio::select! {
+        () = attend(&mut signals, &sessions, &shared, &listening, surroundings) => true,
+        () = one_has_ended(&mut keepers) => false,
+    };
     tell_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
     let drained = drain(&mut signals, &mut workers, config.limits.drain_timeout).await;
@@ -192,6 +198,7 @@ async fn serve(
     remove_control_socket(&config.state_dir);
     drop(notifier);
     notifying.abort();
+    anyhow::ensure!(is_asked_to_end, "the keeper of an account has failed: without it no token is refreshed");
     Ok(if drained && kept { Ended::Drained } else { Ended::CutOff })
 }
 
@@ -311,6 +318,16 @@ async fn drain(signals: &mut Signals, workers: &mut mpsc::Receiver<()>, within: 
         }
         () = signals.terminate() => false,
     }
+}
+
+/// Comes when a keeper ends by itself, which only a panic makes it do.
+async fn one_has_ended(keepers: &mut Vec<JoinHandle<()>>) {
+    poll_fn(|cx| {
+        let has_ended = keepers.iter_mut().any(|keeper| Pin::new(keeper).poll(cx).is_ready());
+        if has_ended { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    keepers.retain(|keeper| !keeper.is_finished());
 }
 
 async fn close(stop: CancellationToken, keepers: Vec<JoinHandle<()>>) {

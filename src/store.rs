@@ -111,6 +111,8 @@ pub struct Store {
     handle: File,
     lock: File,
     latest: Mutex<Generation>,
+    /// Accounts that an earlier process left a reservation of.
+    left_behind: Mutex<BTreeSet<String>>,
 }
 
 /// Room on disk for the successor of a record. Dropping it gives the room back, unless a login may be in it.
@@ -142,7 +144,13 @@ impl Store {
         }
 
         let latest = load(dir, &mut findings)?;
-        let store = Self { dir: dir.to_owned(), handle, lock, latest: Mutex::new(latest) };
+        let store = Self {
+            dir: dir.to_owned(),
+            handle,
+            lock,
+            latest: Mutex::new(latest),
+            left_behind: Mutex::default(),
+        };
         store.settle_reservations(&mut findings)?;
         Ok((store, findings))
     }
@@ -174,6 +182,9 @@ impl Store {
     pub fn reserve(&self, account: &str) -> Result<Reservation, StoreError> {
         self.adopt_foreign_change()?;
         let path = self.dir.join(format!("{NEXT}{account}"));
+        if self.left_behind().remove(account) {
+            remove_if_there(&path)?;
+        }
         let room = 2 * self.latest().encoded_len() + SPARE_ROOM;
         let reservation = Reservation::new(path)?;
         take_room(&reservation.file, room).map_err(failed("taking room in", &reservation.path))?;
@@ -295,10 +306,12 @@ impl Store {
             match read_generation(&path) {
                 Ok(Some(found)) => self.take_over(account, found, &path, findings)?,
                 Err(damage) if !damage.is_certain() => return Err(damage.into_error(&path)),
-                Ok(None) | Err(_) => {
-                    remove_if_there(&path)?;
+                // Its mark stays until the next refresh: whoever opens the store first need not be the daemon.
+                Ok(None) | Err(_) if self.record(account).is_some() => {
+                    self.left_behind().insert(account.to_owned());
                     findings.in_flight.insert(account.to_owned());
                 }
+                Ok(None) | Err(_) => remove_if_there(&path)?,
             }
         }
         self.handle.sync_all().map_err(failed("syncing", &self.dir))
@@ -333,6 +346,10 @@ impl Store {
         }
         findings.warnings.push(format!("took over the login of {account} that was saved last"));
         Ok(())
+    }
+
+    fn left_behind(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.left_behind.lock().expect("no thread panics while it holds a set of names")
     }
 
     fn latest(&self) -> std::sync::MutexGuard<'_, Generation> {

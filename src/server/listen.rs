@@ -8,13 +8,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use crate::config::{Callers, Listen, User};
 use crate::proxy::guard::{Door, door};
 
 /// Connections that wait for a worker.
 const BACKLOG: i32 = 1024;
+/// The kernel takes no more of an answer than this beyond what the caller has room for, so that a caller that reads
+/// slowly is not taken for one that reads nothing.
+const UNSENT: u32 = 128 * 1024;
 
 /// A socket that callers connect to. Cheap to share among workers.
 #[derive(Debug)]
@@ -125,7 +128,11 @@ fn bind_one(listen: &Listen, callers: &Callers) -> Result<Bound, ListenError> {
 
 fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, ListenError> {
     match &socket {
-        Socket::Tcp(listener) => listener.set_nonblocking(true),
+        Socket::Tcp(listener) => {
+            // Accepted sockets inherit it.
+            let _taken = SockRef::from(listener).set_tcp_notsent_lowat(UNSENT);
+            listener.set_nonblocking(true)
+        }
         Socket::Unix(listener) => listener.set_nonblocking(true),
     }
     .map_err(|source| failed(&listen, source))?;

@@ -270,9 +270,10 @@ impl Keeper {
         }
         match outcome {
             Ok(granted) => {
-                self.note_refresh(RefreshOutcome::Ok, None);
                 let record = self.renewed(&granted);
+                // Nothing, be it a line in the log, comes between the answer and its saving.
                 self.keep_login(reservation, record).await;
+                self.note_refresh(RefreshOutcome::Ok, None);
                 Ok(())
             }
             Err(error) => {

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::support::{Daemon, PROGRAM, Setup, World, eventually};
+use crate::tokens::refresh;
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
@@ -65,7 +66,7 @@ fn another_program_of_the_same_user_sees_nothing_and_a_crash_leaves_no_core() {
 /// loc-011
 #[test]
 fn a_panic_and_a_crash_tell_no_secret_however_much_they_tell() {
-    let world = Setup {
+    let mut world = Setup {
         top: "log = \"trace\"\nworkers = 1".to_owned(),
         environment: vec![("RUST_BACKTRACE".to_owned(), "full".to_owned())],
         ..Setup::default()
@@ -82,12 +83,16 @@ fn a_panic_and_a_crash_tell_no_secret_however_much_they_tell() {
         format!("POST /-/refresh/main HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", world.daemon.authority).as_bytes(),
     );
     eventually("it panicked", || world.daemon.output().contains("panicked at").then_some(()));
-    eventually("the backtrace is written", || world.daemon.output().contains("keeper").then_some(()));
+    // A daemon that can't refresh any more is no good: the service manager shall start another.
+    assert_eq!(world.daemon.wait().code(), Some(1), "{}", world.daemon.output());
+    let mut output = world.daemon.output();
+    assert!(output.contains("error: the keeper of an account has failed"), "{output}");
+    world.daemon = world.home.serve();
+    assert_eq!(refresh(&world.daemon).status, 200);
     world.daemon.signal(Signal::ABORT);
-    let mut world = world;
     assert_eq!(world.daemon.wait().signal(), Some(Signal::ABORT.as_raw()));
 
-    let output = world.daemon.output();
+    output += &world.daemon.output();
     let mut secrets = world.standin.issued_secrets();
     secrets.push(world.standin.options().client_secret.clone());
     assert!(secrets.len() > 3, "a login brings several secrets");

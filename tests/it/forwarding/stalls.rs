@@ -52,7 +52,10 @@ fn a_body_that_stalls_ends_after_a_minute_and_one_that_is_slow_does_not() {
     // The kernel itself gives up a peer whose window stays closed, earlier.
     let huge = "Content-Length: 1000000000\r\n";
     let (_, unheard) = spawn_for("the upstream stops reading", asking("POST /deaf", huge), is_not_heard);
-    let slow = [spawn_for("the caller sends slowly", asking("POST /echo?slow", length), sends_slowly)];
+    let slow = [
+        spawn_for("the caller reads slowly", asking("GET /endless", ""), reads_slowly),
+        spawn_for("the caller sends slowly", asking("POST /echo?slow", length), sends_slowly),
+    ];
     for (what, thread) in stalled {
         let (is_ended, after) = thread.join().unwrap_or_else(|_| panic!("{what}"));
         assert!(is_ended, "{what}: still there after {after:?}");
@@ -74,6 +77,7 @@ fn slow_api(world: &World) -> Arc<AtomicBool> {
     let is_given_up = Arc::new(AtomicBool::new(false));
     let unread = Arc::clone(&is_given_up);
     world.standin.on_api(move |request| match request.path() {
+        "/endless" => Some(Scripted::Answer(endless(Arc::default()))),
         "/unread" => Some(Scripted::Answer(endless(Arc::clone(&unread)))),
         "/half" => Some(Scripted::Answer(half())),
         "/deaf" => Some(Scripted::Hold(Gate::default())),
@@ -135,6 +139,19 @@ fn is_not_heard(caller: &mut Caller) -> bool {
     caller.wait_for(STALL + LATE);
     assert!(caller.head().status >= 500);
     caller.ends_within(LATE)
+}
+
+/// 20 KiB/s are little, and progress all the time.
+fn reads_slowly(caller: &mut Caller) -> bool {
+    let started = Instant::now();
+    assert_eq!(caller.head().status, 200);
+    while started.elapsed() < STALL + LATE {
+        caller.exactly(2 * 1024);
+        sleep(Duration::from_millis(100));
+    }
+    // What is in the caller's own buffers is not proof enough that it goes on.
+    caller.exactly(16 << 20);
+    true
 }
 
 fn sends_slowly(caller: &mut Caller) -> bool {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::{Sent, events, held};
 use crate::dice::Dice;
-use crate::standin::{Options, Presented, Rotation};
+use crate::standin::{Endpoint, Fault, Gate, Options, Presented, Rotation};
 use crate::support::{Setup, World, eventually};
 
 /// Of each kind, when `ENDS` says nothing.
@@ -111,7 +112,7 @@ fn a_sigkill_loses_a_login_only_with_the_answer_that_it_met_and_says_so() {
             return assert_serves(world);
         }
         lost += 1;
-        let told = super::events(&world.daemon);
+        let told = events(&world.daemon);
         assert_eq!(told.first().map(String::as_str), Some("rotation-in-doubt"), "{told:?}");
         assert_eq!(told.get(1).map(String::as_str), Some("login-required"), "{told:?}");
         let last = world.standin.refreshes().pop().unwrap();
@@ -121,4 +122,23 @@ fn a_sigkill_loses_a_login_only_with_the_answer_that_it_met_and_says_so() {
 
     // One refused try for each lost login: what is durable is never superseded.
     assert_eq!(world.standin.superseded_presentations(), lost, "{:?}", world.standin.refreshes());
+}
+
+#[test]
+fn a_refresh_that_a_sigkill_met_is_told_though_a_command_opens_the_store_first() {
+    let mut world = World::logged_in();
+    let gate = Gate::default();
+    world.standin.fault(Endpoint::Token, Fault::HoldAfter(gate.clone()));
+    let _asked = Sent::refresh(&world.daemon);
+    held(&gate);
+    world.daemon.kill();
+    gate.open();
+
+    assert_eq!(world.home.run(&["token"], "").status.code(), Some(0));
+    world.daemon = world.home.serve();
+
+    eventually("it is told", || {
+        let told = events(&world.daemon);
+        (told == ["rotation-in-doubt", "login-required"]).then_some(())
+    });
 }
