@@ -312,23 +312,180 @@ fn install_verifier() {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ring::rand::SystemRandom;
+    use ring::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
+    use serde_json::{Value, json};
 
-    fn claims_of(json: serde_json::Value) -> Claims {
+    use super::super::keys::tests::key_of;
+    use super::*;
+    use crate::config::{ClientAuth, Grant, ResponseMode, ResponseType, Secret};
+
+    /// In the sample of the specification.
+    const CODE: &str = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
+    const RSA_KEY: &[u8] = include_bytes!("../../tests/standin/key-1.pk8");
+
+    fn claims_of(json: Value) -> Claims {
         serde_json::from_value(json).unwrap()
+    }
+
+    fn account() -> Account {
+        let url = url::Url::parse("https://oauth.example/").unwrap();
+        Account {
+            name: "main".to_owned(),
+            grant: Grant::AuthorizationCode,
+            client_id: "me".to_owned(),
+            secret: Secret { value: "secret".into(), from: String::new() },
+            scope: None,
+            redirect_uri: url.clone(),
+            response_type: ResponseType::Hybrid,
+            response_mode: ResponseMode::Fragment,
+            issuer: None,
+            authorization_url: url.clone(),
+            token_url: url,
+            revocation_url: None,
+            jwks_url: None,
+            client_auth: ClientAuth::Body,
+            ca: None,
+            refresh_at: 0.5,
+            identity_url: None,
+            login_lifetime: None,
+        }
+    }
+
+    /// A key as a key set has it, and a token that it signed, which names an algorithm that need not be its own.
+    fn signed(by: Algorithm, named: Algorithm) -> (Key, String) {
+        let header = json!({ "alg": format!("{named:?}") }).to_string();
+        let claims = json!({ "sub": "s", "aud": "me", "exp": 1 }).to_string();
+        let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let (jwk, signature) = match by {
+            Algorithm::RS256 => rsa(&signature::RSA_PKCS1_SHA256, &message),
+            Algorithm::RS384 => rsa(&signature::RSA_PKCS1_SHA384, &message),
+            Algorithm::RS512 => rsa(&signature::RSA_PKCS1_SHA512, &message),
+            Algorithm::PS256 => rsa(&signature::RSA_PSS_SHA256, &message),
+            Algorithm::PS384 => rsa(&signature::RSA_PSS_SHA384, &message),
+            Algorithm::PS512 => rsa(&signature::RSA_PSS_SHA512, &message),
+            Algorithm::ES256 => ec("P-256", &signature::ECDSA_P256_SHA256_FIXED_SIGNING, &message),
+            Algorithm::ES384 => ec("P-384", &signature::ECDSA_P384_SHA384_FIXED_SIGNING, &message),
+            Algorithm::EdDSA => ed25519(&message),
+            other => panic!("{other:?} is not asymmetric"),
+        };
+        (key_of(&jwk), format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+
+    fn rsa(encoding: &'static dyn signature::RsaEncoding, message: &str) -> (Value, Vec<u8>) {
+        let pair = RsaKeyPair::from_pkcs8(RSA_KEY).unwrap();
+        let public: ring::rsa::PublicKeyComponents<Vec<u8>> = pair.public().into();
+        let mut signature = vec![0; pair.public().modulus_len()];
+        pair.sign(encoding, &SystemRandom::new(), message.as_bytes(), &mut signature).unwrap();
+        let [n, e] = [public.n, public.e].map(|number| URL_SAFE_NO_PAD.encode(number));
+        (json!({ "kty": "RSA", "n": n, "e": e }), signature)
+    }
+
+    fn ec(
+        curve: &str,
+        algorithm: &'static signature::EcdsaSigningAlgorithm,
+        message: &str,
+    ) -> (Value, Vec<u8>) {
+        let random = SystemRandom::new();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
+        let signature = pair.sign(&random, message.as_bytes()).unwrap();
+        let (_uncompressed, point) = pair.public_key().as_ref().split_first().unwrap();
+        let (x, y) = point.split_at(point.len() / 2);
+        let [x, y] = [x, y].map(|number| URL_SAFE_NO_PAD.encode(number));
+        (json!({ "kty": "EC", "crv": curve, "x": x, "y": y }), signature.as_ref().to_vec())
+    }
+
+    fn ed25519(message: &str) -> (Value, Vec<u8>) {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
+        let x = URL_SAFE_NO_PAD.encode(pair.public_key());
+        let signature = pair.sign(message.as_bytes());
+        (json!({ "kty": "OKP", "crv": "Ed25519", "x": x }), signature.as_ref().to_vec())
+    }
+
+    #[test]
+    fn a_signature_of_each_algorithm_verifies_under_its_own_name_only() {
+        for (by, named) in ALGORITHMS.iter().flat_map(|by| ALGORITHMS.map(|named| (*by, named))) {
+            let (key, token) = signed(by, named);
+            let verified = verified_claims(&token, None, named, &[key]);
+            assert_eq!(verified.is_ok(), by == named, "{by:?} as {named:?}: {verified:?}");
+        }
+    }
+
+    #[test]
+    fn a_signature_of_each_algorithm_is_of_its_claims_only() {
+        for algorithm in ALGORITHMS {
+            let (key, token) = signed(algorithm, algorithm);
+            let claims = json!({ "sub": "another", "aud": "me", "exp": 1 }).to_string();
+            let parts: Vec<_> = token.split('.').collect();
+            let changed = format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(claims), parts[2]);
+
+            let verified = verified_claims(&changed, None, algorithm, &[key]);
+
+            assert_eq!(verified, Err(IdTokenError::Signature), "{algorithm:?}");
+        }
     }
 
     #[test]
     fn the_code_hash_of_the_specification_verifies() {
-        let code = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
+        assert_eq!(code_hash(Algorithm::RS256, CODE), "SmFwmFTxanH8jku7UnWxlQ");
+    }
 
-        assert_eq!(code_hash(Algorithm::RS256, code), "SmFwmFTxanH8jku7UnWxlQ");
+    #[test]
+    fn the_code_hash_is_of_the_digest_that_the_algorithm_signs() {
+        use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+        for (algorithms, expected) in [
+            ([RS256, PS256, ES256], "SmFwmFTxanH8jku7UnWxlQ"),
+            ([RS384, PS384, ES384], "l4VuMJGthnTviaBEDh_RftzKRk8QEXDi"),
+            ([RS512, PS512, EdDSA], "IAvfhEGbPc2hVx1FB7LOGlIUbu7zq6ZD6f8SoLzZxYk"),
+        ] {
+            for algorithm in algorithms {
+                assert_eq!(code_hash(algorithm, CODE), expected, "{algorithm:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn times_have_five_minutes_of_leeway_and_not_a_second_more() {
+        let check = |times: Value| {
+            let mut claims = json!({ "sub": "s", "aud": "me", "exp": 1_000_000 });
+            claims.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
+            check_claims(&claims_of(claims), None, &account(), Moment::new(1_000_000_000, 0))
+        };
+        for (times, expected) in [
+            (json!({ "exp": 999_700 }), Ok(())),
+            (json!({ "exp": 999_699 }), Err(IdTokenError::Expired)),
+            (json!({ "exp": -1e300 }), Err(IdTokenError::Expired)),
+            (json!({ "nbf": 1_000_300, "iat": 1_000_300 }), Ok(())),
+            (json!({ "nbf": 1_000_301, "iat": 0 }), Err(IdTokenError::NotYetValid)),
+            (json!({ "nbf": 0, "iat": 1_000_301 }), Err(IdTokenError::NotYetValid)),
+        ] {
+            assert_eq!(check(times.clone()), expected, "{times}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_without_quoting_it() {
+        let jwt = |claims: &str| {
+            let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+            format!("{}.{}.x", encode(r#"{"alg":"RS256"}"#), encode(claims))
+        };
+        for (text, expected) in [
+            (String::new(), "it is not a JWT"),
+            ("secret".to_owned(), "it is not a JWT"),
+            ("sec!.r.et".to_owned(), "it is not a JWT"),
+            (jwt("secret"), "a claim is missing or has the wrong type"),
+            (jwt(r#"{"sub":"s","aud":"me","exp":"secret"}"#), "a claim is missing or has the wrong type"),
+        ] {
+            assert_eq!(claims(&text), Err(IdTokenError::Unreadable(expected.to_owned())), "{text}");
+        }
     }
 
     #[test]
     fn the_audience_is_us_alone_or_us_by_name() {
-        let fits = |aud: serde_json::Value, azp: Option<&str>| {
-            let claims = claims_of(serde_json::json!({"sub": "s", "exp": 1, "aud": aud, "azp": azp}));
+        let fits = |aud: Value, azp: Option<&str>| {
+            let claims = claims_of(json!({"sub": "s", "exp": 1, "aud": aud, "azp": azp}));
             check_audience(&claims, "me").is_ok()
         };
         assert!(fits("me".into(), None) && fits(vec!["me"].into(), None) && fits("me".into(), Some("me")));

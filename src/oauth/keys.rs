@@ -130,3 +130,95 @@ pub(super) fn key(value: &Value) -> Option<Key> {
     let decoding = is_public.then(|| DecodingKey::from_jwk(&jwk).ok()).flatten()?;
     Some(Key { jwk, decoding })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The key that a key set has.
+    pub(in crate::oauth) fn key_of(jwk: &Value) -> Key {
+        key(jwk).unwrap_or_else(|| panic!("{jwk} is no public key for signatures"))
+    }
+
+    fn rsa(more: Value) -> Value {
+        let mut jwk = json!({ "kty": "RSA", "n": "AQAB", "e": "AQAB" });
+        let Value::Object(more) = more else { panic!("{more} is no object") };
+        jwk.as_object_mut().unwrap().extend(more);
+        jwk
+    }
+
+    #[test]
+    fn a_key_may_have_signed_unless_its_id_its_algorithm_or_its_kind_speaks_against_it() {
+        use Algorithm::{ES256, ES384, EdDSA, PS512, RS256};
+        let ec = json!({ "kty": "EC", "crv": "P-256", "x": "AQAB", "y": "AQAB" });
+        let okp = json!({ "kty": "OKP", "crv": "Ed25519", "x": "AQAB" });
+        let cases = [
+            (rsa(json!({ "kid": "a" })), Some("a"), RS256, true),
+            (rsa(json!({ "kid": "a" })), None, RS256, true),
+            (rsa(json!({ "kid": "a" })), Some("b"), RS256, false),
+            (rsa(json!({})), Some("b"), RS256, true),
+            (rsa(json!({})), None, PS512, true),
+            (rsa(json!({ "alg": "RS256" })), None, RS256, true),
+            (rsa(json!({ "alg": "RS256" })), None, PS512, false),
+            (rsa(json!({ "kid": "a", "alg": "RS256" })), Some("a"), PS512, false),
+            (rsa(json!({})), None, ES256, false),
+            (rsa(json!({})), None, EdDSA, false),
+            (ec.clone(), None, ES256, true),
+            (ec.clone(), None, ES384, true),
+            (ec.clone(), None, RS256, false),
+            (ec, None, EdDSA, false),
+            (okp.clone(), None, EdDSA, true),
+            (okp.clone(), None, ES256, false),
+            (okp, None, RS256, false),
+        ];
+        for (jwk, kid, algorithm, expected) in cases {
+            let may = key_of(&jwk).may_have_signed(kid, algorithm);
+            assert_eq!(may, expected, "{jwk}, {kid:?}, {algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn only_public_keys_for_signatures_are_taken() {
+        assert!(key(&rsa(json!({ "use": "sig" }))).is_some());
+        for jwk in [
+            rsa(json!({ "use": "enc" })),
+            rsa(json!({ "n": "not base64!" })),
+            json!({ "kty": "oct", "k": "AQAB" }),
+            json!({ "kty": "RSA" }),
+            json!("garbage"),
+        ] {
+            assert!(key(&jwk).is_none(), "{jwk}");
+        }
+    }
+
+    #[test]
+    fn keys_are_looked_at_again_when_old_or_for_an_unknown_id_but_not_too_often() {
+        let at = |secs: i64| Moment::new(0, secs * 1000);
+        let published = |unknown_at: Option<i64>| Fetched {
+            at: at(0),
+            unknown_at: unknown_at.map(at),
+            keys: Some(Arc::new(vec![key_of(&rsa(json!({ "kid": "a" })))])),
+        };
+        let nothing = Fetched { at: at(0), unknown_at: None, keys: None };
+        let cases = [
+            (&nothing, Some("a"), 59, false),
+            (&nothing, None, 60, true),
+            (&published(None), Some("a"), 3599, false),
+            (&published(None), Some("a"), 3600, true),
+            (&published(None), None, 3599, false),
+            (&published(None), None, 3600, true),
+            (&published(None), Some("b"), 0, true),
+            (&published(Some(10)), Some("b"), 10, false),
+            (&published(Some(10)), Some("b"), 69, false),
+            (&published(Some(10)), Some("b"), 70, true),
+            (&published(Some(3590)), Some("b"), 3600, true),
+            (&published(Some(10)), Some("a"), 70, false),
+        ];
+        for (fetched, kid, after_secs, expected) in cases {
+            let needs = fetched.needs_another_look(kid, at(after_secs));
+            assert_eq!(needs, expected, "{fetched:?}, {kid:?}, {after_secs} s");
+        }
+    }
+}
