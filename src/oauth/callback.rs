@@ -200,6 +200,8 @@ mod tests {
             (format!("{at}#code=a%00b&state=c"), "characters"),
             (format!("{at}#code=a%ffb&state=c"), "characters"),
             (format!("{at}#code=a\0b&state=c"), "characters"),
+            (format!("{at}#code=a\nb&state=c"), "characters"),
+            (format!("{at}#code=a b&state=c"), "characters"),
             (format!("{at}#{}state=c", "x=1&".repeat(10_000)), "too long"),
             (format!("{at}#{}state=c", (0..100).map(|n| format!("x{n}=1&")).collect::<String>()), "too many"),
             (format!("{at}#code=a&state=c&scope=x&scope=y"), "`scope` is there more than once"),
@@ -209,6 +211,22 @@ mod tests {
             let error = parse_pasted(&text, &redirect_uri()).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:.80}: {error}");
         }
+    }
+
+    #[test]
+    fn an_address_has_32_kib_and_32_parameters_at_most() {
+        let at = "https://oauth.cnblogs.com/auth/callback#state=a&code=";
+        let padded = |text: &str, length: usize| format!("{text}{}", "x".repeat(length - text.len()));
+        let pasted = |length| parse_pasted(&padded(at, length), &redirect_uri()).map(drop);
+        let posted = |length| parse_parameters(&[&padded("state=a&code=", length)]).map(drop);
+        let numbered = |count: usize| {
+            let more: String = (2..count).map(|number| format!("&x{number}=")).collect();
+            parse_parameters(&[&format!("state=a&code=b{more}")]).map(drop)
+        };
+
+        assert_eq!((pasted(32 * 1024), pasted(32 * 1024 + 1)), (Ok(()), Err(CallbackError::TooLong)));
+        assert_eq!((posted(32 * 1024), posted(32 * 1024 + 1)), (Ok(()), Err(CallbackError::TooLong)));
+        assert_eq!((numbered(32), numbered(33)), (Ok(()), Err(CallbackError::TooMany)));
     }
 
     #[test]

@@ -462,6 +462,372 @@ pub(super) fn is_below(path: &str, prefix: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
+
+    const ME: u32 = 1000;
+    const PAGE: (&str, &str) = ("origin", "https://page.example");
+    /// What every good request has.
+    const OURS: (&str, &str) = ("host", "localhost:8262");
+    const KEY: (&str, &str) = ("authorization", "Bearer the-key");
+
+    fn callers() -> Callers {
+        let hosts = vec![("proxy.lan".to_owned(), None), ("behind.example".to_owned(), Some(443))];
+        Callers {
+            users: Vec::new(),
+            hosts,
+            allowed_origins: Vec::new(),
+            allow_remote: false,
+            keys: Vec::new(),
+        }
+    }
+
+    fn guard(users: &[User], keys: &[Key]) -> Guard {
+        let print = |key: &Key| fingerprint(key.secret.value.expose_secret().as_bytes());
+        Guard {
+            users: users.to_vec(),
+            own_uid: ME,
+            allowed_origins: vec![PAGE.1.to_owned()],
+            keys: keys.iter().map(|key| (print(key), key.clone())).collect(),
+        }
+    }
+
+    /// For callers that need no key.
+    fn open() -> Guard {
+        guard(&[User::Myself], &[])
+    }
+
+    fn key() -> Key {
+        Key {
+            name: "k".to_owned(),
+            secret: Secret { value: "the-key".into(), from: String::new() },
+            methods: None,
+            paths: None,
+            routes: None,
+        }
+    }
+
+    /// Keys with one limit each.
+    fn limited_keys() -> [Key; 3] {
+        [
+            Key { methods: Some(vec![Method::GET]), ..key() },
+            Key { paths: Some(vec!["/a".to_owned(), "/b".to_owned()]), ..key() },
+            Key { routes: Some(vec!["api".to_owned(), "writing".to_owned()]), ..key() },
+        ]
+    }
+
+    fn caller_at(door: Door, peer: Peer) -> Caller {
+        Caller { peer, door: Arc::new(door) }
+    }
+
+    fn caller() -> Caller {
+        caller_at(Door::tcp(8262, &callers()), Peer::Local(Some(ME)))
+    }
+
+    fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn code<T>(admitted: Result<T, Problem>) -> Option<Code> {
+        admitted.err().map(|problem| problem.code())
+    }
+
+    #[test]
+    fn a_door_has_the_loopback_names_with_its_port_and_the_configured_names() {
+        for (port, authority, expected) in [
+            (8262, "localhost:8262", true),
+            (8262, "LocalHost:8262", true),
+            (8262, "127.0.0.1:8262", true),
+            (8262, "[::1]:8262", true),
+            (8262, "localhost", false),
+            (8262, "localhost:80", false),
+            (8262, "127.0.0.2:8262", false),
+            (80, "localhost:80", true),
+            (80, "localhost", true),
+            (8262, "proxy.lan", true),
+            (8262, "proxy.lan:8262", true),
+            (8262, "proxy.lan:80", false),
+            (8262, "behind.example:443", true),
+            (8262, "behind.example:8262", false),
+            (8262, "behind.example", false),
+            (80, "behind.example", false),
+        ] {
+            assert_eq!(Door::tcp(port, &callers()).accepts(authority), expected, "{authority} on {port}");
+        }
+        assert!(Door::unix().accepts("anything"));
+    }
+
+    #[test]
+    fn tunnels_echoes_and_other_transfer_codings_are_refused() {
+        for (method, target, coding, expected) in [
+            ("GET", "/a", None, None),
+            ("OPTIONS", "/", None, None),
+            ("POST", "/", Some("chunked"), None),
+            ("POST", "/", Some(" Chunked"), None),
+            ("POST", "/", Some("gzip, chunked"), Some(Code::BadRequest)),
+            ("POST", "/", Some("identity"), Some(Code::BadRequest)),
+            ("OPTIONS", "*", None, Some(Code::BadRequest)),
+            ("CONNECT", "/", None, Some(Code::MethodRefused)),
+            ("TRACE", "/", None, Some(Code::MethodRefused)),
+            ("TRACK", "/", None, Some(Code::MethodRefused)),
+            ("track", "/", None, Some(Code::MethodRefused)),
+        ] {
+            let fields: Vec<_> = coding.map(|coding| ("transfer-encoding", coding)).into_iter().collect();
+            assert_eq!(code(well_formed(&parts(method, target, &fields))), expected, "{method} {target}");
+        }
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(code(well_formed(&parts("POST", "/", &twice))), Some(Code::BadRequest));
+    }
+
+    #[test]
+    fn exactly_one_host_names_the_door_and_so_does_an_absolute_target() {
+        for (target, hosts, expected) in [
+            ("/", &["localhost:8262"][..], None),
+            ("/", &[], Some(Code::BadRequest)),
+            ("/", &["localhost:8262", "localhost:8262"], Some(Code::BadRequest)),
+            ("/", &["a b"], Some(Code::BadRequest)),
+            ("/", &["evil.example"], Some(Code::WrongHost)),
+            ("http://localhost:8262/", &["localhost:8262"], None),
+            ("http://LOCALHOST:8262/", &["localhost:8262"], None),
+            ("http://evil.example/", &["localhost:8262"], Some(Code::WrongHost)),
+            ("http://127.0.0.1:8262/", &["localhost:8262"], Some(Code::WrongHost)),
+            ("http://evil.example/", &["evil.example"], Some(Code::WrongHost)),
+            ("https://localhost:8262/", &["localhost:8262"], Some(Code::WrongHost)),
+        ] {
+            let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let came = code(right_host(&caller(), &parts("GET", target, &fields)));
+            assert_eq!(came, expected, "{target} {hosts:?}");
+        }
+        let at_socket = caller_at(Door::unix(), Peer::Local(Some(ME)));
+        for (target, expected) in [("/", None), ("http://any.example/", Some(Code::WrongHost))] {
+            let came = code(right_host(&at_socket, &parts("GET", target, &[("host", "any.example")])));
+            assert_eq!(came, expected, "{target} on a unix socket");
+        }
+    }
+
+    #[test]
+    fn the_users_that_are_meant_and_root_may_call() {
+        for (users, peer, expected) in [
+            (&[User::Myself][..], Peer::Local(Some(ME)), true),
+            (&[User::Myself], Peer::Local(Some(ME + 1)), false),
+            (&[User::Myself], Peer::Local(None), false),
+            (&[User::Myself], Peer::Local(Some(0)), true),
+            (&[User::Myself], Peer::Remote, true),
+            (&[User::Uid(7), User::Uid(8)], Peer::Local(Some(8)), true),
+            (&[User::Uid(7)], Peer::Local(Some(ME)), false),
+            (&[User::Uid(7)], Peer::Local(None), false),
+            (&[User::Uid(7), User::Anyone], Peer::Local(Some(ME)), true),
+            (&[User::Anyone], Peer::Local(None), true),
+        ] {
+            let came = guard(users, &[]).known_user(&caller_at(Door::unix(), peer));
+            assert_eq!(came.is_ok(), expected, "{users:?} {peer:?}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_addresses_are_local() {
+        for (address, expected) in [
+            ("127.0.0.1", false),
+            ("127.1.2.3", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", true),
+            ("::", true),
+            ("192.0.2.1", true),
+            ("::ffff:192.0.2.1", true),
+        ] {
+            assert_eq!(Peer::is_remote(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_and_allowed_pages_may_call() {
+        let own = ("origin", "http://localhost:8262");
+        let site = |value: &'static str| ("sec-fetch-site", value);
+        for (fields, expected) in [
+            (&[][..], Ok(None)),
+            (&[own], Ok(None)),
+            (&[("origin", "HTTP://LOCALHOST:8262")], Ok(None)),
+            (&[PAGE], Ok(Some(PAGE.1))),
+            (&[("origin", "https://localhost:8262")], Err(())),
+            (&[("origin", "http://localhost:8263")], Err(())),
+            (&[("origin", "http://localhost:82621")], Err(())),
+            (&[("origin", "null")], Err(())),
+            (&[("origin", "")], Err(())),
+            (&[("origin", "https://evil.example")], Err(())),
+            (&[own, own], Err(())),
+            (&[PAGE, PAGE], Err(())),
+            (&[("referer", "http://localhost:8262/-/")], Ok(None)),
+            (&[("referer", "https://page.example/x")], Ok(None)),
+            (&[("referer", "https://evil.example/http://localhost:8262/")], Err(())),
+            (&[own, ("referer", "https://evil.example/")], Err(())),
+            (&[site("none")], Ok(None)),
+            (&[site("same-origin"), own], Ok(None)),
+            (&[site("same-site")], Err(())),
+            (&[site("cross-site")], Err(())),
+            (&[site("cross-site"), own], Err(())),
+            (&[site("cross-site"), PAGE], Ok(Some(PAGE.1))),
+            (&[("sec-purpose", "prefetch")], Err(())),
+            (&[PAGE, ("service-worker", "script")], Err(())),
+        ] {
+            let parts = parts("GET", "/", &[&[OURS], fields].concat());
+            let came = open().allowed_page(&parts.headers).map_err(|problem| problem.code());
+            let came = came.map(|page| page.map(|AllowedOrigin(page)| page.to_str().unwrap().to_owned()));
+            let expected = expected.map(|page| page.map(str::to_owned)).map_err(|()| Code::ForbiddenOrigin);
+            assert_eq!(came, expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_readable_for_an_allowed_page_alone() {
+        let page_of = |fields| open().origin_of(&parts("GET", "/", fields).headers).map(|origin| origin.0);
+
+        assert_eq!(page_of(&[OURS, PAGE]), Some(PAGE.1.parse().unwrap()));
+        assert_eq!(page_of(&[OURS, ("origin", "http://localhost:8262")]), None);
+        assert_eq!(page_of(&[OURS, ("origin", "https://evil.example")]), None);
+        assert_eq!(page_of(&[OURS]), None);
+    }
+
+    #[test]
+    fn a_preflight_is_of_an_allowed_page_and_asks_for_a_method() {
+        let asks = ("access-control-request-method", "PUT");
+        let admit = |method, fields: &[_]| {
+            let admitted = open().admit_preflight(&caller(), &parts(method, "/", fields));
+            admitted.map(|page| page.is_some()).map_err(|problem| problem.code())
+        };
+
+        assert_eq!(admit("OPTIONS", &[OURS, PAGE, asks]), Ok(true));
+        assert_eq!(admit("PUT", &[OURS, PAGE, asks]), Ok(false));
+        assert_eq!(admit("OPTIONS", &[OURS, asks]), Ok(false));
+        assert_eq!(admit("OPTIONS", &[OURS, PAGE]), Ok(false));
+        assert_eq!(
+            admit("OPTIONS", &[OURS, asks, ("origin", "https://evil.example")]),
+            Err(Code::ForbiddenOrigin)
+        );
+        assert_eq!(admit("OPTIONS", &[("host", "evil.example"), PAGE, asks]), Err(Code::WrongHost));
+    }
+
+    #[test]
+    fn each_reason_to_refuse_is_reason_enough() {
+        let keyed = guard(&[User::Myself], &[key()]);
+        let stranger = caller_at(Door::tcp(8262, &callers()), Peer::Local(Some(ME + 1)));
+        let evil = ("origin", "https://evil.example");
+        let good = caller();
+        for (caller, method, fields, expected) in [
+            (&good, "GET", &[OURS, KEY][..], None),
+            (&good, "GET", &[OURS, KEY, PAGE], None),
+            (&good, "TRACE", &[OURS, KEY], Some(Code::MethodRefused)),
+            (&good, "GET", &[("host", "evil.example"), KEY], Some(Code::WrongHost)),
+            (&stranger, "GET", &[OURS, KEY], Some(Code::ForbiddenUser)),
+            (&good, "GET", &[OURS, KEY, evil], Some(Code::ForbiddenOrigin)),
+            (&good, "GET", &[OURS], Some(Code::KeyRequired)),
+        ] {
+            let parts = parts(method, "/", fields);
+            assert_eq!(code(keyed.admit(caller, &parts)), expected, "forwarded: {caller:?} {fields:?}");
+            if !fields.contains(&PAGE) {
+                let local = keyed.admit_local(caller, &parts, false);
+                assert_eq!(code(local), expected, "local: {caller:?} {fields:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn our_own_pages_are_for_no_other_page_but_the_callback_of_a_login() {
+        let dest = |value: &'static str| ("sec-fetch-dest", value);
+        let from_server = [("origin", "null"), ("sec-fetch-site", "cross-site")];
+        for (fields, is_callback, expected) in [
+            (&[][..], false, true),
+            (&[("origin", "http://localhost:8262")], false, true),
+            (&[PAGE], false, false),
+            (&[dest("image")], false, true),
+            (&[PAGE], true, true),
+            (&from_server, false, false),
+            (&from_server, true, true),
+            (&[dest("document")], true, true),
+            (&[dest("image")], true, false),
+            (&[dest("iframe")], true, false),
+            (&[("purpose", "prefetch")], true, false),
+        ] {
+            let parts = parts("GET", "/-/callback", &[&[OURS], fields].concat());
+            let came = code(open().admit_local(&caller(), &parts, is_callback));
+            assert_eq!(came, (!expected).then_some(Code::ForbiddenOrigin), "{fields:?} {is_callback}");
+        }
+    }
+
+    #[test]
+    fn a_key_with_any_limit_reads_the_status_and_no_other_page_of_ours() {
+        let may = |key: &Key, method: &str, target: &str| {
+            let guard = guard(&[User::Myself], std::slice::from_ref(key));
+            let parts = parts(method, target, &[OURS, KEY]);
+            let admitted = guard.admit_local(&caller(), &parts, false);
+            assert!(admitted.is_err() || admitted.as_ref().unwrap().is_some(), "the key is told");
+            admitted.is_ok()
+        };
+        for key in limited_keys() {
+            assert!(may(&key, "GET", "/-/status") && may(&key, "HEAD", "/-/status"), "{key:?}");
+            for (method, target) in
+                [("POST", "/-/status"), ("GET", "/-/"), ("GET", "/-/status/x"), ("POST", "/-/logout/main")]
+            {
+                assert!(!may(&key, method, target), "{key:?} {method} {target}");
+            }
+        }
+        assert!(may(&key(), "GET", "/-/metrics") && may(&key(), "POST", "/-/logout/main"));
+    }
+
+    #[test]
+    fn a_key_is_found_in_each_of_its_forms() {
+        let keyed = guard(&[User::Myself], &[key()]);
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for (name, value, expected) in [
+            ("authorization", "Bearer the-key", true),
+            ("authorization", "bEARER  the-key ", true),
+            ("proxy-authorization", "Bearer the-key", true),
+            ("authorization", &basic("anyone:the-key"), true),
+            ("authorization", &basic(":the-key"), true),
+            ("proxy-authorization", &basic("a:the-key"), true),
+            ("authorization", &basic("a:b:the-key"), false),
+            ("authorization", &basic("the-key"), false),
+            ("authorization", &basic("the-key:"), false),
+            ("authorization", "Basic the-key", false),
+            ("authorization", "Bearer another", false),
+            ("authorization", "Token the-key", false),
+            ("authorization", "the-key", false),
+            ("x-key", "Bearer the-key", false),
+        ] {
+            let parts = parts("GET", "/", &[OURS, (name, value)]);
+            let found = keyed.key(&parts.headers).map(|key| key.map(|key| key.name.as_str()));
+            assert_eq!(found.ok().flatten(), expected.then_some("k"), "{name}: {value}");
+            assert!(open().key(&parts.headers).unwrap().is_none(), "no keys, none needed");
+        }
+    }
+
+    #[test]
+    fn a_key_reaches_as_far_as_each_of_its_limits() {
+        let may = |key: &Key, method: &str, target: &str, route: &str, fields: &[_]| {
+            let admitted = Admitted { origin: None, key: Some(key) };
+            let refusal = code(admitted.may_use(&parts(method, target, fields), route));
+            assert!(matches!(refusal, None | Some(Code::ForbiddenByKey)), "{refusal:?}");
+            refusal.is_none()
+        };
+        let [of_methods, of_paths, of_routes] = limited_keys();
+
+        assert!(may(&of_methods, "GET", "/a/../b", "x", &[]));
+        assert!(!may(&of_methods, "POST", "/a", "x", &[]));
+        for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
+            assert!(!may(&of_methods, "GET", "/a", "x", &[(name, "GET")]), "{name}");
+            assert!(may(&of_paths, "GET", "/a", "x", &[(name, "GET")]), "{name}");
+        }
+        assert!(may(&of_paths, "POST", "/a/x", "x", &[]) && may(&of_paths, "GET", "/b", "x", &[]));
+        assert!(!may(&of_paths, "GET", "/c", "x", &[]) && !may(&of_paths, "GET", "/a/../a", "x", &[]));
+        assert!(may(&of_routes, "POST", "/c", "api", &[]) && may(&of_routes, "GET", "/c", "writing", &[]));
+        assert!(!may(&of_routes, "GET", "/c", "x", &[]));
+        assert!(may(&key(), "POST", "/a/../b", "x", &[("x-http-method", "PUT")]));
+        let anyone = Admitted { origin: None, key: None };
+        assert!(anyone.may_use(&parts("POST", "/", &[]), "x").is_ok());
+    }
 
     #[test]
     fn an_authority_is_a_name_and_perhaps_a_port() {
@@ -508,6 +874,8 @@ mod tests {
     fn the_origin_of_a_referer_is_what_comes_before_its_path() {
         assert_eq!(origin_of(b"http://localhost:1/a/b?c"), b"http://localhost:1");
         assert_eq!(origin_of(b"http://localhost:1"), b"http://localhost:1");
+        assert_eq!(origin_of(b"http://a/b//c"), b"http://a");
+        assert_eq!(origin_of(b"http://"), b"http://");
         assert_eq!(origin_of(b"garbage"), b"garbage");
     }
 }

@@ -287,6 +287,48 @@ mod tests {
     }
 
     #[test]
+    fn an_allowed_page_may_read_the_answer_without_credentials() {
+        let mut fields = map(&[("vary", "accept"), ("access-control-allow-credentials", "true")]);
+        let origin = AllowedOrigin(HeaderValue::from_static("https://page.example"));
+
+        for_caller(&mut fields, "/", &upstream("https://api.example"), &token(false), Some(&origin));
+
+        assert_eq!(fields["access-control-allow-origin"], "https://page.example");
+        assert_eq!(fields["access-control-expose-headers"], "*");
+        assert!(!fields.contains_key("access-control-allow-credentials"));
+        let vary: Vec<_> = fields.get_all(VARY).iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(vary, ["accept", "Origin"]);
+    }
+
+    #[test]
+    fn trailers_bring_neither_framing_nor_credentials_nor_the_token() {
+        let sent = map(&[
+            ("authorization", "Bearer evil"),
+            ("cookie", "a=b"),
+            ("host", "evil"),
+            ("set-cookie", "a=b"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "x-mine"),
+            ("x-mine", "1"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("access-control-allow-origin", "*"),
+            ("x-echo", "the-token"),
+            ("x-checksum", "v"),
+        ]);
+
+        for (token, expected) in
+            [(None, &["x-checksum", "x-echo"][..]), (Some(&token(false)), &["x-checksum"])]
+        {
+            let mut fields = sent.clone();
+            for_trailers(&mut fields, token);
+            let mut left: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+            left.sort_unstable();
+            assert_eq!(left, expected, "{token:?}");
+        }
+    }
+
+    #[test]
     fn redirects_on_the_upstreams_origin_come_back_through_the_proxy() {
         let cases = [
             ("/", "https://api.example", "https://api.example/a?b#c", Some("/a?b#c")),
