@@ -322,6 +322,8 @@ mod tests {
 
     /// In the sample of the specification.
     const CODE: &str = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
+    /// A million seconds after 1970.
+    const NOW: Moment = Moment::new(1_000_000_000, 0);
     const RSA_KEY: &[u8] = include_bytes!("../../tests/standin/key-1.pk8");
 
     fn claims_of(json: Value) -> Claims {
@@ -352,11 +354,10 @@ mod tests {
         }
     }
 
-    /// A key as a key set has it, and a token that it signed, which names an algorithm that need not be its own.
-    fn signed(by: Algorithm, named: Algorithm) -> (Key, String) {
-        let header = json!({ "alg": format!("{named:?}") }).to_string();
-        let claims = json!({ "sub": "s", "aud": "me", "exp": 1 }).to_string();
-        let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+    /// A key as a key set has it, and a token that it signed.
+    fn signed(by: Algorithm, header: &Value, claims: &Value) -> (Key, String) {
+        let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+        let message = format!("{header}.{claims}");
         let (jwk, signature) = match by {
             Algorithm::RS256 => rsa(&signature::RSA_PKCS1_SHA256, &message),
             Algorithm::RS384 => rsa(&signature::RSA_PKCS1_SHA384, &message),
@@ -404,10 +405,122 @@ mod tests {
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": x }), signature.as_ref().to_vec())
     }
 
+    fn header(algorithm: Algorithm) -> Value {
+        json!({ "alg": format!("{algorithm:?}") })
+    }
+
+    /// Claims that are right at [`NOW`], with some of them changed; a null takes one out.
+    fn with(changes: Value) -> Value {
+        let c_hash = code_hash(Algorithm::EdDSA, CODE);
+        let mut claims =
+            json!({ "sub": "s", "aud": "me", "exp": 1_000_000, "nonce": "the-nonce", "c_hash": c_hash });
+        let Value::Object(changes) = changes else { panic!("{changes} is no object") };
+        let members = claims.as_object_mut().unwrap();
+        members.extend(changes);
+        members.retain(|_name, value| !value.is_null());
+        claims
+    }
+
+    /// The whole check of a token, at [`NOW`].
+    fn checked(token: String, keys: Option<&[Key]>, account: &Account) -> Result<Claims, IdTokenError> {
+        let code = Code { code: CODE.into(), id_token: None };
+        let pending = Pending {
+            state: "the-state".to_owned(),
+            nonce: "the-nonce".to_owned(),
+            code_verifier: "the-verifier".into(),
+            started: NOW,
+        };
+        check(&token.into(), keys, &code, &pending, account, NOW)
+    }
+
+    #[test]
+    fn a_right_token_vouches_for_its_login_with_and_without_published_keys() {
+        let (key, token) = signed(Algorithm::EdDSA, &header(Algorithm::EdDSA), &with(json!({})));
+
+        let published = [key];
+
+        for (keys, expected) in [
+            (Some(&published[..]), Ok("s".to_owned())),
+            (None, Ok("s".to_owned())),
+            (Some(&[]), Err(IdTokenError::UnknownKey)),
+        ] {
+            let subject = checked(token.clone(), keys, &account()).map(|claims| claims.sub);
+            assert_eq!(subject, expected, "keys: {keys:?}");
+        }
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_with_a_token_is_told() {
+        let unreadable = || IdTokenError::Unreadable("a claim is missing or has the wrong type".to_owned());
+        for (changes, expected) in [
+            (json!({ "aud": "another" }), IdTokenError::Audience),
+            (json!({ "nonce": "another" }), IdTokenError::Nonce),
+            (json!({ "nonce": null }), IdTokenError::Nonce),
+            (json!({ "c_hash": "another" }), IdTokenError::CodeHash),
+            (json!({ "c_hash": null }), IdTokenError::CodeHash),
+            (json!({ "exp": 0 }), IdTokenError::Expired),
+            (json!({ "exp": "soon" }), unreadable()),
+            (json!({ "sub": null }), unreadable()),
+        ] {
+            let (key, token) = signed(Algorithm::EdDSA, &header(Algorithm::EdDSA), &with(changes.clone()));
+            for keys in [None, Some(&[key][..])] {
+                let came = checked(token.clone(), keys, &account());
+                assert_eq!(came, Err(expected.clone()), "{changes}, keys: {}", keys.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_public_key_of_a_known_algorithm_signs() {
+        for alg in ["HS256", "none", "nOnE", "ES512", ""] {
+            let (key, token) = signed(Algorithm::EdDSA, &json!({ "alg": alg }), &with(json!({})));
+            for keys in [None, Some(&[key][..])] {
+                let came = checked(token.clone(), keys, &account());
+                assert_eq!(came, Err(IdTokenError::Algorithm), "{alg}, keys: {}", keys.is_some());
+            }
+        }
+        let unreadable = checked("x".to_owned(), None, &account());
+        assert!(matches!(unreadable, Err(IdTokenError::Unreadable(_))), "{unreadable:?}");
+    }
+
+    #[test]
+    fn a_configured_issuer_is_the_only_one() {
+        let check = |own: Option<&str>, iss: Option<&str>| {
+            let account = Account { issuer: own.map(str::to_owned), ..account() };
+            check_claims(&claims_of(with(json!({ "iss": iss }))), Some("the-nonce"), &account, NOW)
+        };
+        assert_eq!((check(None, None), check(None, Some("any"))), (Ok(()), Ok(())));
+        assert_eq!(check(Some("ours"), Some("ours")), Ok(()));
+        assert_eq!(check(Some("ours"), Some("any")), Err(IdTokenError::Issuer));
+        assert_eq!(check(Some("ours"), None), Err(IdTokenError::Issuer));
+    }
+
+    #[test]
+    fn a_later_token_need_not_have_a_nonce_but_none_of_another_login() {
+        let check = |own: Option<&str>, nonce: Option<&str>| {
+            check_claims(&claims_of(with(json!({ "nonce": nonce }))), own, &account(), NOW)
+        };
+        assert_eq!((check(Some("a"), Some("a")), check(Some("a"), None)), (Ok(()), Ok(())));
+        assert_eq!(check(Some("a"), Some("b")), Err(IdTokenError::Nonce));
+        assert_eq!(check(None, Some("a")), Err(IdTokenError::Nonce));
+    }
+
+    #[test]
+    fn a_later_token_is_about_the_same_person_of_the_same_issuer() {
+        let front = claims_of(with(json!({ "iss": "i" })));
+        let same = |later: Value| same_login(&front, &claims_of(with(later)), &account());
+
+        assert_eq!(same(json!({ "iss": "i", "exp": 0 })), Ok(()));
+        assert_eq!(same(json!({ "iss": "i", "sub": "another" })), Err(IdTokenError::Subject));
+        assert_eq!(same(json!({ "iss": "another" })), Err(IdTokenError::Issuer));
+        assert_eq!(same(json!({})), Err(IdTokenError::Issuer));
+        assert_eq!(same(json!({ "iss": "i", "aud": "another" })), Err(IdTokenError::Audience));
+    }
+
     #[test]
     fn a_signature_of_each_algorithm_verifies_under_its_own_name_only() {
         for (by, named) in ALGORITHMS.iter().flat_map(|by| ALGORITHMS.map(|named| (*by, named))) {
-            let (key, token) = signed(by, named);
+            let (key, token) = signed(by, &header(named), &with(json!({})));
             let verified = verified_claims(&token, None, named, &[key]);
             assert_eq!(verified.is_ok(), by == named, "{by:?} as {named:?}: {verified:?}");
         }
@@ -416,10 +529,10 @@ mod tests {
     #[test]
     fn a_signature_of_each_algorithm_is_of_its_claims_only() {
         for algorithm in ALGORITHMS {
-            let (key, token) = signed(algorithm, algorithm);
-            let claims = json!({ "sub": "another", "aud": "me", "exp": 1 }).to_string();
+            let (key, token) = signed(algorithm, &header(algorithm), &with(json!({})));
             let parts: Vec<_> = token.split('.').collect();
-            let changed = format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(claims), parts[2]);
+            let another = URL_SAFE_NO_PAD.encode(with(json!({ "sub": "another" })).to_string());
+            let changed = format!("{}.{another}.{}", parts[0], parts[2]);
 
             let verified = verified_claims(&changed, None, algorithm, &[key]);
 
@@ -448,11 +561,7 @@ mod tests {
 
     #[test]
     fn times_have_five_minutes_of_leeway_and_not_a_second_more() {
-        let check = |times: Value| {
-            let mut claims = json!({ "sub": "s", "aud": "me", "exp": 1_000_000 });
-            claims.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
-            check_claims(&claims_of(claims), None, &account(), Moment::new(1_000_000_000, 0))
-        };
+        let check = |times: Value| check_claims(&claims_of(with(times)), Some("the-nonce"), &account(), NOW);
         for (times, expected) in [
             (json!({ "exp": 999_700 }), Ok(())),
             (json!({ "exp": 999_699 }), Err(IdTokenError::Expired)),
