@@ -459,6 +459,7 @@ mod tests {
             (json!({ "c_hash": "another" }), IdTokenError::CodeHash),
             (json!({ "c_hash": null }), IdTokenError::CodeHash),
             (json!({ "exp": 0 }), IdTokenError::Expired),
+            (json!({ "exp": -1.5 }), IdTokenError::Expired),
             (json!({ "exp": "soon" }), unreadable()),
             (json!({ "sub": null }), unreadable()),
         ] {

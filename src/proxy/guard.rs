@@ -671,6 +671,8 @@ mod tests {
             (&[site("cross-site"), own], Err(())),
             (&[site("cross-site"), PAGE], Ok(Some(PAGE.1))),
             (&[("sec-purpose", "prefetch")], Err(())),
+            (&[("purpose", "prefetch")], Err(())),
+            (&[("x-moz", "prefetch")], Err(())),
             (&[PAGE, ("service-worker", "script")], Err(())),
         ] {
             let parts = parts("GET", "/", &[&[OURS], fields].concat());
@@ -708,6 +710,11 @@ mod tests {
             Err(Code::ForbiddenOrigin)
         );
         assert_eq!(admit("OPTIONS", &[("host", "evil.example"), PAGE, asks]), Err(Code::WrongHost));
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(admit("OPTIONS", &[OURS, PAGE, asks, twice[0], twice[1]]), Err(Code::BadRequest));
+        let stranger = caller_at(Door::unix(), Peer::Local(Some(ME + 1)));
+        let asked = open().admit_preflight(&stranger, &parts("OPTIONS", "/", &[OURS, PAGE, asks]));
+        assert_eq!(code(asked), Some(Code::ForbiddenUser));
     }
 
     #[test]
@@ -859,6 +866,8 @@ mod tests {
             "/..%3b/x",
             "/%2%65%2%65/x",
             "/%u002e",
+            "/a;b",
+            "/%00",
         ] {
             assert!(!is_unambiguous(bad), "{bad}");
         }

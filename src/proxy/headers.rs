@@ -232,6 +232,13 @@ mod tests {
             ("x-forwarded-host", "evil"),
             ("forwarded", "for=evil"),
             ("via", "1.1 x"),
+            ("origin", "https://page.example"),
+            ("referer", "https://page.example/"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authenticate", "Basic"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
             ("te", "trailers"),
             ("trailer", "x-t"),
             ("x-mine", "1"),
@@ -272,9 +279,17 @@ mod tests {
         let mut fields = map(&[
             ("x-echo", "Bearer the-token!"),
             ("set-cookie", "a=b"),
+            ("strict-transport-security", "max-age=1"),
             ("alt-svc", "h2=x"),
+            ("clear-site-data", "*"),
+            ("refresh", "0"),
+            ("service-worker-allowed", "/"),
+            ("public-key-pins", "x"),
             ("access-control-allow-origin", "*"),
+            ("connection", "x-mine"),
+            ("x-mine", "1"),
             ("x-keep", "v"),
+            ("location", "https://api.example/a"),
             ("content-security-policy", "default-src *"),
         ]);
 
@@ -282,7 +297,11 @@ mod tests {
 
         let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-security-policy", "x-content-type-options", "x-keep"]);
+        assert_eq!(names, ["content-security-policy", "location", "x-content-type-options", "x-keep"]);
+        assert_eq!(
+            (&fields["location"], &fields["x-content-type-options"]),
+            (&"/a".parse().unwrap(), &"nosniff".parse().unwrap())
+        );
         assert_eq!(fields["content-security-policy"], SANDBOX);
     }
 
