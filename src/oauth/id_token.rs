@@ -220,9 +220,7 @@ fn verified_claims(
             Ok(token) => return Ok(token.claims),
             Err(error) => {
                 failure = match error.kind() {
-                    ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => {
-                        IdTokenError::Unreadable(reason(&error))
-                    }
+                    ErrorKind::Json(_) => IdTokenError::Unreadable(reason(&error)),
                     _ => IdTokenError::Signature,
                 };
             }
