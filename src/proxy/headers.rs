@@ -40,8 +40,6 @@ const NOT_DOWNSTREAM: [HeaderName; 7] = [
 ];
 /// A 200 of the API that is opened in a browser runs nothing.
 const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
-/// Two of these in one request would be two framings (RFC 9112, section 6.3).
-const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
 
 /// A page that may read the answer.
 #[derive(Debug)]
@@ -101,7 +99,7 @@ pub(super) fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
 /// (RFC 9110, section 6.5.1).
 pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
     remove_hop_by_hop(fields);
-    for name in NOT_UPSTREAM.iter().chain(&NOT_DOWNSTREAM).chain(&FRAMING) {
+    for name in NOT_UPSTREAM.iter().chain(&NOT_DOWNSTREAM).chain([&CONTENT_LENGTH]) {
         fields.remove(name);
     }
     remove_prefixed(fields, "x-forwarded-");
@@ -111,7 +109,7 @@ pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
     }
 }
 
-/// Removes the connection's own fields and what `Connection` names beside them; what frames the message stays.
+/// Removes the connection's own fields and what `Connection` names beside them; the length of the message stays.
 fn remove_hop_by_hop(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = fields
@@ -119,7 +117,7 @@ fn remove_hop_by_hop(fields: &mut HeaderMap) {
             .iter()
             .flat_map(|value| value.as_bytes().split(|b| *b == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| !FRAMING.contains(name))
+            .filter(|name| name != CONTENT_LENGTH)
             .collect();
         for name in named {
             fields.remove(name);
