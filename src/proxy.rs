@@ -153,8 +153,9 @@ impl Proxy {
 
     /// The route with the longest prefix of whole segments.
     fn longest_prefix(&self, path: &str) -> Result<usize, Problem> {
-        let window = &path.as_bytes()[..path.len().min(self.longest_prefix + 1)];
-        let ends = (1..=window.len()).rev().filter(|end| *end == path.len() || path.as_bytes()[*end] == b'/');
+        let bytes = path.as_bytes();
+        let ends = (1..=bytes.len().min(self.longest_prefix)).rev();
+        let ends = ends.filter(|end| bytes.get(*end).is_none_or(|next| *next == b'/'));
         let mut candidates = ends.filter_map(|end| path.get(..end)).chain(["/"]);
         candidates
             .find_map(|prefix| self.by_prefix.get(prefix).copied())
