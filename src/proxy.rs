@@ -429,4 +429,21 @@ mod tests {
             assert_eq!((rebased.scheme(), rebased.authority()), (None, None), "{target}");
         }
     }
+
+    #[test]
+    fn the_login_page_is_at_the_first_address_that_a_browser_can_open() {
+        let tcp = |address: &str| Listen::Tcp(address.parse().unwrap());
+        let unix = || Listen::Unix("/run/proxy.sock".into());
+        for (listening, expected) in [
+            (vec![tcp("127.0.0.1:1")], Some("http://127.0.0.1:1/-/login/main")),
+            (vec![tcp("[::1]:1")], Some("http://[::1]:1/-/login/main")),
+            (vec![tcp("0.0.0.0:1")], Some("http://localhost:1/-/login/main")),
+            (vec![tcp("[::]:1")], Some("http://localhost:1/-/login/main")),
+            (vec![unix(), tcp("127.0.0.1:1"), tcp("127.0.0.1:2")], Some("http://127.0.0.1:1/-/login/main")),
+            (vec![unix()], None),
+            (vec![], None),
+        ] {
+            assert_eq!(login_url(&listening, "main").as_deref(), expected, "{listening:?}");
+        }
+    }
 }
