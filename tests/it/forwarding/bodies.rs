@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::caller::Caller;
 use super::{assert_problem, one_worker, over_tls, resident_kib, sha256, token};
 use crate::standin::{self, Gate, Scripted, Then, pattern, pieces};
-use crate::support::{World, eventually};
+use crate::support::{Setup, World, eventually};
 
 const LARGE: usize = 64 * 1024 * 1024;
 const MOST_GROWTH_KIB: u64 = 16 * 1024;
@@ -125,6 +125,30 @@ fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
         assert_eq!((&echo["body_length"], &echo["body_sha256"]), (&LARGE.into(), &sha256(&content).into()));
         let grown = held_back.max(resident_kib(&world.daemon)).saturating_sub(before);
         assert!(grown < MOST_GROWTH_KIB, "{grown} KiB more for one upload");
+    }
+}
+
+/// The time for an answer begins when nothing more of the body goes up.
+#[test]
+fn an_upload_may_take_longer_than_its_answer() {
+    let tables = "[limits]\nresponse_timeout = \"2s\"".to_owned();
+    let worlds =
+        [one_worker(), over_tls("2")].map(|setup| Setup { tables: tables.clone(), ..setup }.logged_in());
+    let mut callers = worlds.each_ref().map(|world| Caller::connect(&world.daemon));
+    callers.iter_mut().for_each(|caller| caller.send_head("PUT /echo", "Transfer-Encoding: chunked\r\n"));
+
+    let mut sent = 0;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        callers.iter_mut().for_each(|caller| caller.send_chunk(b"x"));
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    callers.iter_mut().for_each(|caller| caller.send(b"0\r\n\r\n"));
+
+    for mut caller in callers {
+        let answer = caller.answer("PUT");
+        assert_eq!((answer.status, &answer.json()["body_length"]), (200, &sent.into()), "{answer:?}");
     }
 }
 
