@@ -315,6 +315,24 @@ fn a_body_that_breaks_off_is_not_passed_on_as_a_whole_one() {
     }
 }
 
+/// A small body whose length is known is there before anything of it goes up.
+#[test]
+fn a_small_body_that_breaks_off_is_not_begun_upstream() {
+    let world = one_worker().logged_in();
+    world.standin.clear_api_requests();
+
+    let mut caller = Caller::connect(&world.daemon);
+    caller.send_head("POST /echo", "Content-Length: 10\r\n");
+    caller.send(b"half");
+    assert_eq!(world.daemon.get("/echo").status, 200);
+    caller.close_sending_side();
+    caller.rest();
+    assert_eq!(world.daemon.get("/echo").status, 200);
+
+    let begun: Vec<_> = world.standin.api_requests().into_iter().map(|request| request.method).collect();
+    assert_eq!(begun, ["GET", "GET"]);
+}
+
 #[test]
 fn a_body_in_another_transfer_coding_is_refused() {
     let world = World::logged_in();
