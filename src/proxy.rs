@@ -18,8 +18,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, CONTENT_LENGTH,
-    TRANSFER_ENCODING,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -139,7 +138,7 @@ impl Proxy {
         let token = self.token(session).await?;
 
         let message = Message::new(parts, &client.endpoint)?;
-        let (upload, source) = source(&message, body, &self.shared.limits).await?;
+        let (upload, source) = source(body, &self.shared.limits).await?;
 
         let answer = self.send(client, &message, upload, &source, &token).await?;
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
@@ -324,12 +323,12 @@ impl Source {
 
 /// The request's body: none, small and known in length (read as a whole, so that it can be sent again), or a
 /// stream with a bounded copy.
-async fn source(message: &Message, body: Incoming, limits: &Limits) -> Result<(Upload, Source), Problem> {
+async fn source(body: Incoming, limits: &Limits) -> Result<(Upload, Source), Problem> {
     if body.is_end_stream() {
         return Ok((Upload::Empty, Source::Empty));
     }
     let is_small = body.size_hint().exact().is_some_and(|length| length <= limits.replay_buffer as u64);
-    if is_small && !message.is_chunked && message.fields.contains_key(CONTENT_LENGTH) {
+    if is_small {
         let broken = |detail: &str| Problem::new(Code::BadRequest, detail).closing();
         let whole = tokio::time::timeout(WHOLE_BODY, body.collect()).await;
         let whole = whole.map_err(|_elapsed| broken("the request's body stalled"))?;
