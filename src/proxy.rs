@@ -430,6 +430,18 @@ mod tests {
     }
 
     #[test]
+    fn our_own_answers_have_a_known_length() {
+        for (own, length) in [(None, 0), (Some(""), 0), (Some("abc"), 3)] {
+            let body = Body::Own(own.map(Bytes::from));
+            assert_eq!(
+                (body.size_hint().exact(), body.is_end_stream()),
+                (Some(length), length == 0),
+                "{own:?}"
+            );
+        }
+    }
+
+    #[test]
     fn the_login_page_is_at_the_first_address_that_a_browser_can_open() {
         let tcp = |address: &str| Listen::Tcp(address.parse().unwrap());
         let unix = || Listen::Unix("/run/proxy.sock".into());
