@@ -753,6 +753,21 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_page_is_not_fetched_unless_an_allowed_page_calls() {
+        let mode = |value: &'static str| ("sec-fetch-mode", value);
+        for (fields, expected) in [
+            (&[mode("navigate")][..], None),
+            (&[mode("cors")], None),
+            (&[mode("no-cors")], Some(Code::ForbiddenOrigin)),
+            (&[mode("cors"), mode("no-cors")], Some(Code::ForbiddenOrigin)),
+            (&[mode("no-cors"), PAGE], None),
+        ] {
+            let parts = parts("GET", "/", &[&[OURS], fields].concat());
+            assert_eq!(code(open().admit(&caller(), &parts)), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
     fn our_own_pages_are_for_no_other_page_but_the_callback_of_a_login() {
         let dest = |value: &'static str| ("sec-fetch-dest", value);
         let from_server = [("origin", "null"), ("sec-fetch-site", "cross-site")];
