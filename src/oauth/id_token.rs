@@ -314,7 +314,7 @@ mod tests {
     use ring::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
     use serde_json::{Value, json};
 
-    use super::super::keys::tests::key_of;
+    use super::super::keys::key;
     use super::*;
     use crate::config::{ClientAuth, Grant, ResponseMode, ResponseType, Secret};
 
@@ -368,7 +368,7 @@ mod tests {
             Algorithm::EdDSA => ed25519(&message),
             other => panic!("{other:?} is not asymmetric"),
         };
-        (key_of(&jwk), format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
+        (key(&jwk).unwrap(), format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
     fn rsa(encoding: &'static dyn signature::RsaEncoding, message: &str) -> (Value, Vec<u8>) {

@@ -132,15 +132,10 @@ pub(super) fn key(value: &Value) -> Option<Key> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use serde_json::json;
 
     use super::*;
-
-    /// The key that a key set has.
-    pub(in crate::oauth) fn key_of(jwk: &Value) -> Key {
-        key(jwk).unwrap_or_else(|| panic!("{jwk} is no public key for signatures"))
-    }
 
     fn rsa(more: Value) -> Value {
         let mut jwk = json!({ "kty": "RSA", "n": "AQAB", "e": "AQAB" });
@@ -174,7 +169,7 @@ pub(super) mod tests {
             (okp, None, RS256, false),
         ];
         for (jwk, kid, algorithm, expected) in cases {
-            let may = key_of(&jwk).may_have_signed(kid, algorithm);
+            let may = key(&jwk).unwrap().may_have_signed(kid, algorithm);
             assert_eq!(may, expected, "{jwk}, {kid:?}, {algorithm:?}");
         }
     }
@@ -199,7 +194,7 @@ pub(super) mod tests {
         let published = |unknown_at: Option<i64>| Fetched {
             at: at(0),
             unknown_at: unknown_at.map(at),
-            keys: Some(Arc::new(vec![key_of(&rsa(json!({ "kid": "a" })))])),
+            keys: Some(Arc::new(vec![key(&rsa(json!({ "kid": "a" }))).unwrap()])),
         };
         let nothing = Fetched { at: at(0), unknown_at: None, keys: None };
         let cases = [
