@@ -56,6 +56,18 @@ fn an_idle_connection_is_closed() {
 }
 
 #[test]
+fn a_connection_in_use_outlives_the_time_for_idle_ones() {
+    let world = limited("idle_timeout = \"2s\"");
+    let mut caller = Caller::connect(&world.daemon);
+    let started = Instant::now();
+
+    while started.elapsed() < Duration::from_secs(3) {
+        assert_eq!(caller.get("/echo").status, 200);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn a_connection_that_waits_for_its_answer_is_not_idle() {
     let world = limited("idle_timeout = \"1s\"\nheader_timeout = \"1s\"");
     let gate = Gate::default();
