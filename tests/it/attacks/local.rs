@@ -20,7 +20,7 @@ use crate::support::{Answer, Daemon, Home, Setup, World};
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
-const SLOW: usize = 200;
+const SLOW: usize = 1000;
 const CLEAN: usize = 100;
 const PIPELINED: usize = 10_000;
 
