@@ -4,6 +4,7 @@ mod answers;
 mod bodies;
 mod bytes;
 mod caller;
+mod closing;
 mod descriptors;
 mod guard;
 mod limits;

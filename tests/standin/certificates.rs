@@ -1,6 +1,7 @@
 //! A certificate authority for one run, and what it certifies.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{
@@ -42,10 +43,18 @@ impl Authority {
         self.0.pem()
     }
 
-    /// What a listener needs to speak TLS.
-    pub(crate) fn acceptor(&self, defect: Option<TlsDefect>, http2: bool) -> io::Result<TlsAcceptor> {
+    /// What a listener at that address needs to speak TLS.
+    pub(crate) fn acceptor(
+        &self,
+        address: IpAddr,
+        defect: Option<TlsDefect>,
+        http2: bool,
+    ) -> io::Result<TlsAcceptor> {
         let names = if defect == Some(TlsDefect::WrongName) { &["elsewhere.example"] } else { &NAMES[..] };
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        if defect != Some(TlsDefect::WrongName) {
+            names.push(address.to_string());
+        }
         let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
         if defect == Some(TlsDefect::Expired) {
             params.not_before = date_time_ymd(2020, 1, 1);

@@ -1,7 +1,7 @@
-//! Listeners on loopback, on ports that the system chose.
+//! Listeners, on loopback unless told otherwise, on ports that the system chose.
 
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -115,7 +115,7 @@ pub(crate) struct Trap {
 
 impl Trap {
     pub(crate) fn set(runtime: &Handle) -> io::Result<Self> {
-        let listener = bind()?;
+        let listener = bind(Ipv4Addr::LOCALHOST.into())?;
         let address = listener.local_addr()?;
         let (caught, bytes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let listener = within(runtime, move || TcpListener::from_std(listener))?;
@@ -146,8 +146,8 @@ impl Drop for Trap {
 }
 
 /// A socket on a port of the system's choice.
-pub(crate) fn bind() -> io::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+pub(crate) fn bind(address: IpAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind((address, 0))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -173,7 +173,7 @@ async fn connection(stream: TcpStream, inside: Inside) {
     };
     let Ok(stream) = tls.accept(stream).await else { return };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(stream, service, journal).await;
+        http2::serve(stream, service, journal, &habits).await;
     } else {
         serve(Box::new(stream), &service, &journal, &habits).await;
     }

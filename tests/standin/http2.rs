@@ -3,10 +3,11 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -15,25 +16,67 @@ use hyper::body::Incoming as HyperIncoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ring::digest;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use super::reply::{Answer, Body, Reply, Sent};
 use super::request::{Fields, Incoming, RecordedRequest, Request, SharedRecord, lock};
-use super::wire::{Content, Feeder, Journal, Service};
+use super::wire::{Content, Feeder, Habits, Journal, Service};
 
-/// Serves one connection to its end.
-pub(crate) async fn serve(stream: TlsStream<TcpStream>, service: Service, journal: Arc<Journal>) {
+/// Serves one connection to its end; an idle one is ended with GOAWAY, as the habits say.
+pub(crate) async fn serve(
+    stream: TlsStream<TcpStream>,
+    service: Service,
+    journal: Arc<Journal>,
+    habits: &Habits,
+) {
     let record = journal.open_connection();
+    let socket = stream.get_ref().0.as_fd().try_clone_to_owned();
     let connection = lock(&record).id;
+    let (answered, when_answered) = watch::channel(None);
     let answers = service_fn(move |request| {
-        let (service, journal) = (Arc::clone(&service), Arc::clone(&journal));
-        async move { answer(request, connection, &service, &journal).await }
+        let (service, journal, answered) = (Arc::clone(&service), Arc::clone(&journal), answered.clone());
+        async move {
+            let answer = answer(request, connection, &service, &journal).await;
+            answered.send_replace(Some(Instant::now()));
+            answer
+        }
     });
     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder.serve_connection(TokioIo::new(stream), answers).await.ok();
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), answers));
+    tokio::select! {
+        _ended = &mut serving => {}
+        () = idle(when_answered, habits) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await.ok();
+        }
+    }
+    if let Ok(socket) = socket {
+        linger(socket).await.ok();
+    }
     lock(&record).ended_by_peer = true;
+}
+
+/// Takes what the peer still sends: a socket that is closed before that loses what the peer has not read yet.
+async fn linger(socket: OwnedFd) -> io::Result<()> {
+    let mut socket = TcpStream::from_std(socket.into())?;
+    let drain = async { while let Ok(1..) = socket.read(&mut [0; 4096]).await {} };
+    tokio::time::timeout(Duration::from_secs(1), drain).await.ok();
+    Ok(())
+}
+
+/// Until the connection has been idle for longer than it may.
+async fn idle(mut when_answered: watch::Receiver<Option<Instant>>, habits: &Habits) {
+    while when_answered.changed().await.is_ok() {
+        let Some(limit) = habits.idle_limit() else { continue };
+        if tokio::time::timeout(limit, when_answered.changed()).await.is_err() {
+            return;
+        }
+        when_answered.mark_changed();
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn answer(

@@ -71,18 +71,19 @@ impl Standin {
     /// Starts both listeners; they accept when this returns.
     ///
     /// # Panics
-    /// When loopback, a thread or a temporary directory is not to be had.
+    /// When its address, a thread or a temporary directory is not to be had.
     pub(crate) fn start(options: Options) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let authority = Authority::new("stand-in of Cnblogs").expect("a certificate authority");
         std::fs::write(directory.path().join("ca.pem"), authority.pem()).expect("the directory is writable");
         let (runtime, stop, thread) = spawn_runtime();
 
-        let listener = bind().expect("a port on loopback");
+        let listener = bind(options.address).expect("a port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let auth_url = format!("{}://{address}", scheme(&options));
-        let acceptor =
-            |defect, http2| options.tls.then(|| authority.acceptor(defect, http2).expect("a certificate"));
+        let acceptor = |defect, http2| {
+            options.tls.then(|| authority.acceptor(options.address, defect, http2).expect("a certificate"))
+        };
         let auth_tls = acceptor(options.auth_tls_defect, false);
         let api_tls = acceptor(options.api_tls_defect, options.http2);
         let shared = Arc::new(Shared::new(options, auth_url));
@@ -90,7 +91,7 @@ impl Standin {
         let habits = Habits { no_half_close: true, idle_close_ms: AtomicU64::new(0) };
         let auth =
             Door::open(&runtime, listener, auth_tls, habits, auth_service(&shared)).expect("a listener");
-        let listener = bind().expect("a port on loopback");
+        let listener = bind(shared.options.address).expect("a port");
         let api = Door::open(&runtime, listener, api_tls, Habits::default(), api_service(&shared))
             .expect("a listener");
         Self { shared, auth, api, runtime, stop: Some(stop), thread: Some(thread), directory }
@@ -384,6 +385,14 @@ impl Standin {
     /// Forgets what came so far; connections keep their numbers.
     pub(crate) fn clear_api_requests(&self) {
         self.api.journal.clear();
+    }
+
+    /// Forgets everything that came so far, on both sides, that grows with the number of requests.
+    pub(crate) fn forget_traffic(&self) {
+        for door in [&self.auth, &self.api] {
+            door.journal.clear();
+            door.journal.clear_bytes();
+        }
     }
 
     /// All connections to the API with their bytes and what was left over.

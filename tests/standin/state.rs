@@ -1,6 +1,7 @@
 //! What the routes of a stand-in share, and what a test can set.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use super::request::{RecordedRequest, lock};
 /// How a stand-in starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Where both listeners are; loopback by default.
+    pub(crate) address: IpAddr,
     pub(crate) client_id: String,
     /// The default has characters that a form and Basic must encode.
     pub(crate) client_secret: String,
@@ -45,6 +48,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            address: Ipv4Addr::LOCALHOST.into(),
             client_id: "BDB525D7-13C9-440E-AF03-6ADF87ACC8D6".to_owned(),
             client_secret: "fcppsSlXNq+toWMn/QMKYduT=49E5&I6rAaxf%41XAHotTQ:jibX".to_owned(),
             redirect_uris: Vec::new(),

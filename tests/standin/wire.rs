@@ -56,6 +56,16 @@ pub(crate) struct Habits {
     pub(crate) idle_close_ms: AtomicU64,
 }
 
+impl Habits {
+    /// How long a connection may stay idle after the answer that was just sent; none is for ever.
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        match self.idle_close_ms.load(Ordering::Relaxed) {
+            0 => None,
+            most => Some(Duration::from_millis(random_u64() % (most + 1))),
+        }
+    }
+}
+
 /// What a connection brought.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordedConnection {
@@ -63,7 +73,7 @@ pub(crate) struct RecordedConnection {
     pub(crate) id: usize,
     /// The first MiB of everything that arrived, beneath it all but TLS; empty under HTTP/2.
     pub(crate) bytes: Vec<u8>,
-    /// What followed the last complete request, when the connection ended.
+    /// What followed the last complete request, when the connection ended, or came after it was closed.
     pub(crate) left_over: Vec<u8>,
     /// The peer has shut down its sending side, or is gone.
     pub(crate) ended_by_peer: bool,
@@ -83,6 +93,14 @@ impl Journal {
 
     pub(crate) fn clear(&self) {
         lock(&self.requests).clear();
+    }
+
+    /// Forgets the bytes of all connections.
+    pub(crate) fn clear_bytes(&self) {
+        for connection in lock(&self.connections).iter() {
+            let mut connection = lock(connection);
+            (connection.bytes, connection.left_over) = (Vec::new(), Vec::new());
+        }
     }
 
     pub(crate) fn connections(&self) -> Vec<RecordedConnection> {
@@ -116,9 +134,10 @@ pub(crate) async fn serve(stream: Box<dyn Transport>, service: &Service, journal
     let (read, mut write) = io::split(stream);
     let mut reader = Reader { io: read, buffer: BytesMut::new(), connection };
 
+    let mut idle_limit = None;
     let then = loop {
-        match exchange(&mut reader, &mut write, service, journal, habits).await {
-            Then::Continue => {}
+        match exchange(&mut reader, &mut write, service, journal, habits, idle_limit).await {
+            Then::Continue => idle_limit = habits.idle_limit(),
             then => break then,
         }
     };
@@ -127,7 +146,7 @@ pub(crate) async fn serve(stream: Box<dyn Transport>, service: &Service, journal
     let stream = reader.io.unsplit(write);
     match then {
         Then::Reset => stream.socket().set_zero_linger().ok().unwrap_or_default(),
-        Then::Close | Then::Continue | Then::Stall => linger(stream).await,
+        Then::Close | Then::Continue | Then::Stall => linger(stream, &reader.connection).await,
     }
 }
 
@@ -138,8 +157,9 @@ async fn exchange(
     service: &Service,
     journal: &Journal,
     habits: &Habits,
+    idle_limit: Option<Duration>,
 ) -> Then {
-    let Some(raw) = reader.head(idle_limit(habits)).await else { return Then::Close };
+    let Some(raw) = reader.head(idle_limit).await else { return Then::Close };
     let id = lock(&reader.connection).id;
     let head = match parse_head(&raw) {
         Ok(head) => head,
@@ -429,18 +449,17 @@ fn malformed(connection: usize, raw_head: Vec<u8>, violation: String) -> Recorde
     }
 }
 
-fn idle_limit(habits: &Habits) -> Option<Duration> {
-    match habits.idle_close_ms.load(Ordering::Relaxed) {
-        0 => None,
-        most => Some(Duration::from_millis(random_u64() % (most + 1))),
-    }
-}
-
-/// Closes without losing what the peer has not read yet.
-async fn linger(mut stream: Box<dyn Transport>) {
+/// Closes without losing what the peer has not read yet. What the peer still sends is left over.
+async fn linger(mut stream: Box<dyn Transport>, connection: &Mutex<RecordedConnection>) {
     if stream.shutdown().await.is_ok() {
-        let mut sink = [0; 16 * 1024];
-        let drain = async { while stream.read(&mut sink).await.is_ok_and(|read| read > 0) {} };
+        let mut late = vec![0; 16 * 1024];
+        let drain = async {
+            while let Ok(read @ 1..) = stream.read(&mut late).await {
+                let mut connection = lock(connection);
+                let kept = read.min(KEPT_STREAM.saturating_sub(connection.left_over.len()));
+                connection.left_over.extend_from_slice(&late[..kept]);
+            }
+        };
         tokio::time::timeout(Duration::from_secs(1), drain).await.ok();
     }
 }
