@@ -1,6 +1,8 @@
 //! The way to one upstream: connections that are made when needed, verified, kept in a pool of this worker, and
 //! driven beside the requests that use them.
 
+mod pool;
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +21,7 @@ use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::Service as _;
 
@@ -30,11 +32,8 @@ use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
+use pool::{Connection, Pool};
 
-/// Idle connections are used again for that long: servers close theirs after a minute or more.
-const KEEP_IDLE: Duration = Duration::from_secs(50);
-/// Idle connections a worker keeps for one upstream.
-const MOST_IDLE: usize = 256;
 /// A body that brings nothing for that long has stalled.
 const STALL: Duration = Duration::from_secs(60);
 /// Without an acknowledgement for that long a connection is dead.
@@ -59,15 +58,7 @@ pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
     connector: HttpConnector,
     idle: Arc<Pool>,
-    http2: Mutex<Option<http2::SendRequest<Upload>>>,
-}
-
-#[derive(Default)]
-struct Pool(Mutex<Vec<Idle>>);
-
-struct Idle {
-    sender: http1::SendRequest<Upload>,
-    since: Instant,
+    http2: Mutex<Option<Connection<http2::SendRequest<Upload>>>>,
 }
 
 /// Why there is no answer that could be passed on.
@@ -104,7 +95,7 @@ pub(super) enum Tried {
 pub(super) struct Download {
     incoming: Incoming,
     token: Arc<Token>,
-    back: Option<(http1::SendRequest<Upload>, Arc<Pool>)>,
+    back: Option<(Connection<http1::SendRequest<Upload>>, Arc<Pool>)>,
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -195,13 +186,19 @@ impl Client {
         if self.endpoint.route.http == HttpVersion::Http2 {
             return self.send_http2(request, token, progress, may_reuse).await;
         }
-        let (mut sender, is_reused) = match self.idle.take().filter(|_| may_reuse) {
-            Some(sender) => (sender, true),
-            None => (self.connect_http1().await?, false),
+        let (mut connection, is_reused) = match self.idle.take().filter(|_| may_reuse) {
+            Some(connection) => (connection, true),
+            None => (Connection::new(self.connect_http1().await?), false),
         };
-        match self.in_time(sender.try_send_request(request), progress).await? {
-            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, Some(sender))?)),
-            Err(error) => judged(error, is_reused, false),
+        match self.in_time(connection.sender.try_send_request(request), progress).await? {
+            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, Some(connection))?)),
+            Err(error) => {
+                let tried = judged(error, is_reused, false);
+                if matches!(&tried, Ok(Tried::Dead(_, failure)) if failure.is_silence()) {
+                    self.idle.clear();
+                }
+                tried
+            }
         }
     }
 
@@ -229,26 +226,29 @@ impl Client {
     /// The connection that all requests share, and whether it was there before.
     async fn http2_sender(&self, may_reuse: bool) -> Result<(http2::SendRequest<Upload>, bool), Failure> {
         let kept = self.http2.lock().expect("no thread panics while it holds a sender").take();
-        if let Some(sender) = kept.filter(|sender| may_reuse && !sender.is_closed()) {
-            *self.http2.lock().expect("no thread panics while it holds a sender") = Some(sender.clone());
-            return Ok((sender, true));
-        }
-        let sender = self.connect_http2().await?;
-        *self.http2.lock().expect("no thread panics while it holds a sender") = Some(sender.clone());
-        Ok((sender, false))
+        let is_good = |kept: &Connection<http2::SendRequest<Upload>>| {
+            may_reuse && !kept.sender.is_closed() && !kept.is_old()
+        };
+        let (connection, is_reused) = match kept.filter(is_good) {
+            Some(kept) => (kept, true),
+            None => (Connection::new(self.connect_http2().await?), false),
+        };
+        let sender = connection.sender.clone();
+        *self.http2.lock().expect("no thread panics while it holds a sender") = Some(connection);
+        Ok((sender, is_reused))
     }
 
     fn passable(
         &self,
         answer: Response<Incoming>,
         token: &Arc<Token>,
-        sender: Option<http1::SendRequest<Upload>>,
+        connection: Option<Connection<http1::SendRequest<Upload>>>,
     ) -> Result<Response<Download>, Failure> {
         // We offer no upgrade, so nobody can accept one.
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::Unsuitable);
         }
-        let back = sender.map(|sender| (sender, Arc::clone(&self.idle)));
+        let back = connection.map(|connection| (connection, Arc::clone(&self.idle)));
         Ok(answer.map(|incoming| {
             let mut download = Download { incoming, token: Arc::clone(token), back, stall: None };
             if download.incoming.is_end_stream() {
@@ -374,36 +374,19 @@ fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
     });
 }
 
-impl Pool {
-    /// The connection that was used last, if it is still good.
-    fn take(&self) -> Option<http1::SendRequest<Upload>> {
-        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
-        loop {
-            let Idle { sender, since } = idle.pop()?;
-            if since.elapsed() > KEEP_IDLE {
-                idle.clear();
-                return None;
-            }
-            if sender.is_ready() {
-                return Some(sender);
-            }
-        }
-    }
-
-    fn give_back(&self, sender: http1::SendRequest<Upload>) {
-        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
-        if !sender.is_closed() && idle.len() < MOST_IDLE {
-            idle.push(Idle { sender, since: Instant::now() });
-        }
-    }
-}
-
 impl Failure {
     /// The connection ended before any byte of an answer.
     fn is_dead_connection(&self) -> bool {
         let Self::Http(error) = self else { return false };
         let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
         error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some()
+    }
+
+    /// Nobody answered for so long that the kernel gave the connection up, as no server ends one.
+    fn is_silence(&self) -> bool {
+        use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        let Self::Http(error) = self else { return false };
+        matches!(io_kind(error), Some(TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
     /// What the caller is told. The cause is logged, and stays here.
@@ -479,8 +462,8 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 impl Download {
     fn give_back(&mut self) {
-        if let Some((sender, pool)) = self.back.take() {
-            pool.give_back(sender);
+        if let Some((connection, pool)) = self.back.take() {
+            pool.give_back(connection);
         }
     }
 }
