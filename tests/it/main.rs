@@ -16,6 +16,7 @@ mod dice;
 mod forwarding;
 mod house;
 mod login;
+mod network;
 mod provider;
 mod sandbox;
 mod store;
