@@ -353,7 +353,8 @@ fn judged(
 ) -> Result<Tried, Failure> {
     let unsent = error.take_message();
     let failure = Failure::Http(error.into_error());
-    if is_reused && (unsent.is_some() || is_closed || failure.is_dead_connection()) {
+    let is_dead = is_reused && (unsent.is_some() || is_closed || failure.is_dead_connection());
+    if is_dead || failure.is_untaken() {
         Ok(Tried::Dead(unsent.map(Box::new), failure))
     } else {
         Err(failure)
@@ -380,6 +381,17 @@ impl Failure {
         let Self::Http(error) = self else { return false };
         let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
         error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some()
+    }
+
+    /// The upstream ends an HTTP/2 connection while requests are on their way (GOAWAY), or has no room for this one
+    /// (RFC 9113, section 8.7). A request that was taken before a GOAWAY fails in the same way when the connection
+    /// breaks, so only what is idempotent can be sent again.
+    fn is_untaken(&self) -> bool {
+        let Self::Http(error) = self else { return false };
+        let http2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+        http2.is_some_and(|error| {
+            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        })
     }
 
     /// Nobody answered for so long that the kernel gave the connection up, as no server ends one.

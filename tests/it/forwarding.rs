@@ -6,6 +6,7 @@ mod bytes;
 mod caller;
 mod closing;
 mod descriptors;
+mod goaway;
 mod guard;
 mod limits;
 mod problems;

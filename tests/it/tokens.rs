@@ -23,9 +23,15 @@ pub(crate) struct Sent {
 
 impl Sent {
     /// Sends a GET on a connection that is open.
-    pub(crate) fn get(mut stream: TcpStream, daemon: &Daemon, target: &str) -> Self {
-        let head =
-            format!("GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", daemon.authority);
+    pub(crate) fn get(stream: TcpStream, daemon: &Daemon, target: &str) -> Self {
+        Self::new(stream, daemon, "GET", target)
+    }
+
+    /// Sends a request without a body on a connection that is open.
+    pub(crate) fn new(mut stream: TcpStream, daemon: &Daemon, method: &str, target: &str) -> Self {
+        let fields = format!("Host: {}\r\nConnection: close\r\n", daemon.authority);
+        let length = if method == "GET" { "" } else { "Content-Length: 0\r\n" };
+        let head = format!("{method} {target} HTTP/1.1\r\n{fields}{length}\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         Self { stream }
     }
