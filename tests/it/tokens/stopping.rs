@@ -4,14 +4,17 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::Signal;
 
 use super::{Sent, held, logged_in_for, refresh};
-use crate::standin::{Endpoint, Fault, Gate, Scripted, pattern};
+use crate::standin::{self, Endpoint, Fault, Gate, Scripted, pattern, pieces};
 use crate::support::{Answer, Setup, World, eventually};
 
-const DOWNLOADS: usize = 50;
-const LENGTH: usize = 8 << 20;
+const DOWNLOADS: usize = 200;
+const LENGTH: usize = 1 << 20;
+/// So much of a download comes at once.
+const FIRST: usize = 16 << 10;
 
 #[test]
 fn a_refresh_in_flight_is_finished_and_kept_before_the_exit() {
@@ -55,28 +58,51 @@ fn a_refresh_that_nobody_waits_for_is_kept_before_the_exit() {
 }
 
 #[test]
-fn downloads_in_flight_are_finished_before_the_exit() {
+fn two_hundred_downloads_and_a_refresh_in_flight_are_finished_before_the_exit() {
     // The default suits a machine that is not busy with other tests.
     let tables = "[limits]\ndrain_timeout = \"60s\"".to_owned();
     let mut world = Setup { tables, ..Setup::default() }.logged_in();
-    let target = format!("/bytes/{LENGTH}");
+    let (rest, answer) = (Gate::default(), Gate::default());
+    let held_rest = rest.clone();
+    world.standin.on_api(move |_| Some(Scripted::Answer(download(held_rest.clone()))));
+    world.standin.fault(Endpoint::Token, Fault::HoldAfter(answer.clone()));
+    let refreshed = Sent::refresh(&world.daemon);
     let mut downloads: Vec<_> =
-        (0..DOWNLOADS).map(|_| Sent::get(world.daemon.connect(), &world.daemon, &target)).collect();
+        (0..DOWNLOADS).map(|_| Sent::get(world.daemon.connect(), &world.daemon, "/large")).collect();
     for download in &mut downloads {
         let mut first = [0; 1];
         assert_eq!(download.stream.peek(&mut first).unwrap(), 1);
     }
+    held(&answer);
+    eventually("each has begun", || (rest.waiting() == DOWNLOADS).then_some(()));
 
     world.daemon.signal(Signal::TERM);
     refuses_connections(&world);
+    rest.open();
     let answers: Vec<_> = downloads.into_iter().map(Sent::answer).collect();
+    answer.open();
 
     let expected = pattern(LENGTH);
     assert_eq!(answers.len(), DOWNLOADS);
     for answer in answers {
         assert!(answer.status == 200 && answer.body == expected, "{} bytes came", answer.body.len());
     }
+    assert_eq!(refreshed.answer().status, 200);
     assert_eq!(world.daemon.wait().code(), Some(0), "{}", world.daemon.output());
+    world.daemon = world.home.serve();
+    assert_eq!(refresh(&world.daemon).status, 200, "the new refresh token is the one that is stored");
+    assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+/// A body whose rest comes when the gate is open.
+fn download(rest: Gate) -> standin::Answer {
+    let content = pieces(|sender| async move {
+        let content = Bytes::from(pattern(LENGTH));
+        sender.send(content.slice(..FIRST)).await.ok();
+        rest.passed().await;
+        sender.send(content.slice(FIRST..)).await.ok();
+    });
+    standin::Answer::stream(200, Some(LENGTH as u64), content)
 }
 
 #[test]
