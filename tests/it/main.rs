@@ -19,5 +19,6 @@ mod login;
 mod network;
 mod provider;
 mod sandbox;
+mod soak;
 mod store;
 mod tokens;
