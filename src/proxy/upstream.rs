@@ -21,7 +21,8 @@ use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, timeout};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::Service as _;
 
@@ -38,8 +39,13 @@ use pool::{Connection, Pool};
 const STALL: Duration = Duration::from_secs(60);
 /// Without an acknowledgement for that long a connection is dead.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
+/// The same for connections that carry streamed bodies: the kernel takes a peer that has no room for more for one
+/// that acknowledges nothing, and it is ours to say when a body has stalled.
+const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 /// TLS records are read through a buffer of this size; rustls alone reads 4 KiB at a time.
 const TLS_BUFFER: usize = 64 * 1024;
+/// How often it is looked whether a body makes progress, in the time that an answer may take.
+const LOOKS: u32 = 8;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What all workers share of an upstream.
@@ -58,6 +64,7 @@ pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
     connector: HttpConnector,
     idle: Arc<Pool>,
+    idle_for_uploads: Arc<Pool>,
     http2: Mutex<Option<Connection<http2::SendRequest<Upload>>>>,
 }
 
@@ -171,7 +178,13 @@ impl Client {
         connector.set_keepalive(Some(KEEPALIVE));
         connector.set_keepalive_interval(Some(Duration::from_secs(10)));
         connector.set_keepalive_retries(Some(3));
-        Self { endpoint, connector, idle: Arc::default(), http2: Mutex::new(None) }
+        Self {
+            endpoint,
+            connector,
+            idle: Arc::default(),
+            idle_for_uploads: Arc::default(),
+            http2: Mutex::new(None),
+        }
     }
 
     /// Sends a request and waits for the head of its answer. `progress` counts what was sent of a streamed
@@ -186,16 +199,26 @@ impl Client {
         if self.endpoint.route.http == HttpVersion::Http2 {
             return self.send_http2(request, token, progress, may_reuse).await;
         }
-        let (mut connection, is_reused) = match self.idle.take().filter(|_| may_reuse) {
-            Some(connection) => (connection, true),
-            None => (Connection::new(self.connect_http1().await?), false),
+        let (pool, acknowledged_within) = match progress {
+            Some(_) => (&self.idle_for_uploads, UPLOAD_ACKNOWLEDGED_WITHIN),
+            None => (&self.idle, ACKNOWLEDGED_WITHIN),
         };
-        match self.in_time(connection.sender.try_send_request(request), progress).await? {
-            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, Some(connection))?)),
+        let (mut connection, is_reused) = match pool.take().filter(|_| may_reuse) {
+            Some(connection) => (connection, true),
+            None => (self.connect_http1(acknowledged_within).await?, false),
+        };
+        let answered = self.in_time(connection.sender.try_send_request(request), progress).await;
+        // A body that nobody takes would hold it, and the caller, until the kernel gives it up.
+        match answered.inspect_err(|_too_late| connection.cut())? {
+            Ok(answer) => {
+                let back = Some((connection, Arc::clone(pool)));
+                Ok(Tried::Answered(self.passable(answer, token, back)?))
+            }
             Err(error) => {
                 let tried = judged(error, is_reused, false);
                 if matches!(&tried, Ok(Tried::Dead(_, failure)) if failure.is_silence()) {
                     self.idle.clear();
+                    self.idle_for_uploads.clear();
                 }
                 tried
             }
@@ -231,7 +254,7 @@ impl Client {
         };
         let (connection, is_reused) = match kept.filter(is_good) {
             Some(kept) => (kept, true),
-            None => (Connection::new(self.connect_http2().await?), false),
+            None => (self.connect_http2().await?, false),
         };
         let sender = connection.sender.clone();
         *self.http2.lock().expect("no thread panics while it holds a sender") = Some(connection);
@@ -242,13 +265,12 @@ impl Client {
         &self,
         answer: Response<Incoming>,
         token: &Arc<Token>,
-        connection: Option<Connection<http1::SendRequest<Upload>>>,
+        back: Option<(Connection<http1::SendRequest<Upload>>, Arc<Pool>)>,
     ) -> Result<Response<Download>, Failure> {
         // We offer no upgrade, so nobody can accept one.
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::Unsuitable);
         }
-        let back = connection.map(|connection| (connection, Arc::clone(&self.idle)));
         Ok(answer.map(|incoming| {
             let mut download = Download { incoming, token: Arc::clone(token), back, stall: None };
             if download.incoming.is_end_stream() {
@@ -265,35 +287,41 @@ impl Client {
         progress: Option<&AtomicU64>,
     ) -> Result<T, Failure> {
         let patience = self.endpoint.limits.response_timeout;
+        let sent = || progress.map(|sent| sent.load(Ordering::Relaxed));
+        let look_every = if progress.is_some() { patience / LOOKS } else { patience };
         let mut answer = std::pin::pin!(answer);
+        let (mut before, mut grew_at) = (sent(), Instant::now());
         loop {
-            let before = progress.map(|sent| sent.load(Ordering::Relaxed));
-            if let Ok(answer) = timeout(patience, answer.as_mut()).await {
+            if let Ok(answer) = timeout(look_every, answer.as_mut()).await {
                 return Ok(answer);
             }
-            if before == progress.map(|sent| sent.load(Ordering::Relaxed)) {
+            let now = sent();
+            if now != before {
+                (before, grew_at) = (now, Instant::now());
+            } else if grew_at.elapsed() >= patience {
                 return Err(Failure::ResponseTimeout);
             }
         }
     }
 
-    async fn connect_http1(&self) -> Result<http1::SendRequest<Upload>, Failure> {
+    async fn connect_http1(
+        &self,
+        acknowledged_within: Duration,
+    ) -> Result<Connection<http1::SendRequest<Upload>>, Failure> {
         let connecting = async {
-            let tcp = self.connect_tcp().await?;
+            let tcp = self.connect_tcp(acknowledged_within).await?;
             let mut http = http1::Builder::new();
             http.writev(true);
             match self.connect_tls(tcp).await? {
                 Stream::Plain(tcp) => {
                     let (sender, connection) =
                         http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
-                    drive(connection);
-                    Ok(sender)
+                    Ok(Connection::new(sender, drive(connection)))
                 }
                 Stream::Tls(tls) => {
                     let (sender, connection) =
                         http.handshake(TokioIo::new(tls)).await.map_err(Failure::Http)?;
-                    drive(connection);
-                    Ok(sender)
+                    Ok(Connection::new(sender, drive(connection)))
                 }
             }
         };
@@ -302,9 +330,9 @@ impl Client {
             .map_err(|_elapsed| Failure::ConnectTimeout)?
     }
 
-    async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, Failure> {
+    async fn connect_http2(&self) -> Result<Connection<http2::SendRequest<Upload>>, Failure> {
         let connecting = async {
-            let tcp = self.connect_tcp().await?;
+            let tcp = self.connect_tcp(ACKNOWLEDGED_WITHIN).await?;
             let Stream::Tls(tls) = self.connect_tls(tcp).await? else { return Err(Failure::NoHttp2) };
             if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
                 return Err(Failure::NoHttp2);
@@ -316,22 +344,21 @@ impl Client {
                 .handshake(TokioIo::new(tls))
                 .await
                 .map_err(Failure::Http)?;
-            drive(connection);
-            Ok(sender)
+            Ok(Connection::new(sender, drive(connection)))
         };
         timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
             .map_err(|_elapsed| Failure::ConnectTimeout)?
     }
 
-    async fn connect_tcp(&self) -> Result<TcpStream, Failure> {
+    async fn connect_tcp(&self, acknowledged_within: Duration) -> Result<TcpStream, Failure> {
         let connected = self.connector.clone().call(self.endpoint.uri.clone()).await;
         let tcp = connected.map_err(|error| Failure::Connect(error.into()))?.into_inner();
         if self.endpoint.is_at_our_own(&tcp) {
             return Err(Failure::Loop);
         }
         // Not every kernel takes it; a dead connection is then noticed later.
-        let _taken = SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN));
+        let _taken = SockRef::from(&tcp).set_tcp_user_timeout(Some(acknowledged_within));
         Ok(tcp)
     }
 
@@ -367,12 +394,13 @@ enum Stream {
 }
 
 /// A connection lives beside the requests that use it, on the same thread.
-fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
-    tokio::spawn(async move {
+fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> AbortHandle {
+    let driver = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to the upstream ended");
         }
     });
+    driver.abort_handle()
 }
 
 impl Failure {

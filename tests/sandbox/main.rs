@@ -308,7 +308,8 @@ fn build_program() -> Outcome<PathBuf> {
     let profile = directory.file_name().unwrap_or_default();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bin", "cnblogs-proxy", "--manifest-path"]);
+    // Together with ourselves, so that it is the same program as is there already.
+    command.args(["build", "--quiet", "--bin", "cnblogs-proxy", "--example", "sandbox", "--manifest-path"]);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
     if profile != "debug" {
         command.arg("--profile").arg(profile);

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Upload;
@@ -20,6 +21,7 @@ const MOST_IDLE: usize = 256;
 #[derive(Clone)]
 pub(super) struct Connection<S> {
     pub(super) sender: S,
+    driver: AbortHandle,
     made_at: Instant,
 }
 
@@ -34,8 +36,13 @@ struct Idle {
 
 impl<S> Connection<S> {
     /// One that was made just now.
-    pub(super) fn new(sender: S) -> Self {
-        Self { sender, made_at: Instant::now() }
+    pub(super) fn new(sender: S, driver: AbortHandle) -> Self {
+        Self { sender, driver, made_at: Instant::now() }
+    }
+
+    /// Ends it, whatever is still on its way.
+    pub(super) fn cut(&self) {
+        self.driver.abort();
     }
 
     /// True when no further request should go out on it.
@@ -79,22 +86,21 @@ mod tests {
 
     use hyper_util::rt::TokioIo;
 
-    /// A connection that nobody answers, and what keeps it open.
+    use crate::proxy::upstream::drive;
+
+    /// A connection that nobody answers, and its far end.
     async fn made() -> (Connection<http1::SendRequest<Upload>>, impl Sized) {
         let (near, far) = tokio::io::duplex(64);
         let (mut sender, driver) = http1::handshake(TokioIo::new(near)).await.unwrap();
-        let mut driver = Box::pin(driver);
-        tokio::select! {
-            ended = &mut driver => panic!("nobody ended it: {ended:?}"),
-            ready = sender.ready() => ready.unwrap(),
-        }
-        (Connection::new(sender), (driver, far))
+        let driver = drive(driver);
+        sender.ready().await.unwrap();
+        (Connection::new(sender, driver), far)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_in_constant_use_is_given_up_after_five_minutes() {
         let pool = Pool::default();
-        let (connection, _open) = made().await;
+        let (connection, _far) = made().await;
         pool.give_back(connection);
 
         let mut uses = 0;
@@ -111,7 +117,7 @@ mod tests {
     async fn an_idle_connection_is_used_again_for_less_than_a_minute() {
         for (secs, is_good) in [(49, true), (51, false)] {
             let pool = Pool::default();
-            let (connection, _open) = made().await;
+            let (connection, _far) = made().await;
             pool.give_back(connection);
 
             tokio::time::advance(Duration::from_secs(secs)).await;

@@ -46,7 +46,9 @@ fn an_upstream_that_closes_idle_connections_costs_no_get_and_sees_no_post_twice(
 
         assert!(posts > gets() / POST_EVERY / 2, "{route}: only {posts} POSTs got an answer");
         let connections = world.standin.api_connection_count();
-        assert!(connections > 2 * CALLERS, "{route}: only {connections} connections");
+        // Over HTTP/2 they share one.
+        let at_once = if route.contains("\"2\"") { 1 } else { CALLERS };
+        assert!(connections > at_once, "{route}: only {connections} connections");
         assert_sent_at_most(&world.standin, &route);
     }
 }
@@ -216,4 +218,28 @@ fn early_answer(daemon: &Daemon, length: usize) -> Answer {
 
 fn last(world: &World) -> RecordedRequest {
     world.standin.api_requests().pop().expect("the API was asked")
+}
+
+#[test]
+fn an_early_answer_to_a_chunked_upload_does_not_harm_the_next_request() {
+    let world = one_worker().logged_in();
+    world.standin.on_api(|request| (request.method == "PUT").then_some(Scripted::Unauthorized));
+    let next = format!("GET /echo HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", world.daemon.authority);
+
+    let mut served = 0;
+    for number in 0..100 {
+        let body = pattern(100_000 + 2000 * number);
+        let chunks = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+        let mut caller = Caller::connect(&world.daemon);
+        caller.send_head("PUT /x", "Transfer-Encoding: chunked\r\n");
+        caller.send_if_open(&chunks);
+        assert_eq!(caller.answer("PUT").status, 401);
+        caller.send_if_open(next.as_bytes());
+        // Whether the connection goes on is for the daemon to decide.
+        if let Some(answer) = Answer::parse(&caller.rest(), "GET") {
+            assert_eq!(answer.status, 200, "after {served}: {answer:?}");
+            served += 1;
+        }
+    }
+    assert!(served > 0, "no connection went on");
 }

@@ -17,7 +17,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 const PART: usize = 64 * 1024;
 /// Downloads of so many sizes, around what buffers take.
 const SIZES: usize = 32;
-const STEP: usize = 256 * 1024;
+const STEP: usize = 48 * 1024;
 
 /// lim-012
 #[test]
