@@ -8,7 +8,7 @@ export async function launchChromium(rules, more = []) {
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: [
       '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync', `--host-resolver-rules=${rules.join(', ')}`, ...more,
+      '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', `--host-resolver-rules=${rules.join(', ')}`, ...more,
     ],
   });
   process.stdin.on('end', () => browser.close().finally(() => process.exit(1))).resume();

@@ -27,30 +27,39 @@ if (!scenario) {
   process.exit(2);
 }
 const strangers = await startStrangers();
-say({ port: strangers.port });
+await say({ port: strangers.port });
 const given = JSON.parse((await once(createInterface(process.stdin), 'line'))[0]);
 const daemon = `http://${given.daemon}`;
 const { hostname, port } = new URL(daemon);
 const wiretap = await startWiretap(given.daemon);
 const relay = await startRelay();
-const browser = await launchChromium([
+const rules = [
   `MAP ${hostname}:${port} ${wiretap.address}`, `MAP localhost:${port} ${wiretap.address}`,
   'MAP 127.0.0.1 127.0.0.1', 'MAP localhost 127.0.0.1', `MAP rebound.test ${relay.address}`,
   `MAP evil.test 127.0.0.1:${strangers.port}`, `MAP app.test 127.0.0.1:${strangers.port}`, 'MAP * ~NOTFOUND',
-]);
+];
 
 try {
-  const context = await browser.newContext();
-  context.setDefaultTimeout(TIMEOUT_MS);
-  context.on('console', (message) => console.error(`${message.page()?.url()}: ${message.type()}: ${message.text()}`));
-  const result = await scenario(context);
-  say({ result, heard: wiretap.heard });
+  // That a browser crashes says nothing of the daemon. Once.
+  const result = await play().catch((error) => (/crashed/.test(error.message) ? play() : Promise.reject(error)));
+  await say({ result, heard: wiretap.heard });
 } catch (error) {
-  say({ error: `${error.stack}`, heard: wiretap.heard });
+  await say({ error: `${error.stack}`, heard: wiretap.heard });
   process.exitCode = 1;
 } finally {
-  await browser.close();
   process.exit();
+}
+
+async function play() {
+  const browser = await launchChromium(rules);
+  try {
+    const context = await browser.newContext();
+    context.setDefaultTimeout(TIMEOUT_MS);
+    context.on('console', (message) => console.error(`${message.page()?.url()}: ${message.type()}: ${message.text()}`));
+    return await scenario(context);
+  } finally {
+    await browser.close();
+  }
 }
 
 /**
@@ -262,6 +271,7 @@ async function startRelay() {
   return made;
 }
 
+/** Comes when all of it is on its way: an exit does not wait for it. */
 function say(line) {
-  process.stdout.write(`${JSON.stringify(line)}\n`);
+  return new Promise((done) => process.stdout.write(`${JSON.stringify(line)}\n`, done));
 }
