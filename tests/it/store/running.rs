@@ -220,9 +220,9 @@ fn a_login_that_was_durable_when_the_process_was_killed_is_used_although_the_dis
     drop(world);
 }
 
-#[test]
-fn a_login_that_cannot_be_put_in_place_is_used_and_saved_later() {
-    let mut world = World::logged_in();
+/// Asks for a refresh whose outcome can't be put in place: when it comes, a directory stands where the store was.
+#[track_caller]
+fn refreshed_without_a_place(world: &World) -> Sent {
     let gate = Gate::default();
     world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
     let asked = Sent::refresh(&world.daemon);
@@ -230,6 +230,13 @@ fn a_login_that_cannot_be_put_in_place_is_used_and_saved_later() {
     fs::remove_file(current(&world.home)).unwrap();
     fs::create_dir(current(&world.home)).unwrap();
     gate.open();
+    asked
+}
+
+#[test]
+fn a_login_that_cannot_be_put_in_place_is_used_and_saved_later() {
+    let mut world = World::logged_in();
+    let asked = refreshed_without_a_place(&world);
 
     assert_eq!(asked.answer().status, 200);
     assert_eq!(told_since_login(&world), ["store-failing"]);
@@ -245,14 +252,8 @@ fn a_login_that_cannot_be_put_in_place_is_used_and_saved_later() {
 #[test]
 fn a_refusal_that_cannot_be_put_in_place_does_not_stand_in_the_way_of_a_login() {
     let mut world = World::logged_in();
-    let gate = Gate::default();
     world.standin.forget_refresh_tokens();
-    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-    let asked = Sent::refresh(&world.daemon);
-    held(&gate);
-    fs::remove_file(current(&world.home)).unwrap();
-    fs::create_dir(current(&world.home)).unwrap();
-    gate.open();
+    let asked = refreshed_without_a_place(&world);
 
     assert_eq!(asked.answer().problem(), "login-required");
     fs::remove_dir(current(&world.home)).unwrap();
@@ -267,13 +268,7 @@ fn a_refusal_that_cannot_be_put_in_place_does_not_stand_in_the_way_of_a_login() 
 #[test]
 fn a_login_that_waits_to_be_saved_outlives_a_refresh_that_fails_meanwhile() {
     let mut world = World::logged_in();
-    let gate = Gate::default();
-    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-    let asked = Sent::refresh(&world.daemon);
-    held(&gate);
-    fs::remove_file(current(&world.home)).unwrap();
-    fs::create_dir(current(&world.home)).unwrap();
-    gate.open();
+    let asked = refreshed_without_a_place(&world);
     assert_eq!(asked.answer().status, 200);
 
     world.standin.fault(Endpoint::Token, Fault::status(503));
