@@ -111,6 +111,7 @@ impl Plan {
         let outcome = open.outcome(self.request.method, |answer| self.is_right(answer));
         if let Outcome::Right(answer) | Outcome::Wrong(answer) = &outcome
             && answer.field("connection") != Some("close")
+            && !self.may_be_untaken()
         {
             *line = Some(open);
         }
@@ -171,6 +172,12 @@ impl Plan {
             stage.ledger.tries(self.id)
         );
         stage.unexplained.lock().unwrap().push(what);
+    }
+
+    /// True when the answer may have come before all of the body was read. Whether the connection goes on then, a
+    /// caller can't know.
+    fn may_be_untaken(&self) -> bool {
+        matches!(self.fault, Some(Ordered::Early | Ordered::Unauthorized)) && !self.request.body.is_empty()
     }
 
     /// A request that can't be sent again met an idle connection on its end: it never came to the API, and that
