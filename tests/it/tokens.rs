@@ -134,7 +134,7 @@ fn a_token_is_refreshed_at_about_half_of_its_lifetime() {
 fn constant_requests_meet_only_good_tokens_over_many_refreshes_and_a_refresh_token_is_used_once() {
     let options = Options { expires_in_secs: 3, ..Options::default() };
     let account = "refresh_at = 0.05".to_owned();
-    let world = Setup { options, account, ..Setup::default() }.logged_in();
+    let mut world = Setup { options, account, ..Setup::default() }.logged_in();
 
     let (mut asked, mut failed) = (0, Vec::new());
     while world.standin.refreshes().len() < 30 {
@@ -147,6 +147,8 @@ fn constant_requests_meet_only_good_tokens_over_many_refreshes_and_a_refresh_tok
 
     assert!(failed.is_empty(), "{} of {asked}: {:?}", failed.len(), failed[0]);
     assert!(asked > 30, "only {asked} requests");
+    // No refresh is under way that came but was not judged yet.
+    world.daemon.stop();
     let refreshes = world.standin.refreshes();
     assert!(refreshes.iter().all(|refresh| refresh.presented == Presented::Current), "{refreshes:?}");
     assert_eq!(world.standin.superseded_presentations(), 0);

@@ -28,7 +28,7 @@ pub(crate) enum Rotation {
 /// What a refresh token was when it was presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presented {
-    /// No refresh token came.
+    /// No refresh token came, or none was looked at yet.
     None,
     /// Good.
     Current,
