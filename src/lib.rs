@@ -27,8 +27,8 @@
 //!   -> guard.admit                         one of a few refusals, each with its problem
 //!   -> longest_prefix -> may_use           the route; whether the caller's key reaches it
 //!   -> session.token                       one ArcSwap load; waits only when one is on its way
-//!   -> Message::new                        the caller's bytes behind a constant scheme and authority
-//!   -> for_upstream                        strip, then the pre-built Authorization, last
+//!   -> Message::new                        the caller's bytes behind a constant scheme and authority; strip
+//!   -> inject                              the pre-built Authorization, last
 //!   -> client.send                         once more when a pooled connection was dead
 //!   -> 401? refreshed_since, and once more from the bounded copy
 //!   -> for_caller -> the body streams

@@ -1,5 +1,6 @@
 //! The walk of a request, from admission to the answer: [`Proxy::forward`] reads as one text.
 
+pub mod alarm;
 pub mod guard;
 mod headers;
 mod replay;
@@ -72,18 +73,17 @@ pub enum Body {
     /// Our own.
     Own(Option<Bytes>),
     /// The upstream's.
-    Upstream(Box<UpstreamBody>),
+    Upstream(UpstreamBody),
 }
 
 /// The upstream's body, opaque.
-pub struct UpstreamBody(Download);
+pub struct UpstreamBody(Box<Download>);
 
-/// What goes up, without a token and a body: those differ from try to try.
+/// What goes up, without a body. A try may carry another token than the one before.
 struct Message {
     method: Method,
     uri: Uri,
     fields: HeaderMap,
-    is_chunked: bool,
 }
 
 /// A request's body, and what is needed to send it again.
@@ -137,12 +137,12 @@ impl Proxy {
 
         let token = self.token(session).await?;
 
-        let message = Message::new(parts, &client.endpoint)?;
+        let mut message = Message::new(parts, &client.endpoint)?;
         let (upload, source) = source(body, &self.shared.limits).await?;
 
-        let answer = self.send(client, &message, upload, &source, &token).await?;
+        let answer = self.send(client, &mut message, upload, &source, &token).await?;
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
-            self.replayed(client, session, &message, &source, token, answer).await?
+            self.replayed(client, session, &mut message, &source, token, answer).await?
         } else {
             (answer, token)
         };
@@ -191,12 +191,13 @@ impl Proxy {
     async fn send(
         &self,
         client: &Client,
-        message: &Message,
+        message: &mut Message,
         upload: Upload,
         source: &Source,
         token: &Arc<Token>,
-    ) -> Result<Response<Download>, Problem> {
-        let request = message.request(&client.endpoint, upload, token);
+    ) -> Result<Response<Box<Download>>, Problem> {
+        headers::inject(&mut message.fields, token);
+        let request = message.request(upload);
         let (unsent, failure) = match client.send(request, token, source.progress(), true).await {
             Ok(Tried::Answered(answer)) => return Ok(answer),
             Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
@@ -205,7 +206,7 @@ impl Proxy {
         let again = match unsent {
             Some(request) => Some(*request),
             None if message.method.is_idempotent() => {
-                source.again().await.map(|upload| message.request(&client.endpoint, upload, token))
+                source.again().await.map(|upload| message.request(upload))
             }
             None => None,
         };
@@ -224,11 +225,11 @@ impl Proxy {
         &self,
         client: &Client,
         session: &Session,
-        message: &Message,
+        message: &mut Message,
         source: &Source,
         token: Arc<Token>,
-        refusal: Response<Download>,
-    ) -> Result<(Response<Download>, Arc<Token>), Problem> {
+        refusal: Response<Box<Download>>,
+    ) -> Result<(Response<Box<Download>>, Arc<Token>), Problem> {
         let Some(upload) = source.again().await else {
             session.report_rejected(&token);
             return Ok((refusal, token));
@@ -243,7 +244,7 @@ impl Proxy {
     fn for_caller(
         &self,
         client: &Client,
-        answer: Response<Download>,
+        answer: Response<Box<Download>>,
         token: &Token,
         origin: Option<&AllowedOrigin>,
     ) -> Response<Body> {
@@ -252,7 +253,7 @@ impl Proxy {
         headers::for_caller(&mut parts.headers, &route.prefix, &route.upstream, token, origin);
         parts.extensions.clear();
         parts.version = http::Version::HTTP_11;
-        Response::from_parts(parts, Body::Upstream(Box::new(UpstreamBody(body))))
+        Response::from_parts(parts, Body::Upstream(UpstreamBody(body)))
     }
 
     fn refuse(&self, problem: Problem, origin: Option<&AllowedOrigin>) -> Response<Body> {
@@ -283,21 +284,18 @@ pub fn login_url(listening: &[Listen], account: &str) -> Option<String> {
 impl Message {
     fn new(parts: Parts, endpoint: &Endpoint) -> Result<Self, Problem> {
         let uri = rebase(&parts.uri, &endpoint.route.prefix, &endpoint.route.upstream.base_path)?;
-        let is_chunked = parts.headers.contains_key(TRANSFER_ENCODING);
-        Ok(Self { method: parts.method, uri, fields: parts.headers, is_chunked })
+        let mut fields = parts.headers;
+        let is_chunked = fields.contains_key(TRANSFER_ENCODING);
+        headers::for_upstream(&mut fields, is_chunked, &endpoint.host);
+        Ok(Self { method: parts.method, uri, fields })
     }
 
-    /// The request of one try: stripped, then our Authorization, last.
-    fn request(&self, endpoint: &Endpoint, upload: Upload, token: &Token) -> Request<Upload> {
+    /// The request of one try.
+    fn request(&self, upload: Upload) -> Request<Upload> {
         let mut request = Request::new(upload);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
-        let mut fields = self.fields.clone();
-        headers::for_upstream(&mut fields, self.is_chunked, &endpoint.host, token);
-        if self.is_chunked {
-            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        *request.headers_mut() = fields;
+        *request.headers_mut() = self.fields.clone();
         request
     }
 }

@@ -207,7 +207,9 @@ impl Token {
     /// True when `bytes` contain the token itself.
     pub fn occurs_in(&self, bytes: &[u8]) -> bool {
         let secret = self.access_token();
-        bytes.len() >= secret.len() && memchr::memmem::find(bytes, secret).is_some()
+        let Some(last) = bytes.len().checked_sub(secret.len()) else { return false };
+        // A prepared search costs more than most fields are long, and would keep a copy of the token.
+        memchr::memchr_iter(secret[0], &bytes[..=last]).any(|at| bytes[at..].starts_with(secret))
     }
 }
 

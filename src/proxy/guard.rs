@@ -20,18 +20,9 @@ const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What a browser sends when it fetches on its own account, or installs something that outlives the page.
-const NEVER: [HeaderName; 4] = [
-    HeaderName::from_static("sec-purpose"),
-    HeaderName::from_static("purpose"),
-    HeaderName::from_static("x-moz"),
-    HeaderName::from_static("service-worker"),
-];
+const NEVER: [&str; 4] = ["sec-purpose", "purpose", "x-moz", "service-worker"];
 /// Fields by which some servers are told another method than the request line's.
-const OVERRIDES: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-method-override"),
-];
+const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
 
 /// Where a caller connected: the Host values that name it.
 #[derive(Debug)]
@@ -103,10 +94,18 @@ impl Door {
         Self { hosts: Hosts::Any }
     }
 
+    fn is_any(&self) -> bool {
+        matches!(self.hosts, Hosts::Any)
+    }
+
     fn accepts(&self, authority: &str) -> bool {
         match &self.hosts {
             Hosts::Any => true,
-            Hosts::These(hosts) => hosts.iter().any(|host| host.eq_ignore_ascii_case(authority)),
+            Hosts::These(hosts) => {
+                // Nearly all write it as we do.
+                hosts.iter().any(|host| host == authority)
+                    || hosts.iter().any(|host| host.eq_ignore_ascii_case(authority))
+            }
         }
     }
 }
@@ -133,10 +132,7 @@ impl Guard {
         well_formed(parts)?;
         right_host(caller, parts)?;
         self.known_user(caller)?;
-        let origin = self.allowed_page(&parts.headers)?;
-        if origin.is_none() {
-            is_asked_for(&parts.headers)?;
-        }
+        let origin = self.page(&parts.headers)?;
         let key = self.key(&parts.headers)?;
         Ok(Admitted { origin, key })
     }
@@ -217,6 +213,18 @@ impl Guard {
         Err(Problem::new(Code::ForbiddenUser, format!("{came}: to admit it, add it to callers.users")))
     }
 
+    /// The page that asks for a forwarded request. Most callers are no browsers: one walk over their few fields.
+    fn page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
+        if !fields.keys().any(is_of_a_browser) {
+            return Ok(None);
+        }
+        let origin = self.allowed_page(fields)?;
+        if origin.is_none() {
+            is_asked_for(fields)?;
+        }
+        Ok(origin)
+    }
+
     /// The allowed page that a request comes from; none when no page is involved.
     fn allowed_page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
         is_meant(fields)?;
@@ -290,7 +298,7 @@ impl Admitted<'_> {
         };
         if let Some(methods) = &key.methods
             && (!methods.contains(&parts.method)
-                || OVERRIDES.iter().any(|name| parts.headers.contains_key(name)))
+                || OVERRIDES.iter().any(|name| parts.headers.contains_key(*name)))
         {
             return refuse("method");
         }
@@ -347,26 +355,38 @@ fn right_host(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return Err(Problem::new(Code::BadRequest, "a request has exactly one Host").closing());
     };
-    let host = host.to_str().ok().filter(|host| is_authority(host));
-    let Some(host) = host else {
-        return Err(Problem::new(Code::BadRequest, "the Host is malformed").closing());
-    };
+    let Ok(host) = host.to_str() else { return Err(malformed_host()) };
+    // A name of our own is well-formed.
+    let is_accepted = caller.door.accepts(host);
+    if (!is_accepted || caller.door.is_any()) && !is_authority(host) {
+        return Err(malformed_host());
+    }
     // Nobody speaks to a unix socket as to a forward proxy.
     let foreign_target = parts.uri.authority().is_some_and(|authority| {
-        matches!(caller.door.hosts, Hosts::Any)
+        caller.door.is_any()
             || parts.uri.scheme_str() != Some("http")
             || !authority.as_str().eq_ignore_ascii_case(host)
     });
-    if foreign_target || !caller.door.accepts(host) {
+    if foreign_target || !is_accepted {
         let detail = "this proxy is http://localhost with its port; other names go into callers.hosts";
         return Err(Problem::new(Code::WrongHost, detail));
     }
     Ok(())
 }
 
+fn malformed_host() -> Problem {
+    Problem::new(Code::BadRequest, "the Host is malformed").closing()
+}
+
+/// True for the fields by which a browser says where a request comes from and what it is for.
+fn is_of_a_browser(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "origin" | "referer" | "sec-fetch-site" | "sec-fetch-mode") || NEVER.contains(&name)
+}
+
 /// Nothing that a browser fetches on its own account.
 fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
-    match NEVER.iter().find(|name| fields.contains_key(*name)) {
+    match NEVER.into_iter().find(|name| fields.contains_key(*name)) {
         Some(name) => Err(forbidden_origin(&format!("requests with {name} are not served"))),
         None => Ok(()),
     }

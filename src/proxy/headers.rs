@@ -2,9 +2,7 @@
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, AUTHORIZATION, CONNECTION, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, COOKIE, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, REFERER, REFRESH, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VARY, VIA, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_SECURITY_POLICY, HOST, LOCATION, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -12,32 +10,6 @@ use crate::config::Upstream;
 use crate::token::Token;
 
 const AUTHORIZATION_TYPE: HeaderName = HeaderName::from_static("authorization-type");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// Of one connection, not of the message (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-/// The caller's own: a credential, a trace of where it is, or of this machine's other programs.
-const NOT_UPSTREAM: [HeaderName; 8] =
-    [HOST, AUTHORIZATION, AUTHORIZATION_TYPE, COOKIE, ORIGIN, REFERER, FORWARDED, VIA];
-/// The API's word about its own origin, which would be taken for ours.
-const NOT_DOWNSTREAM: [HeaderName; 7] = [
-    SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY,
-    HeaderName::from_static("alt-svc"),
-    HeaderName::from_static("clear-site-data"),
-    REFRESH,
-    HeaderName::from_static("service-worker-allowed"),
-    HeaderName::from_static("public-key-pins"),
-];
 /// A 200 of the API that is opened in a browser runs nothing.
 const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
@@ -45,17 +17,19 @@ const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame
 #[derive(Debug)]
 pub struct AllowedOrigin(pub HeaderValue);
 
-/// Leaves what the upstream may see, then puts our token on it, last.
-pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue, token: &Token) {
-    remove_hop_by_hop(fields);
-    for name in &NOT_UPSTREAM {
-        fields.remove(name);
-    }
-    remove_prefixed(fields, "x-forwarded-");
-    if !is_chunked {
-        fields.remove(TRAILER);
-    }
+/// Leaves what the upstream may see.
+pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue) {
+    remove(fields, |name, _| {
+        is_hop_by_hop(name) || is_the_callers(name) || (name == "trailer" && !is_chunked)
+    });
     fields.insert(HOST, upstream.clone());
+    if is_chunked {
+        fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// Puts our token on a request, last.
+pub(super) fn inject(fields: &mut HeaderMap, token: &Token) {
     fields.insert(AUTHORIZATION, token.authorization().clone());
     if token.is_personal() {
         fields.insert(AUTHORIZATION_TYPE, HeaderValue::from_static("pat"));
@@ -70,12 +44,14 @@ pub(super) fn for_caller(
     token: &Token,
     origin: Option<&AllowedOrigin>,
 ) {
-    remove_hop_by_hop(fields);
-    for name in &NOT_DOWNSTREAM {
-        fields.remove(name);
-    }
-    remove_prefixed(fields, "access-control-");
-    remove_token(fields, token);
+    // Where the body ends is said once (RFC 9112, section 6.3).
+    let is_chunked = fields.contains_key(TRANSFER_ENCODING);
+    remove(fields, |name, value| {
+        is_hop_by_hop(name)
+            || is_the_apis(name)
+            || (name == "content-length" && is_chunked)
+            || token.occurs_in(value.as_bytes())
+    });
     if let Some(location) = fields.get(LOCATION)
         && let Some(ours) = rewritten(location.as_bytes(), prefix, upstream)
     {
@@ -98,54 +74,68 @@ pub(super) fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
 /// Leaves of the trailers what may cross as a field; framing and credentials never come late
 /// (RFC 9110, section 6.5.1).
 pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
-    remove_hop_by_hop(fields);
-    for name in NOT_UPSTREAM.iter().chain(&NOT_DOWNSTREAM).chain([&CONTENT_LENGTH]) {
-        fields.remove(name);
-    }
-    remove_prefixed(fields, "x-forwarded-");
-    remove_prefixed(fields, "access-control-");
-    if let Some(token) = token {
-        remove_token(fields, token);
-    }
+    remove(fields, |name, value| {
+        is_hop_by_hop(name)
+            || is_the_callers(name)
+            || is_the_apis(name)
+            || ["authorization", "content-length", "host"].contains(&name)
+            || token.is_some_and(|token| token.occurs_in(value.as_bytes()))
+    });
 }
 
-/// Removes the connection's own fields and what `Connection` names beside them; the length of the message stays.
-fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    if fields.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = fields
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| name != CONTENT_LENGTH)
-            .collect();
-        for name in named {
-            fields.remove(name);
+/// Removes the fields that go, `Connection`, and what it names; but the length of the message only when it goes. One
+/// walk over all fields: most messages have few, and nothing else to remove.
+fn remove(fields: &mut HeaderMap, goes: impl Fn(&str, &HeaderValue) -> bool) {
+    let mut gone = Vec::new();
+    for (name, value) in &*fields {
+        if name == CONNECTION {
+            let named = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            let named = named.filter(|name| *name != b"keep-alive");
+            let named = named.filter_map(|name| HeaderName::from_bytes(name).ok());
+            gone.extend(named.filter(|name| name != CONTENT_LENGTH && fields.contains_key(name)));
+        } else if goes(name.as_str(), value) {
+            gone.push(name.clone());
         }
     }
-    for name in &HOP_BY_HOP {
+    fields.remove(CONNECTION);
+    for name in gone {
         fields.remove(name);
     }
 }
 
-fn remove_prefixed(fields: &mut HeaderMap, prefix: &str) {
-    if fields.keys().any(|name| name.as_str().starts_with(prefix)) {
-        let named: Vec<_> = fields.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
-        for name in named {
-            fields.remove(name);
-        }
-    }
+/// Of one connection, not of the message, as `Connection` is (RFC 9110, section 7.6.1).
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
-fn remove_token(fields: &mut HeaderMap, token: &Token) {
-    let echoing: Vec<HeaderName> = fields
-        .iter()
-        .filter(|(_, value)| token.occurs_in(value.as_bytes()))
-        .map(|(name, _)| name.clone())
-        .collect();
-    for name in echoing {
-        fields.remove(name);
-    }
+/// The caller's own: a credential, a trace of where it is, or of this machine's other programs. Its `Host` and
+/// `Authorization` are replaced.
+fn is_the_callers(name: &str) -> bool {
+    matches!(name, "authorization-type" | "cookie" | "origin" | "referer" | "forwarded" | "via")
+        || name.starts_with("x-forwarded-")
+}
+
+/// The API's word about its own origin, which would be taken for ours.
+fn is_the_apis(name: &str) -> bool {
+    matches!(
+        name,
+        "set-cookie"
+            | "strict-transport-security"
+            | "alt-svc"
+            | "clear-site-data"
+            | "refresh"
+            | "service-worker-allowed"
+            | "public-key-pins"
+    ) || name.starts_with("access-control-")
 }
 
 /// A redirect within the upstream's own origin, as the caller has to follow it; none for any other.
@@ -243,7 +233,8 @@ mod tests {
             ("x-keep", "v"),
         ]);
 
-        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"), &token(false));
+        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"));
+        inject(&mut fields, &token(false));
 
         let mut left: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
         left.sort_unstable();
@@ -254,7 +245,7 @@ mod tests {
     fn a_personal_token_says_that_it_is_one() {
         let mut fields = HeaderMap::new();
 
-        for_upstream(&mut fields, false, &HeaderValue::from_static("h"), &token(true));
+        inject(&mut fields, &token(true));
 
         assert_eq!(fields["authorization-type"], "pat");
     }
@@ -264,7 +255,8 @@ mod tests {
         let mut fields =
             map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
 
-        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"), &token(false));
+        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"));
+        inject(&mut fields, &token(false));
 
         assert_eq!(
             (&fields["content-length"], &fields["host"]),

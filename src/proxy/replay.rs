@@ -25,7 +25,7 @@ pub(super) enum Upload {
     /// None.
     Empty,
     /// Known as a whole.
-    Whole(Option<Bytes>, Option<HeaderMap>),
+    Whole(Option<Bytes>, Option<Box<HeaderMap>>),
     /// Passed on as it comes.
     Stream(Box<Stream>),
 }
@@ -102,7 +102,8 @@ impl Copy {
         match &*self.state.lock().expect("no thread panics while it holds a copy") {
             CopyState::Growing(..) => None,
             CopyState::Whole(bytes, trailers) => {
-                Some(Some(Upload::Whole(Some(bytes.clone().into()), trailers.clone())))
+                let trailers = trailers.clone().map(Box::new);
+                Some(Some(Upload::Whole(Some(bytes.clone().into()), trailers)))
             }
             CopyState::Gone => Some(None),
         }
@@ -198,7 +199,8 @@ impl Body for Upload {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes, trailers) => {
                 let frame = bytes.take().filter(|bytes| !bytes.is_empty()).map(Frame::data);
-                Poll::Ready(frame.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
+                let trailers = || trailers.take().map(|trailers| Frame::trailers(*trailers));
+                Poll::Ready(frame.or_else(trailers).map(Ok))
             }
             Self::Stream(stream) => stream.poll_frame(cx),
         }

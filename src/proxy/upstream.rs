@@ -1,11 +1,13 @@
 //! The way to one upstream: connections that are made when needed, verified, kept in a pool of this worker, and
 //! driven beside the requests that use them.
 
+mod connection;
 mod pool;
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,10 +24,11 @@ use socket2::SockRef;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tower::Service as _;
 
+use super::alarm::Alarm;
 use super::headers;
 use super::replay::Upload;
 use crate::config::{HttpVersion, Limits, Listen, Route};
@@ -33,7 +36,8 @@ use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
-use pool::{Connection, Pool};
+use connection::{Connection, Driver, Gate, LONGEST_USE, Wire};
+use pool::Pool;
 
 /// A body that brings nothing for that long has stalled.
 const STALL: Duration = Duration::from_secs(60);
@@ -46,6 +50,8 @@ const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 const TLS_BUFFER: usize = 64 * 1024;
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
+/// How often it is looked after idle connections.
+const TIDY_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What all workers share of an upstream.
@@ -65,7 +71,13 @@ pub(super) struct Client {
     connector: HttpConnector,
     idle: Arc<Pool>,
     idle_for_uploads: Arc<Pool>,
-    http2: Mutex<Option<Connection<http2::SendRequest<Upload>>>>,
+    http2: Mutex<Option<Http2>>,
+}
+
+/// The connection that all requests share.
+struct Http2 {
+    sender: http2::SendRequest<Upload>,
+    made_at: Instant,
 }
 
 /// Why there is no answer that could be passed on.
@@ -92,7 +104,7 @@ pub(super) enum Failure {
 /// What became of one try.
 pub(super) enum Tried {
     /// An answer's head.
-    Answered(Response<Download>),
+    Answered(Response<Box<Download>>),
     /// A pooled connection turned out dead before any byte of an answer. The request comes back when nothing
     /// of it had been sent.
     Dead(Option<Box<Request<Upload>>>, Failure),
@@ -102,8 +114,30 @@ pub(super) enum Tried {
 pub(super) struct Download {
     incoming: Incoming,
     token: Arc<Token>,
-    back: Option<(Connection<http1::SendRequest<Upload>>, Arc<Pool>)>,
-    stall: Option<Pin<Box<Sleep>>>,
+    carrier: Carrier,
+    /// Since when nothing comes.
+    stalls_since: Option<Instant>,
+    broken: Option<hyper::Error>,
+}
+
+/// Where an answer's body comes from.
+enum Carrier {
+    /// A connection of its own, which goes back to the pool.
+    Http1(Connection, Arc<Pool>),
+    /// A connection that others use, too.
+    Http2(Alarm),
+    /// All of it has come.
+    Done,
+}
+
+/// How long an answer is waited for: the time starts anew while the caller's body makes progress.
+struct Patience<'a> {
+    lasts: Duration,
+    look_every: Duration,
+    look_at: Instant,
+    progress: Option<&'a AtomicU64>,
+    seen: u64,
+    grew_at: Instant,
 }
 
 /// Why an answer's body did not come to its end.
@@ -203,24 +237,37 @@ impl Client {
             Some(_) => (&self.idle_for_uploads, UPLOAD_ACKNOWLEDGED_WITHIN),
             None => (&self.idle, ACKNOWLEDGED_WITHIN),
         };
-        let (mut connection, is_reused) = match pool.take().filter(|_| may_reuse) {
+        let now = Instant::now();
+        let (mut connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
             Some(connection) => (connection, true),
-            None => (self.connect_http1(acknowledged_within).await?, false),
+            None => (self.connect_http1(progress.is_some(), acknowledged_within).await?, false),
         };
-        let answered = self.in_time(connection.sender.try_send_request(request), progress).await;
-        // A body that nobody takes would hold it, and the caller, until the kernel gives it up.
-        match answered.inspect_err(|_too_late| connection.cut())? {
-            Ok(answer) => {
-                let back = Some((connection, Arc::clone(pool)));
-                Ok(Tried::Answered(self.passable(answer, token, back)?))
+        let mut answer = std::pin::pin!(connection.send(request));
+        let mut patience = Patience::new(now, self.endpoint.limits.response_timeout, progress);
+        let answered = poll_fn(|cx| {
+            let answered = connection.poll_beside(cx, |cx| answer.as_mut().poll(cx));
+            if answered.is_pending() && patience.poll(&mut connection.alarm, cx).is_ready() {
+                return Poll::Ready(None);
             }
-            Err(error) => {
+            answered.map(Some)
+        });
+        match answered.await {
+            Some(Ok(answer)) => {
+                let carrier = Carrier::Http1(connection, Arc::clone(pool));
+                Ok(Tried::Answered(passable(answer, token, carrier)?))
+            }
+            Some(Err(error)) => {
                 let tried = judged(error, is_reused, false);
                 if matches!(&tried, Ok(Tried::Dead(_, failure)) if failure.is_silence()) {
                     self.idle.clear();
                     self.idle_for_uploads.clear();
                 }
                 tried
+            }
+            None => {
+                // A body that nobody takes would hold it, and the caller, until the kernel gives it up.
+                connection.cut();
+                Err(Failure::ResponseTimeout)
             }
         }
     }
@@ -240,8 +287,15 @@ impl Client {
         request.headers_mut().remove(http::header::TRANSFER_ENCODING);
 
         let (mut sender, is_reused) = self.http2_sender(may_reuse).await?;
-        match self.in_time(sender.try_send_request(request), progress).await? {
-            Ok(answer) => Ok(Tried::Answered(self.passable(answer, token, None)?)),
+        let mut answer = std::pin::pin!(sender.try_send_request(request));
+        let mut patience = Patience::new(Instant::now(), self.endpoint.limits.response_timeout, progress);
+        let mut alarm = Alarm::default();
+        let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Pending => patience.poll(&mut alarm, cx).map(|()| None),
+            answered => answered.map(Some),
+        });
+        match answered.await.ok_or(Failure::ResponseTimeout)? {
+            Ok(answer) => Ok(Tried::Answered(passable(answer, token, Carrier::Http2(alarm))?)),
             Err(error) => judged(error, is_reused, sender.is_closed()),
         }
     }
@@ -249,9 +303,8 @@ impl Client {
     /// The connection that all requests share, and whether it was there before.
     async fn http2_sender(&self, may_reuse: bool) -> Result<(http2::SendRequest<Upload>, bool), Failure> {
         let kept = self.http2.lock().expect("no thread panics while it holds a sender").take();
-        let is_good = |kept: &Connection<http2::SendRequest<Upload>>| {
-            may_reuse && !kept.sender.is_closed() && !kept.is_old()
-        };
+        let is_good =
+            |kept: &Http2| may_reuse && !kept.sender.is_closed() && kept.made_at.elapsed() < LONGEST_USE;
         let (connection, is_reused) = match kept.filter(is_good) {
             Some(kept) => (kept, true),
             None => (self.connect_http2().await?, false),
@@ -261,67 +314,24 @@ impl Client {
         Ok((sender, is_reused))
     }
 
-    fn passable(
-        &self,
-        answer: Response<Incoming>,
-        token: &Arc<Token>,
-        back: Option<(Connection<http1::SendRequest<Upload>>, Arc<Pool>)>,
-    ) -> Result<Response<Download>, Failure> {
-        // We offer no upgrade, so nobody can accept one.
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Failure::Unsuitable);
-        }
-        Ok(answer.map(|incoming| {
-            let mut download = Download { incoming, token: Arc::clone(token), back, stall: None };
-            if download.incoming.is_end_stream() {
-                download.give_back();
-            }
-            download
-        }))
-    }
-
-    /// Waits as long as the caller's body makes progress, and then for `response_timeout`.
-    async fn in_time<T>(
-        &self,
-        answer: impl Future<Output = T>,
-        progress: Option<&AtomicU64>,
-    ) -> Result<T, Failure> {
-        let patience = self.endpoint.limits.response_timeout;
-        let sent = || progress.map(|sent| sent.load(Ordering::Relaxed));
-        let look_every = if progress.is_some() { patience / LOOKS } else { patience };
-        let mut answer = std::pin::pin!(answer);
-        let (mut before, mut grew_at) = (sent(), Instant::now());
-        loop {
-            if let Ok(answer) = timeout(look_every, answer.as_mut()).await {
-                return Ok(answer);
-            }
-            let now = sent();
-            if now != before {
-                (before, grew_at) = (now, Instant::now());
-            } else if grew_at.elapsed() >= patience {
-                return Err(Failure::ResponseTimeout);
-            }
-        }
-    }
-
     async fn connect_http1(
         &self,
+        is_for_uploads: bool,
         acknowledged_within: Duration,
-    ) -> Result<Connection<http1::SendRequest<Upload>>, Failure> {
+    ) -> Result<Connection, Failure> {
         let connecting = async {
             let tcp = self.connect_tcp(acknowledged_within).await?;
             let mut http = http1::Builder::new();
             http.writev(true);
             match self.connect_tls(tcp).await? {
                 Stream::Plain(tcp) => {
-                    let (sender, connection) =
-                        http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, drive(connection)))
+                    let (sender, http) = http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
+                    Ok(Connection::new(sender, driver(http, is_for_uploads)))
                 }
                 Stream::Tls(tls) => {
-                    let (sender, connection) =
-                        http.handshake(TokioIo::new(tls)).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, drive(connection)))
+                    let (sender, http) =
+                        http.handshake(TokioIo::new(Gate::new(tls))).await.map_err(Failure::Http)?;
+                    Ok(Connection::new(sender, driver(http, is_for_uploads)))
                 }
             }
         };
@@ -330,7 +340,7 @@ impl Client {
             .map_err(|_elapsed| Failure::ConnectTimeout)?
     }
 
-    async fn connect_http2(&self) -> Result<Connection<http2::SendRequest<Upload>>, Failure> {
+    async fn connect_http2(&self) -> Result<Http2, Failure> {
         let connecting = async {
             let tcp = self.connect_tcp(ACKNOWLEDGED_WITHIN).await?;
             let Stream::Tls(tls) = self.connect_tls(tcp).await? else { return Err(Failure::NoHttp2) };
@@ -344,7 +354,8 @@ impl Client {
                 .handshake(TokioIo::new(tls))
                 .await
                 .map_err(Failure::Http)?;
-            Ok(Connection::new(sender, drive(connection)))
+            drive(connection);
+            Ok(Http2 { sender, made_at: Instant::now() })
         };
         timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
@@ -393,6 +404,11 @@ enum Stream {
     Tls(Box<tokio_rustls::client::TlsStream<BufReader<TcpStream>>>),
 }
 
+/// Bodies that are streamed up go on while the caller reads nothing of the answer.
+fn driver(http: impl Future<Output = hyper::Result<()>> + Send + 'static, is_for_uploads: bool) -> Driver {
+    if is_for_uploads { Driver::Task(drive(http)) } else { Driver::User(Wire::new(http)) }
+}
+
 /// A connection lives beside the requests that use it, on the same thread.
 fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> AbortHandle {
     let driver = tokio::spawn(async move {
@@ -401,6 +417,63 @@ fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -
         }
     });
     driver.abort_handle()
+}
+
+/// Looks after idle connections while there are any.
+async fn tidy(pool: Weak<Pool>) {
+    loop {
+        tokio::time::sleep(TIDY_EVERY).await;
+        let Some(pool) = pool.upgrade() else { return };
+        if !pool.tidy(Instant::now()) {
+            return;
+        }
+    }
+}
+
+/// We offer no upgrade, so nobody can accept one.
+fn passable(
+    answer: Response<Incoming>,
+    token: &Arc<Token>,
+    carrier: Carrier,
+) -> Result<Response<Box<Download>>, Failure> {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::Unsuitable);
+    }
+    Ok(answer.map(|incoming| {
+        let is_over = incoming.is_end_stream();
+        let mut download = Box::new(Download {
+            incoming,
+            token: Arc::clone(token),
+            carrier,
+            stalls_since: None,
+            broken: None,
+        });
+        if is_over {
+            download.end();
+        }
+        download
+    }))
+}
+
+impl<'a> Patience<'a> {
+    fn new(now: Instant, lasts: Duration, progress: Option<&'a AtomicU64>) -> Self {
+        let look_every = if progress.is_some() { lasts / LOOKS } else { lasts };
+        Self { lasts, look_every, look_at: now + look_every, progress, seen: 0, grew_at: now }
+    }
+
+    /// Ready when it is over.
+    fn poll(&mut self, alarm: &mut Alarm, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(alarm.poll(self.look_at, cx));
+            let (now, sent) = (Instant::now(), self.progress.map_or(0, |sent| sent.load(Ordering::Relaxed)));
+            if sent != self.seen {
+                (self.seen, self.grew_at) = (sent, now);
+            } else if now.saturating_duration_since(self.grew_at) >= self.lasts {
+                return Poll::Ready(());
+            }
+            self.look_at = now + self.look_every;
+        }
+    }
 }
 
 impl Failure {
@@ -501,9 +574,43 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 }
 
 impl Download {
-    fn give_back(&mut self) {
-        if let Some((connection, pool)) = self.back.take() {
-            pool.give_back(connection);
+    /// All of it has come: the connection is for others.
+    fn end(&mut self) {
+        if let Carrier::Http1(connection, pool) = std::mem::replace(&mut self.carrier, Carrier::Done)
+            && pool.give_back(connection)
+        {
+            tokio::spawn(tidy(Arc::downgrade(&pool)));
+        }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let mut incoming = Pin::new(&mut self.incoming);
+        match &mut self.carrier {
+            Carrier::Http1(connection, _) => {
+                connection.poll_beside(cx, |cx| incoming.as_mut().poll_frame(cx))
+            }
+            Carrier::Http2(_) | Carrier::Done => incoming.poll_frame(cx),
+        }
+    }
+
+    /// What came before goes to the caller first: hyper forgets what it holds when a body fails.
+    fn break_off(
+        &mut self,
+        error: hyper::Error,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ready when nothing has come for too long.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = *self.stalls_since.get_or_insert_with(Instant::now) + STALL;
+        match &mut self.carrier {
+            Carrier::Http1(connection, _) => connection.alarm.poll(deadline, cx),
+            Carrier::Http2(alarm) => alarm.poll(deadline, cx),
+            Carrier::Done => Poll::Pending,
         }
     }
 }
@@ -517,22 +624,24 @@ impl Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
-        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
-            let stall = this.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
-            ready!(stall.as_mut().poll(cx));
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(DownloadError::Broken(error))));
+        }
+        let Poll::Ready(frame) = this.poll_incoming(cx) else {
+            ready!(this.poll_stall(cx));
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
-        this.stall = None;
+        this.stalls_since = None;
         let frame = match frame {
             None => {
-                this.give_back();
+                this.end();
                 return Poll::Ready(None);
             }
-            Some(Err(error)) => return Poll::Ready(Some(Err(DownloadError::Broken(error)))),
+            Some(Err(error)) => return this.break_off(error, cx),
             Some(Ok(frame)) => frame,
         };
         if this.incoming.is_end_stream() {
-            this.give_back();
+            this.end();
         }
         Poll::Ready(Some(Ok(match frame.into_trailers() {
             Ok(mut trailers) => {

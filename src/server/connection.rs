@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,13 +14,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
 
 use super::line::{Activity, Line, in_bytes};
 use super::room::Place;
 use super::worker::{Answered, Worker};
 use crate::problem::{Code, Problem};
 use crate::proxy;
+use crate::proxy::alarm::Alarm;
 use crate::proxy::guard::Caller;
 
 /// How long a half-sent head holds up the end.
@@ -63,8 +63,7 @@ where
     let mut connection = pin!(connection);
     let mut leave = pin!(place.leave.cancelled());
     let mut is_leaving = false;
-    let mut armed = activity.deadline(&limits);
-    let mut alarm = pin!(sleep_until(armed));
+    let mut alarm = Alarm::default();
     poll_fn(|cx| {
         loop {
             // First, so that what has arrived is served.
@@ -81,21 +80,8 @@ where
             limits.header_timeout = limits.header_timeout.min(LEAVING);
             limits.idle_timeout = limits.idle_timeout.min(LEAVING);
         }
-        // Deadlines move later with every request, and the alarm is moved only when one comes earlier: the
-        // hot path never touches the timer.
-        loop {
-            let deadline = activity.deadline(&limits);
-            if deadline < armed {
-                armed = deadline;
-                alarm.as_mut().reset(armed);
-            }
-            ready!(alarm.as_mut().poll(cx));
-            if deadline <= Instant::now() {
-                return Poll::Ready(());
-            }
-            armed = deadline;
-            alarm.as_mut().reset(armed);
-        }
+        // Deadlines move later with every request: the hot path never touches the timer.
+        alarm.poll(activity.deadline(&limits), cx)
     })
     .await;
 }

@@ -20,6 +20,8 @@ const LARGEST: usize = 64 * 1024;
 const WRITE_STALL: Duration = Duration::from_secs(60);
 /// A head that takes longer gives way when there is no room; most come whole, at once.
 const DAWDLES: Duration = Duration::from_secs(1);
+/// Long enough for a length of twenty digits.
+const LONGEST_START: usize = "content-length: 12345678901234567890\r\n".len();
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Between requests.
@@ -75,7 +77,7 @@ enum Chunk {
 #[derive(Default)]
 struct Head {
     /// The start of the current line, as far as a name that matters and its number can reach.
-    start: Vec<u8>,
+    start: Start,
     request_line: usize,
     fields: usize,
     has_request_line: bool,
@@ -84,6 +86,12 @@ struct Head {
     is_unclear: bool,
     has_encoding: bool,
     is_over: bool,
+}
+
+/// The first bytes of a line.
+struct Start {
+    bytes: [u8; LONGEST_START],
+    length: usize,
 }
 
 /// What is wrong with a head that hyper takes.
@@ -303,9 +311,6 @@ fn skip(left: &mut u64, bytes: &mut &[u8]) -> bool {
 }
 
 impl Head {
-    /// Long enough for a length of twenty digits.
-    const START: usize = "content-length: 12345678901234567890\r\n".len();
-
     /// Takes in more bytes, up to the end of the head, and says how many that were.
     fn read(&mut self, bytes: &[u8]) -> usize {
         let mut read = 0;
@@ -313,8 +318,7 @@ impl Head {
             let rest = &bytes[read..];
             let end = memchr::memchr(b'\n', rest).map(|at| at + 1);
             let part = &rest[..end.unwrap_or(rest.len())];
-            let room = Self::START.saturating_sub(self.start.len());
-            self.start.extend_from_slice(&part[..part.len().min(room)]);
+            self.start.take(part);
             *(if self.has_request_line { &mut self.fields } else { &mut self.request_line }) += part.len();
             if end.is_some() {
                 self.end_line();
@@ -325,24 +329,25 @@ impl Head {
     }
 
     fn end_line(&mut self) {
-        let is_empty = self.start == b"\n" || self.start == b"\r\n";
+        let start = self.start.bytes();
+        let is_empty = [&b"\n"[..], b"\r\n"].contains(&start);
         if !self.has_request_line {
             // Empty lines before a request line are passed over (RFC 9112, section 2.2).
             self.has_request_line = !is_empty;
             self.request_line *= usize::from(!is_empty);
         } else {
-            let mut parts = self.start.splitn(2, |byte| *byte == b':');
+            let mut parts = start.splitn(2, |byte| *byte == b':');
             let name = parts.next().unwrap_or_default();
             let value = parts.next().unwrap_or_default();
             if name.eq_ignore_ascii_case(b"content-length") {
                 let digits = std::str::from_utf8(value.trim_ascii()).unwrap_or_default();
                 self.length = Some(digits.parse().unwrap_or(0));
-                self.is_unclear |= !self.start.ends_with(b"\n");
+                self.is_unclear |= !start.ends_with(b"\n");
             }
             self.has_encoding |= name.eq_ignore_ascii_case(b"transfer-encoding");
             self.is_over = is_empty;
         }
-        self.start.clear();
+        self.start.length = 0;
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -354,6 +359,26 @@ impl Head {
             let is_ambiguous = self.is_unclear || self.length.is_some() && self.has_encoding;
             is_ambiguous.then_some(Fault::Framing)
         }
+    }
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self { bytes: [0; LONGEST_START], length: 0 }
+    }
+}
+
+impl Start {
+    /// Takes in more of the line, as far as there is room.
+    fn take(&mut self, part: &[u8]) {
+        let room = &mut self.bytes[self.length..];
+        let taken = part.len().min(room.len());
+        room[..taken].copy_from_slice(&part[..taken]);
+        self.length += taken;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

@@ -67,15 +67,15 @@ impl Worker {
 
     /// Forwards a request, or gives it to our own routes.
     pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
-        let started = std::time::Instant::now();
         let is_logged = tracing::enabled!(tracing::Level::DEBUG);
-        let line = is_logged.then(|| (request.method().clone(), request.uri().path().to_owned()));
+        let line = is_logged
+            .then(|| (request.method().clone(), request.uri().path().to_owned(), std::time::Instant::now()));
         let answered = if is_local(request.uri().path()) {
             Answered::Local(self.local(caller, request).await)
         } else {
             Answered::Proxied(self.proxy.forward(caller, request).await)
         };
-        if let Some((method, path)) = line {
+        if let Some((method, path, started)) = line {
             let status = match &answered {
                 Answered::Proxied(response) => response.status(),
                 Answered::Local(response) => response.status(),

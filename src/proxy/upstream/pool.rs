@@ -1,82 +1,76 @@
-//! The connections of one worker to one upstream that can be used again, and when they no longer should be.
+//! The connections of one worker to one upstream that wait to be used again, and for how long.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Upload;
+use super::connection::Connection;
 
 /// Idle connections are used again for that long: servers close theirs after a minute or more.
 const KEEP_IDLE: Duration = Duration::from_secs(50);
-/// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
-/// asked for while there is a connection.
-const LONGEST_USE: Duration = Duration::from_secs(300);
 /// Idle connections a worker keeps for one upstream.
 const MOST_IDLE: usize = 256;
 
-/// The sending side of a connection, and how old that is.
-#[derive(Clone)]
-pub(super) struct Connection<S> {
-    pub(super) sender: S,
-    driver: AbortHandle,
-    made_at: Instant,
-}
-
 /// Idle connections, the one that was used last at the end.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<Idle>>);
+pub(super) struct Pool(Mutex<Shelf>);
 
-struct Idle {
-    connection: Connection<http1::SendRequest<Upload>>,
-    since: Instant,
+#[derive(Default)]
+struct Shelf {
+    idle: Vec<Idle>,
+    is_tidied: bool,
 }
 
-impl<S> Connection<S> {
-    /// One that was made just now.
-    pub(super) fn new(sender: S, driver: AbortHandle) -> Self {
-        Self { sender, driver, made_at: Instant::now() }
-    }
-
-    /// Ends it, whatever is still on its way.
-    pub(super) fn cut(&self) {
-        self.driver.abort();
-    }
-
-    /// True when no further request should go out on it.
-    pub(super) fn is_old(&self) -> bool {
-        self.made_at.elapsed() >= LONGEST_USE
-    }
+struct Idle {
+    connection: Connection,
+    since: Instant,
 }
 
 impl Pool {
     /// The connection that was used last, if it is still good.
-    pub(super) fn take(&self) -> Option<Connection<http1::SendRequest<Upload>>> {
-        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
+    pub(super) fn take(&self, now: Instant) -> Option<Connection> {
+        let mut shelf = self.shelf();
         loop {
-            let Idle { connection, since } = idle.pop()?;
-            if since.elapsed() > KEEP_IDLE {
-                idle.clear();
+            let Idle { mut connection, since } = shelf.idle.pop()?;
+            if now.saturating_duration_since(since) > KEEP_IDLE {
+                shelf.idle.clear();
                 return None;
             }
-            if connection.sender.is_ready() && !connection.is_old() {
+            if connection.is_good(now) {
                 return Some(connection);
             }
         }
     }
 
-    pub(super) fn give_back(&self, connection: Connection<http1::SendRequest<Upload>>) {
-        let mut idle = self.0.lock().expect("no thread panics while it holds the pool");
-        if !connection.sender.is_closed() && !connection.is_old() && idle.len() < MOST_IDLE {
-            idle.push(Idle { connection, since: Instant::now() });
+    /// Keeps a connection. True when it is time for somebody to begin to [`Self::tidy`].
+    #[must_use]
+    pub(super) fn give_back(&self, connection: Connection) -> bool {
+        let mut shelf = self.shelf();
+        if connection.is_closed() || shelf.idle.len() >= MOST_IDLE {
+            return false;
         }
+        shelf.idle.push(Idle { connection, since: Instant::now() });
+        !std::mem::replace(&mut shelf.is_tidied, true)
+    }
+
+    /// Closes what is idle for too long, or was closed by the upstream. False when nothing is left.
+    pub(super) fn tidy(&self, now: Instant) -> bool {
+        let mut shelf = self.shelf();
+        shelf.idle.retain_mut(|Idle { connection, since }| {
+            now.saturating_duration_since(*since) <= KEEP_IDLE && connection.is_good(now)
+        });
+        shelf.is_tidied = !shelf.idle.is_empty();
+        shelf.is_tidied
     }
 
     /// Closes all idle connections: one of them fell silent, and they went the same way.
     pub(super) fn clear(&self) {
-        self.0.lock().expect("no thread panics while it holds the pool").clear();
+        self.shelf().idle.clear();
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.lock().expect("no thread panics while it holds the pool")
     }
 }
 
@@ -84,29 +78,29 @@ impl Pool {
 mod tests {
     use super::*;
 
+    use hyper::client::conn::http1;
     use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, DuplexStream};
 
-    use crate::proxy::upstream::drive;
+    use super::super::connection::{Driver, Wire};
 
     /// A connection that nobody answers, and its far end.
-    async fn made() -> (Connection<http1::SendRequest<Upload>>, impl Sized) {
+    async fn made() -> (Connection, DuplexStream) {
         let (near, far) = tokio::io::duplex(64);
-        let (mut sender, driver) = http1::handshake(TokioIo::new(near)).await.unwrap();
-        let driver = drive(driver);
-        sender.ready().await.unwrap();
-        (Connection::new(sender, driver), far)
+        let (sender, http) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        (Connection::new(sender, Driver::User(Wire::new(http))), far)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_in_constant_use_is_given_up_after_five_minutes() {
         let pool = Pool::default();
         let (connection, _far) = made().await;
-        pool.give_back(connection);
+        let _is_first = pool.give_back(connection);
 
         let mut uses = 0;
-        while let Some(connection) = pool.take() {
+        while let Some(connection) = pool.take(Instant::now()) {
             tokio::time::advance(Duration::from_secs(10)).await;
-            pool.give_back(connection);
+            let _is_first = pool.give_back(connection);
             uses += 1;
         }
 
@@ -116,13 +110,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_used_again_for_less_than_a_minute() {
         for (secs, is_good) in [(49, true), (51, false)] {
-            let pool = Pool::default();
-            let (connection, _far) = made().await;
-            pool.give_back(connection);
+            let (pool, _far) = with_one().await;
 
             tokio::time::advance(Duration::from_secs(secs)).await;
 
-            assert_eq!(pool.take().is_some(), is_good, "after {secs} s");
+            assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {secs} s");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_closed_when_it_would_not_be_used_again() {
+        for (secs, stays) in [(49, true), (51, false)] {
+            let (pool, mut far) = with_one().await;
+
+            tokio::time::advance(Duration::from_secs(secs)).await;
+
+            assert_eq!(pool.tidy(Instant::now()), stays, "after {secs} s");
+            let read = tokio::time::timeout(Duration::from_millis(1), far.read_u8()).await;
+            assert_eq!(read.is_err(), stays, "after {secs} s: {read:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_upstream_closed_is_not_used_again() {
+        let (pool, far) = with_one().await;
+        drop(far);
+        assert!(pool.take(Instant::now()).is_none());
+
+        let (pool, far) = with_one().await;
+        drop(far);
+        assert!(!pool.tidy(Instant::now()));
+    }
+
+    async fn with_one() -> (Pool, DuplexStream) {
+        let pool = Pool::default();
+        let (connection, far) = made().await;
+        assert!(pool.give_back(connection), "somebody has to tidy");
+        (pool, far)
     }
 }
