@@ -1,0 +1,148 @@
+"""The proxies that are compared: ours, and what an administrator would otherwise put there, configured as fairly."""
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from origin import TOKEN
+from processes import PROXY_CORE, Program, free_port
+from templates import write_template
+
+ROOT = Path(__file__).resolve().parents[2]
+NGINX_BULK = "proxy_buffer_size 64k; proxy_buffers 16 64k; proxy_busy_buffers_size 128k; client_body_buffer_size 128k;"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a proxy is set up for one row."""
+
+    # Spoken to the origin: "http1" or "http2" over TLS, or "plain".
+    upstream: str = "http1"
+    # Large buffers, where a proxy has a knob for them.
+    bulk: bool = False
+    # For our own program.
+    workers: int = 1
+    more: str = ""
+    # Where to, when it isn't the origin itself.
+    port: int = 0
+
+    def but(self, **changes):
+        """The same, but for these."""
+        return replace(self, **changes)
+
+
+class Peer:
+    """A running proxy on `port`; a context manager."""
+
+    environment = {}
+
+    def __init__(self, origin, setup, directory, prefix=()):
+        self.directory = Path(directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        self.setup = setup
+        self.port = free_port()
+        self.settings = {
+            "DIRECTORY": self.directory,
+            "PORT": self.port,
+            "UPSTREAM": setup.port or getattr(origin, setup.upstream),
+            "SCHEME": "http" if setup.upstream == "plain" else "https",
+            "TOKEN": TOKEN,
+            "CA": origin.ca,
+        }
+        command = self.prepare()
+        self.program = Program([*prefix, *command], PROXY_CORE, self.directory / "log", self.environment)
+        self.program.wait_for_port(self.port)
+
+    def prepare(self):
+        """Writes the configuration; returns the command."""
+        raise NotImplementedError
+
+    def write(self, name, **settings):
+        """Fills a template in."""
+        return write_template(name, self.directory, {**self.settings, **settings})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.program.stop()
+
+
+class CnblogsProxy(Peer):
+    """Ours, as shipped: everything on, the token in its place."""
+
+    binary = os.environ.get("BINARY", ROOT / "target/release/cnblogs-proxy")
+
+    def prepare(self):
+        token = self.directory / "token"
+        token.write_text(TOKEN + "\n")
+        token.chmod(0o600)
+        http = {"http1": "1.1", "http2": "2", "plain": "1.1"}[self.setup.upstream]
+        config = self.write(
+            "cnblogs-proxy.toml",
+            WORKERS=self.setup.workers,
+            HTTP=http,
+            CA_IF_TLS="" if self.setup.upstream == "plain" else self.settings["CA"],
+            MORE=self.setup.more,
+        )
+        return [self.binary, "--config", config]
+
+
+class Nginx(Peer):
+    """Debian's nginx. It speaks no HTTP/2 to upstreams."""
+
+    def prepare(self):
+        return ["nginx", "-c", self.write("nginx.conf", BUFFERS=NGINX_BULK if self.setup.bulk else "")]
+
+
+class Haproxy(Peer):
+    """Debian's haproxy."""
+
+    def prepare(self):
+        protocol = "h2" if self.setup.upstream == "http2" else "http/1.1"
+        tls = (
+            f"ssl verify required ca-file {self.settings['CA']} verifyhost localhost sni str(localhost) "
+            f"ssl-min-ver TLSv1.3 alpn {protocol}"
+        )
+        buffer = 131072 if self.setup.bulk else 16384
+        config = self.write("haproxy.cfg", TLS="" if self.setup.upstream == "plain" else tls, BUFFER=buffer)
+        return ["haproxy", "-f", config]
+
+
+class Kubectl(Peer):
+    """`kubectl proxy`, the tool that is nearest in kind."""
+
+    def prepare(self):
+        config = self.write("kubeconfig.yaml")
+        return ["kubectl", "--kubeconfig", config, "proxy", "--port", self.port]
+
+
+class Caddy(Peer):
+    """Debian's caddy."""
+
+    def prepare(self):
+        self.environment = {"HOME": str(self.directory), "GOMAXPROCS": "1"}
+        config = self.write("Caddyfile", HTTP="2" if self.setup.upstream == "http2" else "1.1")
+        return ["caddy", "run", "--adapter", "caddyfile", "--config", config]
+
+
+class Envoy(Peer):
+    """Envoy with its `credential_injector`, from PyPI."""
+
+    def prepare(self):
+        http = "http2_protocol_options" if self.setup.upstream == "http2" else "http_protocol_options"
+        config = self.write("envoy.yaml", HTTP=http, BUFFER=131072 if self.setup.bulk else 1048576)
+        program = os.environ.get("ENVOY", "envoy")
+        return [program, "--config-path", config, "--concurrency", 1, "--log-level", "error", "--disable-hot-restart"]
+
+
+PEERS = {
+    "cnblogs-proxy": CnblogsProxy,
+    "nginx": Nginx,
+    "haproxy": Haproxy,
+    "kubectl proxy": Kubectl,
+    "caddy": Caddy,
+    "envoy": Envoy,
+}
