@@ -12,6 +12,12 @@ from templates import write_template
 ROOT = Path(__file__).resolve().parents[2]
 NGINX_BULK = "proxy_buffer_size 64k; proxy_buffers 16 64k; proxy_busy_buffers_size 128k; client_body_buffer_size 128k;"
 
+PERSONAL_ACCESS_TOKEN = """\
+[account.main]
+grant      = "personal_access_token"
+token_file = "{}"
+"""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -21,8 +27,9 @@ class Setup:
     upstream: str = "http1"
     # Large buffers, where a proxy has a knob for them.
     bulk: bool = False
-    # For our own program.
+    # For our own program: worker threads, another account than one with the token in its store, more tables.
     workers: int = 1
+    account: str = ""
     more: str = ""
     # Where to, when it isn't the origin itself.
     port: int = 0
@@ -41,7 +48,7 @@ class Peer:
         self.directory = Path(directory)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
-        self.setup = setup
+        self.setup, self.origin = setup, origin
         self.port = free_port()
         self.settings = {
             "DIRECTORY": self.directory,
@@ -85,6 +92,7 @@ class CnblogsProxy(Peer):
             WORKERS=self.setup.workers,
             HTTP=http,
             CA_IF_TLS="" if self.setup.upstream == "plain" else self.settings["CA"],
+            ACCOUNT=self.setup.account or PERSONAL_ACCESS_TOKEN.format(token),
             MORE=self.setup.more,
         )
         return [self.binary, "--config", config]
@@ -112,9 +120,11 @@ class Haproxy(Peer):
 
 
 class Kubectl(Peer):
-    """`kubectl proxy`, the tool that is nearest in kind."""
+    """`kubectl proxy`, the tool that is nearest in kind. It speaks HTTP/2 whenever it can, as it does in a cluster."""
 
     def prepare(self):
+        if not self.setup.port:
+            self.settings["UPSTREAM"] = self.origin.http2
         config = self.write("kubeconfig.yaml")
         return ["kubectl", "--kubeconfig", config, "proxy", "--port", self.port]
 

@@ -38,12 +38,13 @@ class Program:
         self.name = Path(command[0]).name
         self.log = Path(log)
         self.process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *map(str, command)],
+            [*map(str, command)],
             stdin=subprocess.DEVNULL,
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
             start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
 
     def __enter__(self):
@@ -61,7 +62,7 @@ class Program:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 return
             except OSError:
-                time.sleep(0.02)
+                time.sleep(0.0005)
         raise Failed(f"{self.name} does not listen: {self.said()}")
 
     def must_run(self):

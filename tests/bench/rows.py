@@ -1,0 +1,391 @@
+"""The rows of the table: each function measures one thing and returns what it found."""
+
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+import counting
+from lab import HAPROXY, NGINX, OURS, cpu_us, ratio
+from origin import TOKEN
+from peers import PEERS, ROOT, Setup
+from processes import Failed, free_port
+from tokens import TokenServer, client_credentials
+
+KIB = 1024
+CONNECTIONS = 64
+MANY_CONNECTIONS = 9500
+GIVEN_BACK_WITHIN_SECS = 60
+CHANGES = 20
+
+
+@dataclass
+class Goal:
+    """One line of what must be reached. `must` and `aim` are the most that `reached` may be."""
+
+    what: str
+    reached: float | None
+    must: float
+    aim: float
+    unit: str = ""
+
+
+@dataclass
+class Found:
+    """What a row found: goals, and a table of figures by peer."""
+
+    goals: list = field(default_factory=list)
+    # {title of a column: {peer: figure}}, and the same as ratios to nginx.
+    figures: dict = field(default_factory=dict)
+    ratios: dict = field(default_factory=dict)
+
+
+def median_of(measured):
+    """The median of each peer's figures."""
+    return {name: statistics.median(figures) for name, figures in measured.items()}
+
+
+def compared(title, measured, goals):
+    """A row of processor time. `goals` are (base, must, aim)."""
+    found = Found(figures={title: median_of(measured)})
+    found.ratios[title] = {name: ratio(measured, name, NGINX) for name in measured}
+    for base, must, aim in goals:
+        found.goals.append(Goal(f"CPU a request, {title}, to {base}", ratio(measured, OURS, base), must, aim, "x"))
+    return found
+
+
+def small(lab):
+    """1 KiB on 64 connections, HTTP/1.1 over TLS to the origin."""
+    measured = lab.among_peers(lambda proxy: cpu_us(proxy, lambda: lab.wrk(proxy.port, "1k", CONNECTIONS)))
+    return compared("1 KiB, 64 connections", measured, [(NGINX, 1.0, 0.85), (HAPROXY, 1.0, 0.85)])
+
+
+def small_http2(lab):
+    """The same with HTTP/2 to the origin, beside nginx, which can't."""
+    http2 = Setup(upstream="http2")
+    setups = {peer: (peer, Setup() if peer == NGINX else http2) for peer in lab.peers}
+    measured = lab.in_turns(setups, lambda proxy: cpu_us(proxy, lambda: lab.wrk(proxy.port, "1k", CONNECTIONS)))
+    return compared("1 KiB, 64 connections, HTTP/2 upstream", measured, [])
+
+
+def at_500(lab):
+    """500 requests a second, on 16 connections: processor time, and latency beside the origin alone."""
+    found, latencies, direct = at_rate(lab, 500, [(NGINX, 0.90, 0.75)])
+    for part in ("p50", "p99"):
+        added = {name: [each[part] for each in rounds] for name, rounds in latencies.items()}
+        base = [each[part] for each in direct]
+        added = {name: [one - zero for one, zero in zip(rounds, base)] for name, rounds in added.items()}
+        found.figures[f"500/s, added {part}, µs"] = median_of(added)
+        reached = ratio(added, OURS, NGINX)
+        found.goals.append(Goal(f"latency added at 500/s, {part}, to nginx", reached, 1.0, 0.85, "x"))
+    return found
+
+
+def at_20(lab):
+    """20 requests a second."""
+    return at_rate(lab, 20, [(NGINX, 0.85, 0.60)])[0]
+
+
+def at_rate(lab, rate, goals):
+    """An open loop; returns the row, the latencies of every round, and those of the origin alone."""
+    count, direct, latencies = max(rate * lab.secs, 60), [], {}
+
+    def ask(port, token=None):
+        said = lab.load("open", port, "/1k", lab.file("1k"), rate, count, 16, token=token)
+        return said["requests"], {"p50": said["p50_us"], "p99": said["p99_us"]}
+
+    def measure(proxy):
+        before = proxy.program.cpu_ns()
+        requests, seen = ask(proxy.port)
+        latencies.setdefault(names[type(proxy)], []).append(seen)
+        if type(proxy) is first:
+            direct.append(ask(lab.origin.plain, TOKEN)[1])
+        return (proxy.program.cpu_ns() - before) / requests / 1000
+
+    names = {kind: name for name, kind in PEERS.items()}
+    first = PEERS[lab.peers[0]]
+    measured = lab.among_peers(measure)
+    return compared(f"{rate}/s", measured, goals), latencies, direct
+
+
+def medium(lab):
+    """100 KiB on 64 connections, large buffers where there is a knob."""
+
+    def measure(proxy):
+        return cpu_us(proxy, lambda: lab.wrk(proxy.port, "100k", CONNECTIONS))
+
+    measured = lab.among_peers(measure, Setup(bulk=True))
+    return compared("100 KiB", measured, [(NGINX, 0.65, 0.55), (HAPROXY, 0.85, 0.70)])
+
+
+def download(lab):
+    """64 MiB down."""
+
+    def measure(proxy):
+        return cpu_us(proxy, lambda: lab.load("get", proxy.port, "/64m", lab.file("64m"), 3)["requests"])
+
+    measured = lab.among_peers(measure, Setup(bulk=True))
+    return compared("64 MiB down", measured, [(NGINX, 0.60, 0.50), (HAPROXY, 1.0, 1.0)])
+
+
+def upload(lab):
+    """16 MiB up, kept by the origin and compared there."""
+    sent = lab.directory / "16m"
+    sent.write_bytes(lab.file("64m").read_bytes()[: 16 * KIB * KIB])
+
+    def measure(proxy):
+        path = f"/put/{proxy.port}"
+        spent = cpu_us(proxy, lambda: lab.load("put", proxy.port, path, sent, 6)["requests"])
+        if (lab.origin.files / path[1:]).read_bytes() != sent.read_bytes():
+            raise Failed("an upload did not arrive as it was sent")
+        return spent
+
+    measured = lab.among_peers(measure, Setup(bulk=True), without=("kubectl proxy",))
+    return compared("16 MiB up", measured, [(NGINX, 0.50, 0.40), (HAPROXY, 1.0, 1.0)])
+
+
+def instructions(lab):
+    """User-space instructions of one request."""
+    found = Found()
+    for title, upstream, must, aim in (("TLS", "http1", 45.0, 20.0), ("plain", "plain", 45.0, 20.0)):
+
+        def start(prefix, upstream=upstream):
+            return lab.start(OURS, Setup(upstream=upstream), prefix)
+
+        thousands = counting.instructions_a_request(start, lab.directory) / 1000
+        found.goals.append(Goal(f"instructions a request, {title}", thousands, must, aim, "k"))
+    return found
+
+
+def system_calls(lab):
+    """System calls of one request."""
+    found = Found()
+    for connections, must in ((1, 6.0), (32, 4.3)):
+
+        def start(prefix):
+            return lab.start(OURS, Setup(), prefix)
+
+        calls = counting.system_calls_a_request(start, lab.directory, connections)
+        found.goals.append(Goal(f"system calls a request, {connections} connections", calls, must, must))
+    return found
+
+
+def memory(lab):
+    """PSS: idle, with idle connections, after they went, and with slow readers."""
+    found = Found(figures={"idle, MiB": {}, "a connection of 1,000, KiB": {}, "a connection of 9,500, KiB": {},
+                           "after 9,500, MiB": {}, "8 slow readers, + MiB": {}})
+    for peer in [peer for peer in lab.peers if peer in (OURS, NGINX, HAPROXY)]:
+        for column, figure in zip(found.figures.values(), memory_of(lab, peer)):
+            column[peer] = figure
+
+    idle, _, each, after, slow = (column.get(OURS) for column in found.figures.values())
+    if idle:
+        found.goals += [
+            Goal("idle memory", idle, 6, 4, " MiB"),
+            Goal("memory an idle connection, 9,500", each, 18, 4, " KiB"),
+            Goal("memory within 60 s of 9,500 closing, to idle", after / idle, 1.5, 1.2, "x"),
+            Goal("8 slow readers of 64 MiB, above idle", slow, 12, 4, " MiB"),
+        ]
+    return found
+
+
+def memory_of(lab, peer):
+    """The five figures of one proxy."""
+    with lab.start(peer) as proxy:
+        lab.load("get", proxy.port, "/1k", lab.file("1k"), 10)
+        idle = proxy.program.pss_kib()
+        each = []
+        for connections in (1000, MANY_CONNECTIONS):
+            with lab.kept("hold", proxy.port, "/1k", lab.file("1k"), connections):
+                each.append((proxy.program.pss_kib() - idle) / connections)
+        after = lowest_within(proxy, idle * 1.2)
+    with lab.start(peer) as proxy:
+        lab.load("get", proxy.port, "/1k", lab.file("1k"), 10)
+        fresh = proxy.program.pss_kib()
+        with lab.kept("slow", proxy.port, "/64m", lab.file("64m"), 8):
+            time.sleep(5)
+            slow = proxy.program.pss_kib() - fresh
+    return idle / KIB, *each, after / KIB, slow / KIB
+
+
+def lowest_within(proxy, enough):
+    """The memory when it is back at what is enough, or when its time is over."""
+    until = time.monotonic() + GIVEN_BACK_WITHIN_SECS
+    while (now := proxy.program.pss_kib()) > enough and time.monotonic() < until:
+        time.sleep(1)
+    return now
+
+
+def cold_start(lab):
+    """From spawn to the first proxied answer."""
+    found = {peer: [] for peer in lab.peers}
+    for _ in range(max(lab.rounds, 5)):
+        for peer in lab.peers:
+            begun_at = time.monotonic()
+            with lab.start(peer) as proxy:
+                counting.ask(proxy.port, 1)
+                found[peer].append((time.monotonic() - begun_at) * 1000)
+    figures = median_of(found)
+    goals = [Goal("cold start to first byte", figures.get(OURS), 20, 12, " ms")]
+    return Found(goals, {"cold start, ms": figures})
+
+
+def token_changes(lab):
+    """20 changes of the token at 2,000 requests a second; nginx changes it by reload."""
+    found, rate, pace = Found(), 2000, None
+    count = rate * max(lab.secs * 2, 8)
+    with TokenServer() as server:
+        with lab.start(OURS, Setup(account=client_credentials(server, lab.directory))) as proxy:
+            words = ("change", proxy.port, "/token", rate, count, 32)
+            before = lab.load(*words, 0, "true")
+            refresh = f"curl -fsS -o /dev/null -X POST http://localhost:{proxy.port}/-/refresh/main"
+            said = lab.load(*words, CHANGES, "sh", "-c", refresh)
+    if said["newest"] < CHANGES:
+        raise Failed(f"the token changed {said['newest']} times, not {CHANGES}")
+    found.goals = [
+        Goal("20 token changes at 2,000/s: requests with the old token", said["old_tokens"], 0, 0),
+        Goal("20 token changes at 2,000/s: failed", said["errors"], 0, 0),
+        Goal("p99 with them, to p99 without", said["p99_us"] / before["p99_us"], 1.1, 1.1, "x"),
+    ]
+    return found
+
+
+def growth(lab):
+    """Processor time a request when there is more of everything."""
+    found = Found()
+
+    def measure(connections, header=()):
+        return lambda proxy: cpu_us(proxy, lambda: lab.wrk(proxy.port, "1k", connections, header=header))
+
+    few = median_of(lab.in_turns({OURS: (OURS, Setup())}, measure(1)))[OURS]
+    many = median_of(lab.in_turns({OURS: (OURS, Setup())}, measure(MANY_CONNECTIONS), 2))[OURS]
+    found.goals.append(Goal("CPU a request, 9,500 connections to 1", many / few, 1.3, 1.3, "x"))
+
+    header = ("-H", "Authorization: Bearer " + "k" * 40 + "0")
+    setups = {
+        "plain": (OURS, Setup()),
+        "1,000 routes": (OURS, Setup(more=routes(lab, 1000))),
+        "16 accounts": (OURS, Setup(account=accounts(lab, 16), more='account = "main"')),
+        "1 key": (OURS, Setup(more=keys(lab, 1))),
+        "1,000 keys": (OURS, Setup(more=keys(lab, 1000))),
+    }
+    measured = lab.in_turns(setups, measure(CONNECTIONS, header))
+    for more, base in (("1,000 routes", "plain"), ("16 accounts", "plain"), ("1,000 keys", "1 key")):
+        found.goals.append(Goal(f"CPU a request, {more} to 1", ratio(measured, more, base), 1.05, 1.05, "x"))
+    return found
+
+
+def routes(lab, count):
+    """Tables of more routes beside the first, to the same origin."""
+    table = '[[route]]\nprefix = "/r{0}"\nupstream = "http://localhost:{1}"\n'
+    return "\n" + "".join(table.format(number, lab.origin.plain) for number in range(count - 1))
+
+
+def keys(lab, count):
+    """Tables of caller keys; the one that is sent is the first, which a search from the end finds last."""
+    tables = ["\n"]
+    for number in range(count):
+        file = lab.directory / f"key-{number}"
+        file.write_text("k" * 40 + f"{number}\n")
+        file.chmod(0o600)
+        tables.append(f'[[callers.key]]\nname = "k{number}"\nfile = "{file}"\n')
+    return "".join(tables)
+
+
+def accounts(lab, count):
+    """Tables of accounts, `main` and others."""
+    token = lab.directory / "token"
+    token.write_text("bench-" + "0123456789abcdef" * 4 + "\n")
+    token.chmod(0o600)
+    names = ["main", *(f"a{number}" for number in range(count - 1))]
+    table = '[account.{}]\ngrant = "personal_access_token"\ntoken_file = "{}"\n'
+    return "".join(table.format(name, token) for name in names)
+
+
+def waiting(lab):
+    """1,000 callers who wait for one token."""
+    with TokenServer(delay_secs=2) as server:
+        with lab.start(OURS, Setup(account=client_credentials(server, lab.directory))) as proxy:
+            said = lab.load("burst", proxy.port, "/1k", lab.file("1k"), 1000)
+            granted = server.granted
+    return Found([
+        Goal("1,000 waiting on one refresh: grants", granted, 1, 1),
+        Goal("1,000 waiting 2 s on one refresh: until the last answer", said["secs"], 4, 3, " s"),
+    ])
+
+
+def http2(lab):
+    """Our own program: HTTP/2 to the origin beside HTTP/1.1."""
+    setups = {"HTTP/1.1": (OURS, Setup()), "HTTP/2": (OURS, Setup(upstream="http2"))}
+
+    def paced(rate):
+        count = max(rate * lab.secs, 60)
+        return lambda port: lab.load("open", port, "/1k", lab.file("1k"), rate, count, 16)["requests"]
+
+    loads = {
+        "1 connection": lambda port: lab.wrk(port, "1k", 1),
+        "20/s": paced(20),
+        "500/s": paced(500),
+        "64 connections": lambda port: lab.wrk(port, "1k", CONNECTIONS),
+    }
+    found = Found()
+    for title, ask in loads.items():
+        measured = lab.in_turns(setups, lambda proxy: cpu_us(proxy, lambda: ask(proxy.port)))
+        found.figures[f"{title}, µs a request"] = median_of(measured)
+    return found
+
+
+def delay(lab):
+    """Our own program: 64 MiB down, when the way to the origin takes its time."""
+    found = Found()
+    for delay_ms in (0, 20, 100):
+        title = f"64 MiB down, {delay_ms} ms each way, s"
+        found.figures[title] = {
+            name: delayed(lab, upstream, delay_ms) for name, upstream in (("HTTP/1.1", "http1"), ("HTTP/2", "http2"))
+        }
+    return found
+
+
+def delayed(lab, upstream, delay_ms):
+    """Seconds of a download through a relay that holds every byte back."""
+    port = free_port()
+    with lab.relay(port, getattr(lab.origin, upstream), delay_ms):
+        with lab.start(OURS, Setup(upstream=upstream, port=port)) as proxy:
+            lab.load("get", proxy.port, "/1k", lab.file("1k"), 1)
+            return statistics.median(
+                lab.load("get", proxy.port, "/64m", lab.file("64m"), 1)["secs"] for _ in range(min(lab.rounds, 3))
+            )
+
+
+def size(lab):
+    """The binary as containers take it: stripped, static."""
+    host = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
+    target = host.partition("host: ")[2].split()[0]
+    subprocess.run(
+        ["cargo", "rustc", "--quiet", "--locked", "--release", "--bin", "cnblogs-proxy", "--target", target, "--",
+         "-C", "target-feature=+crt-static"],
+        check=True, cwd=ROOT,
+    )
+    built = lab.target / target / "release/cnblogs-proxy"
+    return Found([Goal("binary, stripped, static", built.stat().st_size / 1e6, 10, 6, " MB")])
+
+
+ROWS = {
+    "small": small,
+    "small-http2": small_http2,
+    "500": at_500,
+    "20": at_20,
+    "100k": medium,
+    "download": download,
+    "upload": upload,
+    "instructions": instructions,
+    "system-calls": system_calls,
+    "memory": memory,
+    "cold-start": cold_start,
+    "token-changes": token_changes,
+    "waiting": waiting,
+    "growth": growth,
+    "http2": http2,
+    "delay": delay,
+    "size": size,
+}
