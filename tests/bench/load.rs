@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
@@ -19,8 +19,8 @@ usage: load open  PORT PATH EXPECTED RATE COUNT CONNECTIONS   from the intended 
        load burst PORT PATH EXPECTED CONNECTIONS              all at once
        load hold  PORT PATH EXPECTED CONNECTIONS              one request each, then held until standard input ends
        load slow  PORT PATH EXPECTED CONNECTIONS              a little at a time, until standard input ends
-       load change PORT PATH RATE COUNT CONNECTIONS CHANGES COMMAND...
-                                         the body is the token that came; COMMAND with a number changes it
+       load change PORT PATH RATE COUNT CONNECTIONS CHANGES REFRESH_PATH
+                                         the body is the token that came; a POST to REFRESH_PATH changes it
        load relay PORT TO_PORT DELAY_MS                       bytes come that much later, both ways
 LOAD_TOKEN in the environment is sent along: for the origin itself, where no proxy is between.";
 /// What a thread needs that only waits for an answer.
@@ -53,7 +53,9 @@ fn run(arguments: &[String]) -> Outcome<String> {
             let target = Target::new(port, path, expected)?;
             Ok(open_loop(&target, &Pace::new(rate, count, connections)?)?.report())
         }
-        ["get", port, path, expected, count] => one_by_one(&Target::new(port, path, expected)?, count.parse()?),
+        ["get", port, path, expected, count] => {
+            one_by_one(&Target::new(port, path, expected)?, count.parse()?)
+        }
         ["put", port, path, file, count] => uploads(&Target::new(port, path, file)?, count.parse()?),
         ["burst", port, path, expected, connections] => {
             burst(&Target::new(port, path, expected)?, connections.parse()?)
@@ -64,10 +66,13 @@ fn run(arguments: &[String]) -> Outcome<String> {
         ["slow", port, path, expected, connections] => {
             slow(&Target::new(port, path, expected)?, connections.parse()?)
         }
-        ["change", port, path, rate, count, connections, changes, ref command @ ..] => {
-            change(&Target::anything(port, path)?, &Pace::new(rate, count, connections)?, changes.parse()?, command)
+        ["change", port, path, rate, count, connections, changes, refresh] => {
+            let (target, refresh) = (Target::anything(port, path)?, Target::anything(port, refresh)?);
+            change(&target, &Pace::new(rate, count, connections)?, changes.parse()?, &refresh)
         }
-        ["relay", port, to, delay] => relay(port.parse()?, to.parse()?, Duration::from_millis(delay.parse()?)),
+        ["relay", port, to, delay] => {
+            relay(port.parse()?, to.parse()?, Duration::from_millis(delay.parse()?))
+        }
         _ => Err(USAGE.into()),
     }
 }
@@ -90,12 +95,13 @@ impl Target {
     /// Whatever the body is.
     fn anything(port: &str, path: &str) -> Outcome<Self> {
         let token = std::env::var("LOAD_TOKEN").ok();
-        let authorization = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+        let authorization =
+            token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
         Ok(Self { port: port.parse()?, path: path.to_owned(), body: Vec::new(), authorization })
     }
 
     fn head(&self, method: &str, length: usize) -> String {
-        let length = if method == "PUT" { format!("Content-Length: {length}\r\n") } else { String::new() };
+        let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
         let (path, port, token) = (&self.path, self.port, &self.authorization);
         format!("{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\n{token}{length}\r\n")
     }
@@ -158,6 +164,12 @@ impl Caller {
         if seen == target.body.len() { Ok(()) } else { Err(format!("{seen} bytes came").into()) }
     }
 
+    fn post(&mut self, target: &Target) -> Outcome<()> {
+        self.stream.write_all(target.head("POST", 0).as_bytes())?;
+        self.head()?;
+        Ok(())
+    }
+
     fn upload(&mut self, target: &Target) -> Outcome<()> {
         self.stream.write_all(target.head("PUT", target.body.len()).as_bytes())?;
         self.stream.write_all(&target.body)?;
@@ -169,17 +181,18 @@ impl Caller {
     /// ends and starts.
     fn head(&mut self) -> Outcome<(usize, usize, usize)> {
         let mut filled = 0;
-        loop {
+        let end = loop {
             filled += self.read(filled)?;
             if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
-                if !head.starts_with("http/1.1 20") {
-                    return Err(format!("answered: {}", head.lines().next().unwrap_or_default()).into());
-                }
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-                return Ok((length.map_or(Ok(0), |length| length.trim().parse())?, filled, end + 4));
+                break end;
             }
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
+        if !head.starts_with("http/1.1 20") {
+            return Err(format!("answered: {}", head.lines().next().unwrap_or_default()).into());
         }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+        Ok((length.map_or(Ok(0), |length| length.trim().parse())?, filled, end + 4))
     }
 
     fn read(&mut self, at: usize) -> Outcome<usize> {
@@ -204,7 +217,8 @@ impl Seen {
     fn report(mut self) -> String {
         self.latencies.sort_unstable();
         let at = |part: f64| {
-            let place = ((self.latencies.len() as f64 * part) as usize).min(self.latencies.len().saturating_sub(1));
+            let place =
+                ((self.latencies.len() as f64 * part) as usize).min(self.latencies.len().saturating_sub(1));
             self.latencies.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
         };
         format!(
@@ -262,30 +276,35 @@ fn number_of(body: &[u8]) -> usize {
 }
 
 /// Changes the token again and again under an open loop; no request that begins after a change may have the old one.
-fn change(target: &Target, pace: &Pace, changes: usize, command: &[&str]) -> Outcome<String> {
+fn change(target: &Target, pace: &Pace, changes: usize, refresh: &Target) -> Outcome<String> {
+    let number_now = |caller: &mut Caller| -> Outcome<usize> {
+        let mut body = Vec::new();
+        caller.ask(target, |_, piece| body.write_all(piece).is_ok())?;
+        Ok(number_of(&body))
+    };
+    let base = number_now(&mut Caller::connect(target.port)?)?;
     let whole = pace.every.mul_f64(pace.count as f64);
     let between = whole.div_f64((changes + 1) as f64);
     let (seen, changed) = thread::scope(|scope| {
         let load = scope.spawn(|| open_loop(target, pace));
-        let mut changed = Vec::new();
+        let (begun_at, mut changed) = (Instant::now(), Vec::new());
         for number in 1..=changes {
-            thread::sleep(between);
-            let status = Command::new(command[0]).args(&command[1..]).arg(number.to_string()).status()?;
-            if !status.success() {
-                return Err(format!("change {number} failed: {status}").into());
-            }
-            changed.push((Instant::now(), number));
+            thread::sleep(
+                (begun_at + between.mul_f64(number as f64)).saturating_duration_since(Instant::now()),
+            );
+            Caller::connect(refresh.port)?.post(refresh)?;
+            changed.push((Instant::now(), base + number));
         }
-        let seen = load.join().map_err(|_| "the load panicked")??;
+        let seen = load.join().expect("the load does not panic")?;
         Outcome::Ok((seen, changed))
     })?;
     let wanted_at = |at: Instant| {
         changed.iter().rev().find(|(changed_at, _)| *changed_at < at).map_or(0, |(_, number)| *number)
     };
     let old = seen.tokens.iter().filter(|(at, number)| *number < wanted_at(*at)).count();
-    let newest = seen.tokens.iter().map(|(_, number)| *number).max().unwrap_or(0);
+    let changed = number_now(&mut Caller::connect(target.port)?)? - base;
     let report = seen.report();
-    Ok(format!("{}, \"old_tokens\": {old}, \"newest\": {newest}}}", report.trim_end_matches('}')))
+    Ok(format!("{}, \"old_tokens\": {old}, \"changed\": {changed}}}", report.trim_end_matches('}')))
 }
 
 fn one_by_one(target: &Target, count: usize) -> Outcome<String> {
@@ -391,7 +410,7 @@ fn in_threads(count: usize, work: impl Fn(usize) -> Outcome<()> + Sync) -> Outco
             })
             .collect::<io::Result<_>>()?;
         for thread in threads {
-            thread.join().map_err(|_| "a thread panicked")??;
+            thread.join().expect("the work does not panic")?;
         }
         Ok(())
     })

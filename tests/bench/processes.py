@@ -37,6 +37,7 @@ class Program:
     def __init__(self, command, core, log, environment=None):
         self.name = Path(command[0]).name
         self.log = Path(log)
+        self.begun_at = time.monotonic()
         self.process = subprocess.Popen(
             [*map(str, command)],
             stdin=subprocess.DEVNULL,
