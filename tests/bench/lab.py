@@ -21,7 +21,7 @@ class Lab:
     def __init__(self, directory, origin, peers, rounds, secs):
         self.directory, self.origin = Path(directory), origin
         self.peers, self.rounds, self.secs = peers, rounds, secs
-        self.target = Path(os.environ["BINARY"]).parents[1]
+        self.target = Path(os.environ["TARGET"])
         self.numbers = itertools.count()
 
     def start(self, peer, setup=Setup(), prefix=()):

@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,8 @@ QUICK_PEERS = ["cnblogs-proxy", "nginx", "haproxy"]
 def main():
     """Runs what was asked for; returns the exit code."""
     chosen = arguments()
+    # Ending early still stops what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

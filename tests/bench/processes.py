@@ -55,7 +55,15 @@ class Program:
         self.stop()
 
     def wait_for_port(self, port):
-        """Returns as soon as somebody accepts on this port."""
+        """Returns as soon as somebody accepts on this port; ends the program when nobody does."""
+        try:
+            self.poll_port(port)
+        except BaseException:
+            self.stop()
+            raise
+
+    def poll_port(self, port):
+        """Tries to connect until it works or takes too long."""
         deadline = time.monotonic() + START_LIMIT_SECS
         while time.monotonic() < deadline:
             self.must_run()
