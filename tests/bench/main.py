@@ -80,6 +80,8 @@ def measure(chosen):
             except Failed as failure:
                 failures.append(f"{name}: {failure}")
             print(f"{time.monotonic() - row_begun_at:.0f} s", file=sys.stderr)
+            if name in found:
+                print(table.summary(found[name]), file=sys.stderr)
 
     said = f"{datetime.now(UTC):%Y-%m-%d}, {rounds} rounds of {secs} s, in {(time.monotonic() - begun_at) / 60:.0f} minutes."
     written = table.markdown(found, said)

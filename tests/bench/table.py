@@ -20,13 +20,25 @@ def verdict(goal):
     return "must" if goal.reached <= goal.must else "**missed**"
 
 
+def summary(one):
+    """What a row found, for whoever watches: goals, or figures where there are none."""
+    lines = [f"    {goal.what}: {reached_by(goal)} ({verdict(goal)})" for goal in one.goals]
+    for title, column in one.figures.items():
+        lines.append(f"    {title}: " + ", ".join(f"{name} {figure(number)}" for name, number in column.items()))
+    return "\n".join(lines)
+
+
+def reached_by(goal):
+    """The figure with its unit."""
+    return "-" if goal.reached is None else figure(goal.reached) + goal.unit
+
+
 def goals_table(found):
     """What must be reached, what to aim for, and what was."""
     lines = ["| | must | aim | reached | |", "|---|---|---|---|---|"]
     for goal in (goal for one in found.values() for goal in one.goals):
-        reached = "-" if goal.reached is None else figure(goal.reached) + goal.unit
         must, aim = (figure(most) + goal.unit for most in (goal.must, goal.aim))
-        lines.append(f"| {goal.what} | {must} | {aim} | {reached} | {verdict(goal)} |")
+        lines.append(f"| {goal.what} | {must} | {aim} | {reached_by(goal)} | {verdict(goal)} |")
     return "\n".join(lines)
 
 
