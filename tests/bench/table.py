@@ -6,7 +6,7 @@ from lab import OURS
 
 PALETTE = {OURS: "#1a7f37", "nginx": "#57606a", "haproxy": "#8c959f"}
 OTHER_COLOUR = "#d0d7de"
-BAR, GAP, LEFT, WIDTH = 14, 22, 230, 420
+BAR, GAP, LEFT, WIDTH = 14, 22, 120, 420
 # Ratios beyond this leave the picture; the figure stands beside the bar.
 MOST_SHOWN = 2.0
 
@@ -87,7 +87,8 @@ def picture(found):
         shown = {name: value for name, value in ratios.items() if value is not None}
         if not shown:
             continue
-        drawn.append(text(LEFT - 100, y + BAR - 3, title, "end", "600"))
+        y += BAR
+        drawn.append(text(12, y - 3, title, "start", "600"))
         for name, value in shown.items():
             drawn.append(bar(y, name, value))
             y += BAR + 2
