@@ -4,6 +4,7 @@ mod check;
 mod daemon;
 mod log;
 mod login;
+mod manual;
 mod serve;
 mod show;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use manual::Page;
 use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
@@ -25,7 +27,8 @@ use crate::store::StoreError;
 /// Log in once with a browser; point any HTTP client at <http://127.0.0.1:8262> from then on. The daemon keeps the
 /// token fresh and adds it to every request.
 #[derive(Parser)]
-#[command(name = "cnblogs-proxy", version, max_term_width = 100, after_help = FIRST_STEPS)]
+#[command(name = "cnblogs-proxy", version, max_term_width = 100, subcommand_value_name = "COMMAND")]
+#[command(after_help = format!("{FIRST_STEPS}\n\nExit codes: {EXIT_CODES}"))]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -73,8 +76,14 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page: `cnblogs-proxy man | man -l -`
+    ///
+    /// With `config`, the page of the configuration file.
+    Man {
+        /// Which page
+        #[arg(value_enum, default_value = "command")]
+        page: Page,
+    },
 }
 
 #[derive(Args)]
@@ -110,9 +119,8 @@ First steps:
   CNBLOGS_PAT=... cnblogs-proxy
                               run with a personal access token: no login needed
   curl http://127.0.0.1:8262/api/users
-                              a request with your token on it
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 login required, 78 configuration error";
+                              a request with your token on it";
+const EXIT_CODES: &str = "0 done, 1 failed, 2 usage, 3 login required, 78 configuration error";
 
 /// Runs the program.
 pub fn run() -> ExitCode {
@@ -147,17 +155,9 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
     let command = command.unwrap_or(Command::Serve);
     match command {
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "cnblogs-proxy", &mut script);
-            return print_bytes(&script);
+            return print_bytes(manual::completions(shell, Cli::command()).as_bytes());
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command())
-                .render(&mut page)
-                .map_err(|error| Failure::of(&error.into()))?;
-            return print_bytes(&page);
-        }
+        Command::Man { page } => return print_bytes(&manual::page(page, Cli::command())),
         _ => {}
     }
 
@@ -178,7 +178,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         }
         Command::Check => check::check(&config),
         Command::Health => show::health(&config),
-        Command::Completions { .. } | Command::Man => Ok(Exit::Done),
+        Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }
 }
 

@@ -19,6 +19,7 @@ mod login;
 mod network;
 mod provider;
 mod sandbox;
+mod shells;
 mod soak;
 mod store;
 mod tokens;
