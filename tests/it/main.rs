@@ -17,6 +17,7 @@ mod forwarding;
 mod house;
 mod login;
 mod network;
+mod notices;
 mod provider;
 mod sandbox;
 mod shells;
