@@ -68,7 +68,11 @@ enum Command {
     /// Revoke the refresh token at the server and erase the stored login
     Logout(OneAccount),
     /// Read the configuration and everything it names, and say what would be used; connects to nothing
-    Check,
+    Check {
+        /// Try the API and the authorization server as well: names, connections, certificates; sends no secret
+        #[arg(long)]
+        connect: bool,
+    },
     /// Exit 0 when the daemon can serve requests: for container health checks
     Health,
     /// Print a completion script for a shell
@@ -162,7 +166,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
     }
 
     let config = match command {
-        Command::Serve | Command::Check => Config::load(common.config.as_deref(), environment)?,
+        Command::Serve | Command::Check { .. } => Config::load(common.config.as_deref(), environment)?,
         _ => Config::load(common.config.as_deref(), &environment.without_secrets())?,
     };
     match command {
@@ -176,7 +180,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         Command::Logout(one) => {
             show::change(Change::LogOut, &config, &one.name(&config)?, &common, environment)
         }
-        Command::Check => check::check(&config),
+        Command::Check { connect } => check::check(&config, connect, environment),
         Command::Health => show::health(&config),
         Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }

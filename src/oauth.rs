@@ -321,6 +321,15 @@ impl Oauth {
         answer::read_revocation(self.post(url, form).await?).await
     }
 
+    /// How many keys of a known kind the authorization server publishes. None when it publishes nothing.
+    ///
+    /// # Errors
+    /// When it can't be asked, or answers something else.
+    pub async fn published_keys(&self) -> Result<Option<usize>, LoginError> {
+        let Some(url) = &self.account.jwks_url else { return Ok(None) };
+        keys::count(&self.http, url).await
+    }
+
     /// Asks the API who logged in. None when it does not say.
     pub async fn identity(&self, access_token: &SecretString) -> Option<Identity> {
         let url = self.account.identity_url.as_ref()?;

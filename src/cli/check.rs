@@ -1,80 +1,152 @@
-//! `check`: says what would be used, and what looks wrong. The configuration was read when this begins, so
+//! `check`: says what the daemon would do and what looks wrong. The configuration was read when this begins, so
 //! every file that it names could be read.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+mod connect;
+mod doubts;
 
+use std::time::Duration;
+
+use super::daemon::Daemon;
 use super::{Exit, Failure, say};
-use crate::config::{Account, Config, Grant, User};
+use crate::config::{Account, Callers, Config, Environment, Grant, Key, Route, User};
 
-pub(super) fn check(config: &Config) -> Result<Exit, Failure> {
-    let file = config.file.as_ref().map_or_else(
-        || "built-in defaults and the environment".to_owned(),
-        |file| file.display().to_string(),
-    );
-    say(&format!("configuration  {file}"));
-    for listen in &config.listen {
-        say(&format!("listen         {listen}"));
+const DAY_SECS: u64 = 24 * 3600;
+
+pub(super) fn check(
+    config: &Config,
+    is_to_connect: bool,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    let running = addresses_of_running(config);
+    describe(config, running.as_deref());
+    for doubt in doubts::doubts(config, running.as_deref().unwrap_or_default(), environment) {
+        say(&format!("warning: {doubt}"));
     }
-    let state = if config.state_dir.exists() { "" } else { " (will be made)" };
-    say(&format!("state          {}{state}", config.state_dir.display()));
-    say(&format!("workers        {}", config.workers));
-    for account in config.accounts.values() {
-        describe(account);
-    }
-    for route in &config.routes {
-        say(&format!(
-            "route          {} -> {}{} with account {}",
-            route.prefix,
-            route.upstream.origin(),
-            route.upstream.base_path,
-            route.account
-        ));
-    }
-    for key in &config.callers.keys {
-        say(&format!("key            {} from {}", key.name, key.secret.from));
-    }
-    let users = config.callers.users.iter().map(|user| match user {
-        User::Myself => "self".to_owned(),
-        User::Anyone => "*".to_owned(),
-        User::Uid(uid) => uid.to_string(),
-    });
-    let keys = if config.callers.keys.is_empty() { "no key needed" } else { "with a key" };
-    say(&format!("callers        users {}, {keys}", users.collect::<Vec<_>>().join(", ")));
-    for warning in warnings(config) {
-        say(&format!("warning: {warning}"));
+    if is_to_connect {
+        let unreached = connect::try_all(config)?;
+        if unreached > 0 {
+            return Err(Failure::new(Exit::Failed, format!("{unreached} of the servers can't be used"))
+                .with_hint(connect::advice(environment)));
+        }
     }
     say("ok");
     Ok(Exit::Done)
 }
 
-fn describe(account: &Account) {
-    let name = &account.name;
-    let grant = account.grant.as_str();
-    match account.grant {
-        Grant::PersonalAccessToken => {
-            say(&format!("account        {name}: {grant}, token from {}", account.secret.from));
-        }
-        _ => say(&format!(
-            "account        {name}: {grant}, client {}, secret from {}, token endpoint {}",
-            account.client_id, account.secret.from, account.token_url
-        )),
+/// Where the daemon on this state directory listens, when one is running and may be asked.
+fn addresses_of_running(config: &Config) -> Option<Vec<String>> {
+    let daemon = Daemon::find(&config.state_dir).ok()??;
+    let status = daemon.get("/-/status").ok()?.json();
+    let listening = status.get("listening")?.as_array()?;
+    Some(listening.iter().filter_map(|address| Some(address.as_str()?.to_owned())).collect())
+}
+
+fn describe(config: &Config, running: Option<&[String]>) {
+    let file = config.file.as_ref().map_or_else(
+        || "built-in defaults and the environment".to_owned(),
+        |file| file.display().to_string(),
+    );
+    row("configuration", &file);
+    for listen in &config.listen {
+        let reach = if listen.is_remote() { " (other machines can reach it, with a key)" } else { "" };
+        row("listen", &format!("{listen}{reach}"));
+    }
+    let state = if config.state_dir.exists() { "" } else { " (will be made)" };
+    row("state", &format!("{}{state}", config.state_dir.display()));
+    if let Some(running) = running {
+        row("daemon", &format!("is running, on {}", running.join(", ")));
+    }
+    row("workers", &config.workers.to_string());
+    for account in config.accounts.values() {
+        row("account", &words_for_account(account));
+    }
+    for route in &config.routes {
+        row("route", &words_for_route(route));
+    }
+    if !config.routes.iter().any(|route| route.prefix == "/") {
+        row("route", "every other path is answered with 404 (no-route)");
+    }
+    for key in &config.callers.keys {
+        row("key", &words_for_key(key));
+    }
+    row("callers", &words_for_callers(&config.callers));
+    if let Some(program) = config.notify_command.first() {
+        row("notify", program);
     }
 }
 
-/// What works, and had better be otherwise.
-fn warnings(config: &Config) -> Vec<String> {
-    let secrets = config.accounts.values().map(|account| &account.secret);
-    let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
-    let mut warnings = Vec::new();
-    for secret in secrets {
-        let Some(path) = secret.from.strip_prefix("file ") else { continue };
-        let mode = Path::new(path).metadata().map(|metadata| metadata.mode() & 0o777).unwrap_or(0);
-        if mode & 0o077 != 0 {
-            warnings.push(format!("{path} can be read by others (mode {mode:04o}): chmod 600 it"));
+fn row(label: &str, words: &str) {
+    say(&format!("{label:<15}{words}"));
+}
+
+fn words_for_account(account: &Account) -> String {
+    let (name, grant) = (&account.name, account.grant.as_str());
+    let from = &account.secret.from;
+    let endpoint = &account.token_url;
+    let due =
+        |what: &str| format!("{what}, refreshed after {:.0} % of its lifetime", account.refresh_at * 100.0);
+    match account.grant {
+        Grant::PersonalAccessToken => format!("{name}: {grant}, token from {from}"),
+        Grant::ClientCredentials => {
+            let client = &account.client_id;
+            format!("{name}: {}, client {client}, secret from {from}, token endpoint {endpoint}", due(grant))
+        }
+        Grant::AuthorizationCode => {
+            let ends = account.login_lifetime.map_or_else(
+                || "a login never ends".to_owned(),
+                |lifetime| match lifetime.as_secs() {
+                    secs if secs % DAY_SECS == 0 => format!("a login lasts {} days", secs / DAY_SECS),
+                    _ => format!("a login lasts {}", humantime::format_duration(lifetime)),
+                },
+            );
+            let client = &account.client_id;
+            format!(
+                "{name}: {}, {ends}, client {client}, secret from {from}, token endpoint {endpoint}",
+                due(grant)
+            )
         }
     }
-    let unused = config.accounts.keys().filter(|name| config.first_route_of(name).is_none());
-    warnings.extend(unused.map(|name| format!("no route uses account {name}")));
-    warnings
+}
+
+fn words_for_route(route: &Route) -> String {
+    let name = if route.name == route.prefix { String::new() } else { format!(", called {}", route.name) };
+    let (origin, base) = (route.upstream.origin(), &route.upstream.base_path);
+    format!("{} -> {origin}{base} with account {}{name}", route.prefix, route.account)
+}
+
+fn words_for_key(key: &Key) -> String {
+    let list = |what: &str, items: Option<String>| {
+        items.map(|items| format!(", {what} {items}")).unwrap_or_default()
+    };
+    let methods =
+        key.methods.as_ref().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    let limits = [
+        list("methods", methods),
+        list("paths", key.paths.as_ref().map(|all| all.join(" "))),
+        list("routes", key.routes.as_ref().map(|all| all.join(" "))),
+    ];
+    let limits = limits.concat();
+    let limits = if limits.is_empty() { ", for everything" } else { &limits };
+    format!("{} from {}{limits}", key.name, key.secret.from)
+}
+
+fn words_for_callers(callers: &Callers) -> String {
+    let users = callers.users.iter().map(|user| match user {
+        User::Myself => "self".to_owned(),
+        User::Anyone => "*".to_owned(),
+        User::Uid(uid) => uid.to_string(),
+    });
+    let keys = if callers.keys.is_empty() { "no key needed" } else { "with a key" };
+    let hosts = callers.hosts.iter().map(|(name, port)| match port {
+        Some(port) => format!(", as {name}:{port}"),
+        None => format!(", as {name}"),
+    });
+    let origins = callers.allowed_origins.iter().map(|origin| format!(", from pages of {origin}"));
+    let more: String = hosts.chain(origins).collect();
+    format!("users {}, {keys}{more}", users.collect::<Vec<_>>().join(", "))
+}
+
+/// A time that a person compares with others.
+fn in_ms(duration: Duration) -> String {
+    format!("{} ms", duration.as_millis())
 }

@@ -92,7 +92,7 @@ fn describe(roff: &mut Roff, command: &Command) {
             Some("help") => drop(usage.pop()),
             Some(name) => usage.push(bold(format!("[--{name}]"))),
             None if argument.is_required_set() => {
-                usage.push(italic(argument.get_id().as_str().to_uppercase()))
+                usage.push(italic(argument.get_id().as_str().to_uppercase()));
             }
             None => usage.push(italic(format!("[{}]", argument.get_id().as_str().to_uppercase()))),
         }
@@ -123,19 +123,21 @@ fn of_file(file: &str) -> Roff {
                 roff.control("SS", [header]);
                 roff.text([roman(sentences(&words))]);
             }
-            Part::Keys { keys, words } => {
-                for (index, key) in keys.iter().enumerate() {
-                    roff.control(if index == 0 { "TP" } else { "TQ" }, []);
-                    let remark = if key.is_example { "   (an example; not set by default)" } else { "" };
-                    roff.text([bold(key.name), roman(format!(" = {}{remark}", key.value))]);
-                }
-                roff.text([roman(sentences(&words))]);
-            }
+            Part::Keys { keys, words } => explain(&mut roff, &keys, &words),
         }
     }
     roff.control("SH", ["SEE ALSO"]);
     roff.text([bold("cnblogs-proxy"), roman("(1)")]);
     roff
+}
+
+fn explain(roff: &mut Roff, keys: &[Key<'_>], words: &[&str]) {
+    for (index, key) in keys.iter().enumerate() {
+        roff.control(if index == 0 { "TP" } else { "TQ" }, []);
+        let remark = if key.is_example { "   (an example; not set by default)" } else { "" };
+        roff.text([bold(key.name), roman(format!(" = {}{remark}", key.value))]);
+    }
+    roff.text([roman(sentences(words))]);
 }
 
 /// Without a date: the version says it. Names of keys and files are not torn apart.

@@ -92,6 +92,12 @@ impl Keys {
     }
 }
 
+/// How many keys there are now; none when the server publishes none.
+pub(super) async fn count(http: &reqwest::Client, url: &Url) -> Result<Option<usize>, LoginError> {
+    let keys = download(http, url).await.map_err(LoginError::Keys)?;
+    Ok(keys.map(|keys| keys.len()))
+}
+
 impl Fetched {
     fn needs_another_look(&self, kid: Option<&str>, now: Moment) -> bool {
         let Some(keys) = &self.keys else { return now.since(self.at) >= REFETCH_AFTER };

@@ -458,7 +458,7 @@ fn fingerprint(secret: &[u8]) -> [u8; 32] {
 }
 
 /// True when no server can read the path as another one.
-fn is_unambiguous(path: &str) -> bool {
+pub fn is_unambiguous(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let encoded = ["%2e", "%2f", "%3b", "%5c", "%25", "\\", ";", "%00"].iter().any(|bad| lower.contains(bad));
     // What is left of `%2%65` when it was decoded once is decoded by whoever is behind.
@@ -474,7 +474,7 @@ fn is_unambiguous(path: &str) -> bool {
 }
 
 /// Whole segments: `/write` is above `/write/x` and not above `/writer`.
-pub(super) fn is_below(path: &str, prefix: &str) -> bool {
+pub fn is_below(path: &str, prefix: &str) -> bool {
     let rest = if prefix == "/" { Some(path) } else { path.strip_prefix(prefix) };
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -407,7 +407,7 @@ fn check_says_what_would_be_used_and_touches_nothing() {
     assert!(said.contains(&format!("state          {} (will be made)\n", home.state().display())), "{said}");
     assert!(said.contains(&format!("token endpoint {}/connect/token\n", standin.auth_url())), "{said}");
     assert!(
-        said.contains(&format!("route          / -> {} with account main\n", standin.api_url())),
+        said.contains(&format!("route          / -> {} with account main, called api\n", standin.api_url())),
         "{said}"
     );
     assert!(said.ends_with("\nok\n") && !said.contains("warning"), "{said}");

@@ -9,6 +9,7 @@ mod standin;
 
 mod attacks;
 mod browser;
+mod check;
 mod clients;
 mod commands;
 mod configuration;

@@ -1,0 +1,187 @@
+//! `check --connect`: whether every server can be reached and is trusted. No request with a secret is sent; only
+//! the public keys are asked for.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::super::daemon::runtime;
+use super::super::{Failure, say};
+use super::{in_ms, row};
+use crate::config::{Account, Config, Environment, ExtraCa, Grant, Upstream};
+use crate::notify::with_causes;
+use crate::oauth::Oauth;
+use crate::tls;
+
+/// A server, and what it is for.
+struct Server {
+    upstream: Upstream,
+    ca: Option<ExtraCa>,
+    purposes: Vec<String>,
+}
+
+/// Tries all servers one after the other, says what was found, and returns how many can't be used.
+pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
+    let runtime = runtime()?;
+    let unusable = runtime.block_on(async {
+        let mut unusable = 0;
+        for server in servers(config) {
+            row("connect", &format!("{} ({})", server.upstream.origin(), server.purposes.join(", ")));
+            unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
+        }
+        for account in config.accounts.values().filter(|account| account.grant == Grant::AuthorizationCode) {
+            unusable += usize::from(!try_keys(account).await);
+        }
+        unusable
+    });
+    // A name server that does not answer holds nobody up.
+    runtime.shutdown_background();
+    Ok(unusable)
+}
+
+/// What may be wrong beyond what was found.
+pub(super) fn advice(environment: &Environment) -> &'static str {
+    let is_proxied = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    if is_proxied.iter().any(|name| environment.var(name).is_some()) {
+        "HTTPS_PROXY is set, but the daemon needs a direct way out and ignores it"
+    } else {
+        "look at the network, the clock of this machine, and `ca_file` where there is a private CA"
+    }
+}
+
+/// Every server that the daemon talks to, once.
+fn servers(config: &Config) -> Vec<Server> {
+    let mut servers: Vec<Server> = Vec::new();
+    let mut add = |upstream: Upstream, ca: &Option<ExtraCa>, purpose: String| {
+        let file = |ca: &Option<ExtraCa>| ca.as_ref().map(|ca| PathBuf::clone(&ca.file));
+        let upstream = Upstream { base_path: String::new(), ..upstream };
+        let known =
+            servers.iter_mut().find(|known| known.upstream == upstream && file(&known.ca) == file(ca));
+        match known {
+            Some(known) => known.purposes.push(purpose),
+            None => servers.push(Server { upstream, ca: ca.clone(), purposes: vec![purpose] }),
+        }
+    };
+    for route in &config.routes {
+        add(route.upstream.clone(), &route.ca, format!("route {}", route.name));
+    }
+    for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken) {
+        let urls = [Some(&account.token_url), account.revocation_url.as_ref(), account.jwks_url.as_ref()];
+        let names = ["token endpoint", "revocation endpoint", "keys"];
+        for (url, name) in urls.into_iter().zip(names) {
+            if let Some(upstream) = url.and_then(Upstream::of) {
+                add(upstream, &account.ca, format!("{name} of account {}", account.name));
+            }
+        }
+    }
+    servers
+}
+
+/// True when one of the server's addresses can be used.
+async fn try_server(server: &Server, within: Duration) -> bool {
+    let Upstream { host, port, .. } = &server.upstream;
+    let started = Instant::now();
+    let addresses: Vec<_> = match timeout(within, tokio::net::lookup_host((host.as_str(), *port))).await {
+        Ok(Ok(addresses)) => addresses.collect(),
+        Ok(Err(error)) => return found(&format!("{host} has no address: {error}"), false),
+        Err(_elapsed) => {
+            return found(&format!("{host}: no name server answered within {}", in_ms(within)), false);
+        }
+    };
+    if addresses.is_empty() {
+        return found(&format!("{host} has no address"), false);
+    }
+    if addresses.iter().any(|address| address.ip().to_string() != *host) {
+        say_found(&format!("{} addresses of {host}, found in {}", addresses.len(), in_ms(started.elapsed())));
+    }
+
+    let mut can_be_used = false;
+    for address in addresses {
+        match try_address(server, address, within).await {
+            Ok(words) => can_be_used = found(&format!("{address}: {words}"), true),
+            Err(words) => say_found(&format!("{address}: {words}")),
+        }
+    }
+    can_be_used
+}
+
+async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> Result<String, String> {
+    let started = Instant::now();
+    let tcp = match timeout(within, TcpStream::connect(address)).await {
+        Ok(tcp) => tcp.map_err(|error| format!("{error} after {}", in_ms(started.elapsed())))?,
+        Err(_elapsed) => return Err(format!("no connection within {}", in_ms(within))),
+    };
+    let connected = format!("connected in {}", in_ms(started.elapsed()));
+    if !server.upstream.tls {
+        return Ok(connected);
+    }
+
+    let certificates = server.ca.as_ref().map_or(&[][..], |ca| &ca.certificates);
+    let client: Arc<ClientConfig> =
+        tls::client(certificates, &[]).map_err(|error| with_causes(&error))?.into();
+    let name = ServerName::try_from(server.upstream.host.clone()).map_err(|error| error.to_string())?;
+    let started = Instant::now();
+    match timeout(within, TlsConnector::from(client).connect(name, tcp)).await {
+        Ok(Ok(_trusted)) => Ok(format!("{connected}, trusted in {}", in_ms(started.elapsed()))),
+        Ok(Err(error)) => Err(format!("{connected}, but {}", in_words(&error))),
+        Err(_elapsed) => Err(format!("{connected}, but TLS took longer than {}", in_ms(within))),
+    }
+}
+
+/// Asks for the public keys, as every login does.
+async fn try_keys(account: &Account) -> bool {
+    let Some(url) = &account.jwks_url else { return true };
+    row("keys", &format!("{url} (account {})", account.name));
+    let started = Instant::now();
+    let keys = match Oauth::new(account.clone()) {
+        Ok(oauth) => oauth.published_keys().await.map_err(|error| with_causes(&error)),
+        Err(error) => Err(with_causes(&error)),
+    };
+    match keys {
+        Ok(Some(0)) => found("no key that this program knows the kind of", false),
+        Ok(Some(count)) => found(&format!("{count} found in {}", in_ms(started.elapsed())), true),
+        Ok(None) => found("the server publishes none", false),
+        Err(reason) => found(&reason, false),
+    }
+}
+
+fn in_words(error: &std::io::Error) -> String {
+    use CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+        Revoked, UnknownIssuer,
+    };
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let words = match inner {
+        Some(rustls::Error::InvalidCertificate(reason)) => match reason {
+            Expired | ExpiredContext { .. } => {
+                "its certificate has expired, or the clock of this machine is wrong"
+            }
+            NotValidYet | NotValidYetContext { .. } => {
+                "its certificate is not valid yet, or the clock of this machine is wrong"
+            }
+            NotValidForName | NotValidForNameContext { .. } => "its certificate is for another name",
+            UnknownIssuer => "its certificate comes from an authority that is not trusted here (see ca_file)",
+            Revoked => "its certificate was revoked",
+            other => return format!("its certificate is not valid: {other}"),
+        },
+        Some(rustls::Error::InvalidMessage(_)) => "what answers there does not speak TLS",
+        _ => return format!("no TLS connection can be made: {error}"),
+    };
+    words.to_owned()
+}
+
+fn found(words: &str, is_good: bool) -> bool {
+    say_found(words);
+    is_good
+}
+
+fn say_found(words: &str) {
+    say(&format!("{:<17}{words}", ""));
+}

@@ -1,0 +1,295 @@
+//! What works, and had better be otherwise; and what would keep the daemon from starting here and now.
+
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use rustix::process::{Resource, geteuid, getrlimit};
+use socket2::{Domain, Socket, Type};
+
+use crate::config::{Account, Config, Environment, ExtraCa, Grant, Key, Listen, ResponseType, Route, User};
+use crate::control::login::is_local;
+use crate::proxy::guard::{is_below, is_unambiguous};
+use crate::tls;
+
+/// The longest name of a unix socket (`sun_path`, with its end).
+const LONGEST_SOCKET: usize = 107;
+/// Descriptors for each caller's connection: its own, and one to the upstream.
+const DESCRIPTORS_EACH: u64 = 2;
+
+/// All of them, each in a sentence that names the thing.
+pub(super) fn doubts(config: &Config, running: &[String], environment: &Environment) -> Vec<String> {
+    let mut doubts = Vec::new();
+    of_files(config, environment, &mut doubts);
+    doubts.extend(
+        config.listen.iter().filter(|listen| !running.contains(&listen.to_string())).filter_map(of_listen),
+    );
+    doubts.extend(of_state(&config.state_dir));
+    for account in config.accounts.values() {
+        of_account(account, config, &mut doubts);
+    }
+    of_routes(config, &mut doubts);
+    of_callers(config, &mut doubts);
+    for key in &config.callers.keys {
+        of_key(key, &config.routes, &mut doubts);
+    }
+    doubts.extend(of_limits(config));
+    doubts.extend(of_notify(&config.notify_command, environment));
+    doubts
+}
+
+fn of_files(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {
+    let secrets = config.accounts.values().map(|account| &account.secret);
+    let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
+    let given = environment.var("CREDENTIALS_DIRECTORY").map(Path::new);
+    for secret in secrets {
+        let Some(path) = secret.from.strip_prefix("file ").map(Path::new) else { continue };
+        // The service manager keeps others out of its directory.
+        if given.is_some_and(|directory| path.starts_with(directory)) {
+            continue;
+        }
+        let Ok(metadata) = path.metadata() else { continue };
+        let (shown, mode) = (path.display(), metadata.mode() & 0o777);
+        if mode & 0o077 != 0 {
+            doubts.push(format!("{shown} can be read by others (mode {mode:04o}): chmod 600 it"));
+        }
+        doubts.extend(foreign(path, &metadata));
+    }
+    let cas = config
+        .accounts
+        .values()
+        .map(|account| &account.ca)
+        .chain(config.routes.iter().map(|route| &route.ca));
+    for ExtraCa { file, certificates } in cas.flatten() {
+        if let Err(error) = tls::client(certificates, &[]) {
+            doubts.push(format!("{}: {error}", file.display()));
+        }
+        doubts.extend(changeable(file));
+    }
+    doubts.extend(config.file.as_deref().and_then(changeable));
+}
+
+/// Whoever can change what is trusted can have the token sent elsewhere.
+fn changeable(path: &Path) -> Option<String> {
+    let metadata = path.metadata().ok()?;
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Some(format!("{} can be changed by others (mode {mode:04o}): chmod go-w it", path.display()));
+    }
+    foreign(path, &metadata)
+}
+
+fn foreign(path: &Path, metadata: &Metadata) -> Option<String> {
+    let (owner, us) = (metadata.uid(), geteuid().as_raw());
+    (owner != us && owner != 0)
+        .then(|| format!("{} belongs to user {owner}, who can change it", path.display()))
+}
+
+fn of_listen(listen: &Listen) -> Option<String> {
+    match listen {
+        Listen::Tcp(address) => {
+            let bound = Socket::new(Domain::for_address(*address), Type::STREAM, None).and_then(|socket| {
+                socket.set_reuse_address(true)?;
+                socket.bind(&(*address).into())
+            });
+            bound.err().map(|error| format!("{address} can't be listened on now: {error}"))
+        }
+        Listen::Unix(path) => {
+            let shown = path.display();
+            if path.as_os_str().len() > LONGEST_SOCKET {
+                return Some(format!("{shown} is too long for a socket: at most {LONGEST_SOCKET} bytes"));
+            }
+            if is_listened_on(path) {
+                return Some(format!("{shown} can't be listened on now: another program listens there"));
+            }
+            let directory = path.parent()?;
+            not_writable(directory).map(|why| format!("{shown} can't be made: {} {why}", directory.display()))
+        }
+    }
+}
+
+fn is_listened_on(path: &Path) -> bool {
+    let sockets = std::fs::read("/proc/net/unix").unwrap_or_default();
+    let name = [b" ", path.as_os_str().as_bytes()].concat();
+    sockets.split(|byte| *byte == b'\n').any(|line| line.ends_with(&name))
+}
+
+fn of_state(dir: &Path) -> Option<String> {
+    let (shown, there) = (dir.display(), dir.ancestors().find(|path| path.exists())?);
+    if there != dir {
+        return not_writable(there).map(|why| format!("{shown} can't be made: {} {why}", there.display()));
+    }
+    let metadata = dir.metadata().ok()?;
+    let us = geteuid().as_raw();
+    if metadata.uid() != us {
+        return Some(format!(
+            "{shown} belongs to user {}: the daemon has to run as that user",
+            metadata.uid()
+        ));
+    }
+    not_writable(dir).map(|why| format!("{shown} {why}"))
+}
+
+fn not_writable(directory: &Path) -> Option<String> {
+    if !directory.is_dir() {
+        return Some("is not a directory".to_owned());
+    }
+    access(directory, Access::WRITE_OK | Access::EXEC_OK)
+        .err()
+        .map(|error| format!("can't be written to: {error}"))
+}
+
+fn of_account(account: &Account, config: &Config, doubts: &mut Vec<String>) {
+    let name = &account.name;
+    if config.first_route_of(name).is_none() {
+        doubts.push(format!("no route uses account {name}"));
+    }
+    if account.grant != Grant::AuthorizationCode {
+        return;
+    }
+    let scope = account.scope.as_deref().unwrap_or_default();
+    if !scope.split_whitespace().any(|one| one == "offline_access") {
+        doubts.push(format!(
+            "account {name}: without offline_access in its scope a login ends with its first token"
+        ));
+    }
+    if account.response_type == ResponseType::Hybrid && account.jwks_url.is_none() {
+        doubts.push(format!("account {name}: without a jwks_url nobody's signature is checked at a login"));
+    }
+    let uri = &account.redirect_uri;
+    let port = uri.port_or_known_default();
+    let is_ours = |listen: &Listen| port_of(listen) == port;
+    if is_local(uri) && !config.listen.iter().any(is_ours) {
+        doubts
+            .push(format!("account {name}: redirect_uri is {uri}, but nothing of this listens on that port"));
+    }
+}
+
+fn of_routes(config: &Config, doubts: &mut Vec<String>) {
+    for route in &config.routes {
+        if route.prefix.split('/').any(|segment| segment == "." || segment == "..") {
+            let prefix = &route.prefix;
+            doubts.push(format!(
+                "route {prefix} is hardly ever reached: clients resolve dots before they send a path"
+            ));
+        }
+    }
+}
+
+fn of_callers(config: &Config, doubts: &mut Vec<String>) {
+    let callers = &config.callers;
+    if callers.users.contains(&User::Anyone) && callers.keys.is_empty() {
+        doubts.push(
+            "callers.users has \"*\" and no key is needed: every user of this machine acts in your name"
+                .to_owned(),
+        );
+    }
+    if callers.allow_remote && !config.listen.iter().any(Listen::is_remote) {
+        doubts.push(
+            "callers.allow_remote has no effect: every address in `listen` is of this machine".to_owned(),
+        );
+    }
+    let ports: Vec<_> = config.listen.iter().filter_map(port_of).collect();
+    for (name, port) in &callers.hosts {
+        let is_loopback = ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str());
+        if is_loopback && port.is_none_or(|port| ports.contains(&port)) {
+            doubts.push(format!("callers.hosts: {name} is accepted without being named"));
+        } else if ports.is_empty() {
+            doubts.push(format!("callers.hosts: {name} has no effect: over a unix socket any Host will do"));
+        }
+    }
+    for origin in &callers.allowed_origins {
+        let host = origin.strip_prefix("http://").map(|rest| rest.split(':').next().unwrap_or(rest));
+        if host
+            .is_some_and(|host| !["localhost", "127.0.0.1", "["].iter().any(|local| host.starts_with(local)))
+        {
+            doubts.push(format!(
+                "callers.allowed_origins: whoever is on the network can pose as {origin}: use https"
+            ));
+        }
+    }
+}
+
+fn port_of(listen: &Listen) -> Option<u16> {
+    match listen {
+        Listen::Tcp(address) => Some(address.port()),
+        Listen::Unix(_) => None,
+    }
+}
+
+fn of_key(key: &Key, routes: &[Route], doubts: &mut Vec<String>) {
+    let name = &key.name;
+    let allowed = |route: &Route| key.routes.as_ref().is_none_or(|names| names.contains(&route.name));
+    for method in key.methods.iter().flatten() {
+        let upper = method.as_str().to_ascii_uppercase();
+        if ["CONNECT", "TRACE", "TRACK"].contains(&upper.as_str()) {
+            doubts.push(format!("key {name}: {upper} is never forwarded"));
+        } else if upper != method.as_str() {
+            doubts.push(format!("key {name}: methods are told apart by case: {method} is not {upper}"));
+        }
+    }
+    let paths = key.paths.as_deref().unwrap_or_default();
+    for (at, path) in paths.iter().enumerate() {
+        if !is_unambiguous(path) {
+            doubts
+                .push(format!("key {name}: no request comes through {path}, which can be read in two ways"));
+        } else if !reached(path, routes).any(allowed) {
+            let taken = reached(path, routes).map(|route| format!("route {} takes it", route.name)).next();
+            let why = taken.unwrap_or_else(|| "no route takes it".to_owned());
+            doubts.push(format!("key {name}: no request comes through {path}: {why}"));
+        }
+        let wider = paths.iter().enumerate().find(|(other, wide)| *other != at && is_below(path, wide));
+        if let Some((_, wide)) = wider.filter(|(other, wide)| *wide != path || *other < at) {
+            doubts.push(format!("key {name}: {path} is below {wide}, which it may use anyway"));
+        }
+    }
+    let is_led_through = |path: &String| is_unambiguous(path) && reached(path, routes).any(allowed);
+    if paths.is_empty() || !paths.iter().all(is_led_through) {
+        return;
+    }
+    for route in routes.iter().filter(|route| key.routes.is_some() && allowed(route)) {
+        if !paths.iter().any(|path| reached(path, routes).any(|other| other.name == route.name)) {
+            doubts.push(format!("key {name}: none of its paths leads to route {}", route.name));
+        }
+    }
+}
+
+/// The routes that requests at or below a path may take.
+fn reached<'a>(path: &'a str, routes: &'a [Route]) -> impl Iterator<Item = &'a Route> {
+    let at = routes
+        .iter()
+        .filter(move |route| is_below(path, &route.prefix))
+        .max_by_key(|route| route.prefix.len());
+    let below = routes.iter().filter(move |route| route.prefix != path && is_below(&route.prefix, path));
+    at.into_iter().chain(below)
+}
+
+fn of_limits(config: &Config) -> Option<String> {
+    let most = getrlimit(Resource::Nofile).maximum?;
+    let connections = config.limits.connections;
+    (most / DESCRIPTORS_EACH < connections as u64).then(|| {
+        format!(
+            "limits.connections is {connections}, but a process started here may have {most} open files, two \
+             for each connection"
+        )
+    })
+}
+
+fn of_notify(command: &[String], environment: &Environment) -> Option<String> {
+    let program = command.first()?;
+    let candidates: Vec<PathBuf> = if program.contains('/') {
+        vec![program.into()]
+    } else {
+        environment
+            .var("PATH")
+            .unwrap_or_default()
+            .split(':')
+            .map(|dir| Path::new(dir).join(program))
+            .collect()
+    };
+    let can_run = |path: &PathBuf| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    (!candidates.iter().any(can_run))
+        .then(|| format!("notify.command: {program} is no program that can be run here"))
+}
