@@ -9,6 +9,41 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 
+/// Keys by other names: what older versions called them, for good, and what similar programs and the standards do.
+/// The table, the other name, and what it is here.
+const OTHER_NAMES: &[(&str, &str, &str)] = &[
+    ("", "address", "listen"),
+    ("", "bind", "listen"),
+    ("", "keys", "[[callers.key]]"),
+    ("", "log_level", "log"),
+    ("", "port", "listen"),
+    ("", "threads", "workers"),
+    ("", "upstream", "upstream of a [[route]]"),
+    ("account", "authorization_endpoint", "authorization_url"),
+    ("account", "authorize_url", "authorization_url"),
+    ("account", "callback_url", "redirect_uri"),
+    ("account", "grant_type", "grant"),
+    ("account", "jwks_uri", "jwks_url"),
+    ("account", "pat_file", "token_file"),
+    ("account", "revocation_endpoint", "revocation_url"),
+    ("account", "token_endpoint", "token_url"),
+    ("account", "token_endpoint_auth_method", "client_auth"),
+    ("account", "userinfo_url", "identity_url"),
+    ("callers", "cors_origins", "allowed_origins"),
+    ("callers", "origins", "allowed_origins"),
+    ("callers", "uids", "users"),
+    ("callers.key", "key_file", "file"),
+    ("callers.key", "verbs", "methods"),
+    ("limits", "body_limit", "replay_buffer"),
+    ("limits", "max_connections", "connections"),
+    ("limits", "shutdown_timeout", "drain_timeout"),
+    ("notify", "exec", "command"),
+    ("route", "backend", "upstream"),
+    ("route", "path", "prefix"),
+    ("route", "target", "upstream"),
+    ("route", "url", "upstream"),
+];
+
 /// Where the text came from, for messages.
 pub(super) struct Source {
     path: PathBuf,
@@ -76,7 +111,7 @@ impl<'a> Reader<'a> {
 
         let path = reader.path_of(key.get_ref());
         let error = source.error(Some(key.span()), &path, "unknown key".to_owned());
-        Err(error.with_hint(suggestion(key.get_ref(), known)))
+        Err(error.with_hint(suggestion(reader.kind(), key.get_ref(), known)))
     }
 
     /// The value of a key, if it is there.
@@ -153,6 +188,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The table's name without what is the person's own: `account.main` is an `account`.
+    fn kind(&self) -> &str {
+        let name = self.name.split('[').next().unwrap_or_default();
+        if name.starts_with("account.") { "account" } else { name }
+    }
+
     fn path_of(&self, key: &str) -> String {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
@@ -213,7 +254,11 @@ impl<'a> Entry<'a> {
 }
 
 /// What the person may have meant by a key that does not exist.
-fn suggestion(unknown: &str, known: &[&'static str]) -> String {
+fn suggestion(table: &str, unknown: &str, known: &[&'static str]) -> String {
+    let other = OTHER_NAMES.iter().find(|(kind, name, _)| (*kind, *name) == (table, unknown));
+    if let Some((_, _, here)) = other {
+        return format!("it is called `{here}` here");
+    }
     if ["client_secret", "secret", "password"].contains(&unknown) {
         return "secrets never stand in the file: put it in a file of its own and name that in \
                 client_secret_file, or use CNBLOGS_CLIENT_SECRET"
@@ -233,4 +278,21 @@ fn suggestion(unknown: &str, known: &[&'static str]) -> String {
         || format!("known here: {}", known.join(", ")),
         |(_, key)| format!("did you mean `{key}`?"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_name_stands_for_is_a_key() {
+        let complete = include_str!("../../config/complete.toml");
+        for (table, other, here) in OTHER_NAMES {
+            let key = here.split(' ').next().unwrap_or_default();
+            let is_key =
+                [format!("\n{key} = "), format!("\n#{key} = ")].iter().any(|line| complete.contains(line));
+            let is_header = key.starts_with('[') && complete.contains(&key.replace("NAME", "main"));
+            assert!(is_key || is_header, "{other} in [{table}] is called {here}, which is no key");
+        }
+    }
 }

@@ -264,6 +264,37 @@ mod tests {
         }
     }
 
+    /// Files as each version of the format was first released. They never change, and are read for good.
+    const RELEASED: [&[u8]; VERSION as usize] = [include_bytes!("../../tests/upgrades/store-1")];
+
+    #[test]
+    fn every_released_format_is_read_for_good() {
+        for (index, file) in RELEASED.iter().enumerate() {
+            let version = format!("{MAGIC}{} ", index + 1);
+            assert!(file.starts_with(version.as_bytes()), "{version}");
+
+            let read = Generation::decode(file).unwrap();
+
+            assert_eq!((read.number, read.records.len()), (41, 2), "{version}");
+            let (full, bare) = (&read.records["main"], &read.records["application"]);
+            assert_eq!(full.client_id, "BDB525D7-13C9-440E-AF03-6ADF87ACC8D6", "{version}");
+            assert_eq!(full.access_token.expose_secret(), "access-token-of-main", "{version}");
+            assert_eq!(
+                (full.obtained_at_ms, full.expires_in_secs),
+                (1_700_000_000_123, 3_153_600_000),
+                "{version}"
+            );
+            let refresh_token = full.refresh_token.as_ref().map(ExposeSecret::expose_secret);
+            assert_eq!(refresh_token, Some("refresh-token-of-main"), "{version}");
+            assert_eq!((full.is_refused, full.login_at_ms), (true, 1_690_000_000_456), "{version}");
+            assert_eq!(full.subject.as_deref(), Some("subject-1"), "{version}");
+            assert_eq!(full.issuer.as_deref(), Some("https://oauth.cnblogs.com"), "{version}");
+            assert_eq!(full.person, Some(Person { id: "1".into(), name: "园子".into() }), "{version}");
+            assert!(bare.refresh_token.is_none() && !bare.is_refused && bare.person.is_none(), "{version}");
+            assert_eq!(bare.access_token.expose_secret(), "access-token-of-application", "{version}");
+        }
+    }
+
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let json = br#"{"generation":1,"accounts":{}}"#;

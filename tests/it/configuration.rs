@@ -401,6 +401,26 @@ fn a_key_that_does_not_exist_is_refused_at_every_level_with_what_was_meant() {
 }
 
 #[test]
+fn a_key_by_another_name_is_refused_with_the_name_that_it_has_here() {
+    let home = furnished();
+
+    for (marked, key, here) in [
+        ("»port = 8262", "port", "listen"),
+        ("»bind = \"c4n4ry\"", "bind", "listen"),
+        ("»threads = 2", "threads", "workers"),
+        ("[account.work]\n»jwks_uri = \"c4n4ry\"", "account.work.jwks_uri", "jwks_url"),
+        ("[account.main]\n»token_endpoint = \"c4n4ry\"", "account.main.token_endpoint", "token_url"),
+        ("[[route]]\n»target = \"c4n4ry\"", "route[0].target", "upstream"),
+        ("[callers]\n»origins = []", "callers.origins", "allowed_origins"),
+        ("[[callers.key]]\n»key_file = \"c4n4ry\"", "callers.key[0].key_file", "file"),
+        ("[limits]\n»max_connections = 1", "limits.max_connections", "connections"),
+        ("[notify]\n»exec = []", "notify.exec", "command"),
+    ] {
+        refused(&home, marked, key, &format!(": {key}: unknown key\nhint: it is called `{here}` here\n"));
+    }
+}
+
+#[test]
 fn a_value_of_the_wrong_type_is_refused_whatever_the_key() {
     let literals = [
         ("»\"c4n4ry\"", "string"),

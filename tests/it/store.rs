@@ -400,6 +400,39 @@ fn a_second_daemon_on_the_same_state_ends_at_once_and_names_the_first() {
 }
 
 #[test]
+fn the_store_of_an_older_version_is_used_and_that_of_a_newer_one_is_refused_and_left_alone() {
+    let released: &[u8] = include_bytes!("../upgrades/store-1");
+    let mut world = World::start();
+    assert_eq!(world.daemon.stop().code(), Some(0));
+    let store = world.home.state().join("store");
+
+    fs::write(&store, released).unwrap();
+    let told = world.home.run(&["token"], "");
+    assert_eq!(String::from_utf8_lossy(&told.stdout), "access-token-of-main\n", "{told:?}");
+
+    let json = br#"{"generation":42,"accounts":{}}"#;
+    let hashed = [&7_u32.to_be_bytes()[..], json].concat();
+    let sum: String = ring::digest::digest(&ring::digest::SHA256, &hashed)
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let newer = [format!("cnblogs-proxy store 7 sha256:{sum}\n").as_bytes(), json].concat();
+    fs::write(&store, &newer).unwrap();
+    for arguments in [["serve"], ["token"], ["login"]] {
+        let told = world.home.run(&arguments, "");
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(
+            said.contains("was written by a newer version of this program (format 7)"),
+            "{arguments:?}: {said}"
+        );
+        assert!(said.contains("\nhint: use the newer program again"), "{arguments:?}: {said}");
+        assert_eq!(fs::read(&store).unwrap(), newer, "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_killed_daemon_leaves_no_lock() {
     let mut world = World::logged_in();
     world.daemon.kill();
