@@ -2,6 +2,7 @@
 
 mod check;
 mod daemon;
+mod glance;
 mod log;
 mod login;
 mod manual;
@@ -172,7 +173,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
     match command {
         Command::Serve => serve::serve(config, &common, environment),
         Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),
-        Command::Status { json } => show::status(&config, json),
+        Command::Status { json } => show::status(&config, json, environment),
         Command::Refresh(one) => {
             show::change(Change::Refresh, &config, &one.name(&config)?, &common, environment)
         }

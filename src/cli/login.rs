@@ -1,6 +1,8 @@
 //! `login`: the browser's part in any browser, the rest in this terminal.
 
 use std::io::{BufRead as _, IsTerminal as _, stdin};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -8,7 +10,7 @@ use tokio::runtime::Runtime;
 use super::daemon::{Daemon, runtime};
 use super::{Common, Exit, Failure, log, say, say_error};
 use crate::config::{Config, Environment};
-use crate::control::login::{as_json, is_local};
+use crate::control::login::{PENDING_LIVES, as_json, is_local};
 use crate::notify;
 use crate::server::Accounts;
 
@@ -17,6 +19,22 @@ enum Place {
     Daemon(Daemon),
     Here(Runtime, Accounts),
 }
+
+/// A person who writes, or a script; the person is told how the time passes.
+struct Terminal {
+    lines: Receiver<std::io::Result<String>>,
+    started: Instant,
+    told: usize,
+    is_one: bool,
+}
+
+/// What is said when, and at last nothing: the login is not waited for any longer.
+const REMINDERS: [(Duration, Option<&str>); 4] = [
+    (Duration::from_secs(5 * 60), Some("(5 minutes are left)")),
+    (Duration::from_secs(8 * 60), Some("(2 minutes are left)")),
+    (Duration::from_secs(9 * 60), Some("(1 minute is left)")),
+    (PENDING_LIVES, None),
+];
 
 pub(super) fn login(
     config: &Config,
@@ -81,20 +99,22 @@ fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {
         "\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,",
     );
     say("with everything behind the #, and paste it here:");
-    let mut lines = stdin().lock().lines();
+    let mut terminal = Terminal::new();
+    terminal.tell("(10 minutes are left)");
     let mut last = None;
     loop {
-        let Some(line) = lines.next().transpose().map_err(|error| Failure::of(&error.into()))? else {
+        let Some(line) = terminal.next_line()? else {
             return Err(last.unwrap_or_else(|| Failure::new(Exit::Failed, "nothing was pasted")));
         };
         if line.trim().is_empty() {
             continue;
         }
+        terminal.tell("Checking the address, and exchanging its code for a token ...");
         match place.finish(account, &line) {
             Ok(outcome) => {
-                return settle(place, account, &outcome, &mut || lines.next().and_then(Result::ok));
+                return settle(place, account, &outcome, &mut || terminal.next_line().ok().flatten());
             }
-            Err(failure) if stdin().is_terminal() && failure.exit == Exit::Failed => {
+            Err(failure) if terminal.is_one && failure.exit == Exit::Failed => {
                 say_error(&format!("error: {}", failure.message));
                 say("Paste the address again, or press Ctrl-C and start over:");
                 last = Some(failure);
@@ -137,6 +157,45 @@ fn settle(
                 say_error(&format!("warning: {}", remark.as_str().unwrap_or_default()));
             }
             Ok(Exit::Done)
+        }
+    }
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let (sender, lines) = channel();
+        // It waits for a person, whom nothing but the end of the program interrupts.
+        std::thread::spawn(move || stdin().lock().lines().try_for_each(|line| sender.send(line)).ok());
+        Self { lines, started: Instant::now(), told: 0, is_one: stdin().is_terminal() }
+    }
+
+    /// Progress, for a person who sits in front of it.
+    fn tell(&self, words: &str) {
+        if self.is_one {
+            say_error(words);
+        }
+    }
+
+    /// What the person writes next; none when nothing more will come.
+    fn next_line(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            let reminder = REMINDERS.get(self.told).filter(|_| self.is_one);
+            let line = match reminder {
+                None => self.lines.recv().map_err(|_ended| RecvTimeoutError::Disconnected),
+                Some((at, _)) => self.lines.recv_timeout(at.saturating_sub(self.started.elapsed())),
+            };
+            match (line, reminder) {
+                (Ok(line), _) => return line.map(Some).map_err(|error| Failure::of(&error.into())),
+                (Err(RecvTimeoutError::Timeout), Some((_, Some(words)))) => {
+                    self.tell(words);
+                    self.told += 1;
+                }
+                (Err(RecvTimeoutError::Timeout), _) => {
+                    let failure = Failure::new(Exit::Failed, "the 10 minutes of this login are over");
+                    return Err(failure.with_hint("run the command again: it gives a new address"));
+                }
+                (Err(RecvTimeoutError::Disconnected), _) => return Ok(None),
+            }
         }
     }
 }

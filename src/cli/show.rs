@@ -8,6 +8,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::daemon::{Daemon, login_required};
+use super::glance::Glance;
 use super::login::open;
 use super::{Common, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment, Grant};
@@ -16,16 +17,17 @@ use crate::session::{AskError, NoToken, Session};
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
 
-pub(super) fn status(config: &Config, json: bool) -> Result<Exit, Failure> {
+pub(super) fn status(config: &Config, json: bool, environment: &Environment) -> Result<Exit, Failure> {
     let status = Daemon::running(&config.state_dir)?.get("/-/status")?.success()?.json();
-    let accounts = status.get("accounts").and_then(Value::as_object).cloned().unwrap_or_default();
+    let accounts = status.get("accounts").and_then(Value::as_object);
     let needs_login = accounts
-        .values()
+        .into_iter()
+        .flat_map(|accounts| accounts.values())
         .any(|account| account.get("state").and_then(Value::as_str) == Some("login-required"));
     if json {
         say(&serde_json::to_string_pretty(&status).unwrap_or_default());
     } else {
-        say(&readable(&status, &accounts));
+        say(&Glance::new(environment).at(&status));
     }
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }
@@ -115,39 +117,4 @@ fn print_token(token: &[u8]) -> Result<Exit, Failure> {
         say_error("hint: this token opens your account: it belongs into no file, chat or history");
     }
     Ok(Exit::Done)
-}
-
-fn readable(status: &Value, accounts: &serde_json::Map<String, Value>) -> String {
-    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-    let mut lines = Vec::new();
-    for (name, account) in accounts {
-        let state = text(account, "state").unwrap_or_default();
-        let person = text(account, "person").map(|person| format!(" as {person}")).unwrap_or_default();
-        lines.push(format!("{name}: {state}{person}"));
-        let mut row = |label: &str, value: Option<String>| {
-            if let Some(value) = value {
-                lines.push(format!("  {label:<15}{value}"));
-            }
-        };
-        row("token expires", text(account, "expires_at"));
-        row("next refresh", text(account, "next_refresh_at"));
-        row("login ends", text(account, "login_expires_at"));
-        let last = account.get("last_refresh").unwrap_or(&Value::Null);
-        row(
-            "last refresh",
-            text(last, "at").zip(text(last, "outcome")).map(|(at, how)| format!("{at}, {how}")),
-        );
-        row("because", text(last, "error"));
-        let newest = account.get("events").and_then(Value::as_array).and_then(|events| events.last());
-        row("last event", newest.and_then(|event| text(event, "message")));
-        if state == "login-required" {
-            row("to do", Some(format!("cnblogs-proxy login {name}")));
-        }
-    }
-    let requests = &status["requests"];
-    lines.push(format!(
-        "requests: {} answered, {} client errors, {} server errors, {} refused",
-        requests["total"], requests["client_errors"], requests["server_errors"], requests["refused"]
-    ));
-    lines.join("\n")
 }

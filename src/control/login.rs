@@ -13,8 +13,8 @@ use crate::oauth::callback::{self, Callback, Outcome};
 use crate::session::{LoginOutcome, Session};
 use crate::token::{Moment, now};
 
-/// A code is good for as long.
-const PENDING_LIVES: Duration = Duration::from_secs(600);
+/// A login that was begun is waited for as long.
+pub const PENDING_LIVES: Duration = Duration::from_secs(600);
 /// More than anybody has tabs; the oldest gives way.
 const MOST_PENDING: usize = 256;
 /// The path of `/-/callback` in a registered address.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,10 @@ struct Conversation {
 
 impl Conversation {
     fn start(home: &Home, arguments: &[&str]) -> Self {
-        let mut command = home.command(arguments);
+        Self::of(&mut home.command(arguments))
+    }
+
+    fn of(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();
@@ -147,6 +150,61 @@ fn status_and_health_say_how_the_daemon_is() {
     for secret in world.standin.issued_secrets() {
         assert!(!status.contains(&secret) && !json.to_string().contains(&secret), "{status}");
     }
+}
+
+#[test]
+fn status_is_readable_at_a_glance_and_coloured_on_a_terminal_alone() {
+    let world = World::logged_in();
+    done(&run(&world.home, &["refresh"]));
+
+    let plain = run(&world.home, &["status"]);
+    let on_terminal = |variables: &str| {
+        let command = world.home.command(&["status"]);
+        let arguments: Vec<_> = command.get_args().map(|one| one.to_str().unwrap()).collect();
+        let line = format!("{variables} {} {}", command.get_program().to_str().unwrap(), arguments.join(" "));
+        let output = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output();
+        String::from_utf8(output.unwrap().stdout).unwrap().replace("\r\n", "\n")
+    };
+
+    assert!(plain.out.starts_with("main: ready as "), "{plain:?}");
+    for words in [
+        "\n  token expires  in 23 h 59 min (",
+        "\n  login ends     in 29 days 23 h (",
+        " s ago (",
+        "\n  events         ",
+    ] {
+        assert!(plain.out.contains(words), "{words:?} is not in {}", plain.out);
+    }
+    let daemon = format!("\ndaemon: version {}, up ", env!("CARGO_PKG_VERSION"));
+    assert!(plain.out.contains(&daemon) && plain.out.contains(&world.daemon.authority), "{}", plain.out);
+    assert!(!plain.out.contains('\u{1b}'), "{plain:?}");
+    let coloured = on_terminal("TERM=xterm");
+    assert!(coloured.contains("main: \u{1b}[32mready\u{1b}[0m as "), "{coloured}");
+    for variables in ["TERM=xterm NO_COLOR=1", "TERM=dumb"] {
+        let shown = on_terminal(variables);
+        assert!(shown.contains("main: ready as ") && !shown.contains('\u{1b}'), "{variables}: {shown}");
+    }
+}
+
+#[test]
+fn the_status_document_has_the_members_that_the_readme_names() {
+    let world = World::logged_in();
+    done(&run(&world.home, &["refresh"]));
+    let status: Value = serde_json::from_str(&done(&run(&world.home, &["status", "--json"]))).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, table) = readme.split_once("### The status document\n").unwrap();
+    let table = table.split_once("\n### ").unwrap().0;
+
+    let mut count = 0;
+    for member in
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name)
+    {
+        let pointer = format!("/{}", member.replace("NAME", "main").replace("[]", "/0").replace('.', "/"));
+        assert!(status.pointer(&pointer).is_some(), "{member} ({pointer}) is not in {status:#}");
+        count += 1;
+    }
+
+    assert!(count > 15, "only {count} members were looked for");
 }
 
 #[test]
@@ -282,6 +340,24 @@ fn a_login_in_the_terminal_needs_no_daemon() {
     );
     assert_eq!(world.daemon.get("/api/users").json()["UserId"], Person::Alice.user_id());
     assert!(!world.daemon.output().contains("login required"), "{}", world.daemon.output());
+}
+
+#[test]
+fn a_login_on_a_terminal_says_how_much_time_is_left_and_what_it_does() {
+    let world = World::start();
+    let command = world.home.command(&["login"]);
+    let arguments: Vec<_> = command.get_args().map(|one| one.to_str().unwrap()).collect();
+    let line = format!("{} {}", command.get_program().to_str().unwrap(), arguments.join(" "));
+    let mut script = Command::new("script");
+    let mut login = Conversation::of(script.args(["-qec", &line, "/dev/null"]));
+    let url = login.line_with(&world.standin.auth_url()).trim_end().to_owned();
+    login.line_with("(10 minutes are left)");
+
+    login.say(&world.standin.authorize(&url, Person::Alice));
+
+    login.line_with("Checking the address, and exchanging its code for a token ...");
+    login.line_with(&format!("main is logged in as {}.", Person::Alice.display_name()));
+    assert_eq!(login.end().code, Some(0));
 }
 
 #[test]
