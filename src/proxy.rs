@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod guard;
 mod headers;
+pub mod line;
 mod replay;
 pub mod upstream;
 #[cfg(any(test, fuzzing))]
@@ -14,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -35,6 +36,7 @@ use crate::session::{NoToken, Session};
 use crate::token::Token;
 use guard::{Caller, Guard};
 use headers::AllowedOrigin;
+use line::{Counted, Line};
 use replay::{Copy, Upload};
 use upstream::{Client, Download, DownloadError, Endpoint, Tried};
 
@@ -74,6 +76,8 @@ pub enum Body {
     Own(Option<Bytes>),
     /// The upstream's.
     Upstream(UpstreamBody),
+    /// Either of them, for a line in the log.
+    Counted(Box<Counted>),
 }
 
 /// The upstream's body, opaque.
@@ -107,8 +111,13 @@ impl Proxy {
         Self { shared, clients, by_prefix, longest_prefix }
     }
 
-    /// Answers a request: with the upstream's answer, or with a problem.
-    pub async fn forward(&self, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the line.
+    pub async fn forward(
+        &self,
+        caller: &Caller,
+        request: Request<Incoming>,
+        line: &mut Option<Box<Line>>,
+    ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let guard = self.shared.guard.load();
         match guard.admit_preflight(caller, &parts) {
@@ -117,7 +126,7 @@ impl Proxy {
             Err(problem) => return self.refuse(problem, None),
         }
         let origin = guard.origin_of(&parts.headers);
-        self.walk(caller, &guard, parts, body)
+        self.walk(caller, &guard, parts, body, line)
             .await
             .unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
     }
@@ -128,11 +137,15 @@ impl Proxy {
         guard: &Guard,
         parts: Parts,
         body: Incoming,
+        line: &mut Option<Box<Line>>,
     ) -> Result<Response<Body>, Problem> {
         let admitted = guard.admit(caller, &parts)?;
 
         let at = self.longest_prefix(parts.uri.path())?;
         let (client, session) = (&self.clients[at], &self.shared.sessions[at]);
+        if let Some(line) = line {
+            line.admitted(admitted.key.map(|key| key.name.as_str()), &client.endpoint.route.name);
+        }
         admitted.may_use(&parts, &client.endpoint.route.name)?;
 
         let token = self.token(session).await?;
@@ -140,7 +153,12 @@ impl Proxy {
         let mut message = Message::new(parts, &client.endpoint)?;
         let (upload, source) = source(body, &self.shared.limits).await?;
 
-        let answer = self.send(client, &mut message, upload, &source, &token).await?;
+        let sent_at = line.as_ref().map(|_| Instant::now());
+        let answer = self.send(client, &mut message, upload, &source, &token).await;
+        if let (Some(line), Some(sent_at)) = (line, sent_at) {
+            line.upstream_took(sent_at.elapsed());
+        }
+        let answer = answer?;
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
             self.replayed(client, session, &mut message, &source, token, answer).await?
         } else {
@@ -379,6 +397,7 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(body) => Pin::new(&mut body.0).poll_frame(cx),
+            Self::Counted(body) => body.poll_frame(cx),
         }
     }
 
@@ -386,6 +405,7 @@ impl HttpBody for Body {
         match self {
             Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Upstream(body) => body.0.is_end_stream(),
+            Self::Counted(body) => body.is_end_stream(),
         }
     }
 
@@ -393,6 +413,7 @@ impl HttpBody for Body {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Upstream(body) => body.0.size_hint(),
+            Self::Counted(body) => body.size_hint(),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::control;
 use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
 use crate::proxy::guard::{Caller, Door, Peer};
+use crate::proxy::line::Line;
 use crate::proxy::{self, Proxy};
 
 /// After an accept that failed for want of descriptors, others get time to close theirs.
@@ -67,23 +68,19 @@ impl Worker {
 
     /// Forwards a request, or gives it to our own routes.
     pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
-        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
-        let line = is_logged
-            .then(|| (request.method().clone(), request.uri().path().to_owned(), std::time::Instant::now()));
-        let answered = if is_local(request.uri().path()) {
-            Answered::Local(self.local(caller, request).await)
-        } else {
-            Answered::Proxied(self.proxy.forward(caller, request).await)
-        };
-        if let Some((method, path, started)) = line {
-            let status = match &answered {
-                Answered::Proxied(response) => response.status(),
-                Answered::Local(response) => response.status(),
-            };
-            let took_ms = started.elapsed().as_millis();
-            tracing::debug!(%method, path, status = status.as_u16(), took_ms, "answered");
+        let mut line = Line::of(caller, &request);
+        if is_local(request.uri().path()) {
+            let response = self.local(caller, request).await;
+            if let Some(line) = &mut line {
+                line.answer(&response);
+            }
+            return Answered::Local(response);
         }
-        answered
+        let response = self.proxy.forward(caller, request, &mut line).await;
+        Answered::Proxied(match line {
+            Some(line) => line.follow(response),
+            None => response,
+        })
     }
 
     /// Our own routes run on the control runtime: they may wait for the keeper, files, commands.

@@ -17,6 +17,7 @@ mod dice;
 mod forwarding;
 mod house;
 mod login;
+mod logs;
 mod network;
 mod notices;
 mod provider;

@@ -1,0 +1,138 @@
+//! The line that each request leaves in the log at debug, and what connects it with the lines of others.
+
+use std::io::{Read, Write};
+
+use rustix::process::getuid;
+use serde_json::Value;
+
+use crate::standin::Scripted;
+use crate::support::{Daemon, Setup, World, eventually};
+
+const KEY: &str = "a-key-of-a-caller";
+
+#[test]
+fn a_request_leaves_one_line_that_reads_alone() {
+    let world = logging("debug", "");
+
+    let answer =
+        world.daemon.request("POST", "/echo/x?raw&q=c4n4ry", &[("X-Request-Id", "id-1.a_B")], b"c4n4ry");
+
+    let line = line_of(&world.daemon, "/echo/x");
+    assert_eq!(line["message"], "answered");
+    assert_eq!((&line["method"], &line["status"]), (&"POST".into(), &answer.status.into()));
+    assert_eq!(line["bytes"], answer.body.len());
+    assert_eq!(line["caller"], format!("uid {}", getuid().as_raw()));
+    assert_eq!((&line["route"], &line["request_id"]), (&"/".into(), &"id-1.a_B".into()));
+    assert!(
+        line["upstream_ms"].as_u64() <= line["took_ms"].as_u64() && line["upstream_ms"].is_u64(),
+        "{line}"
+    );
+    assert_eq!((&line["level"], line.get("key")), (&"DEBUG".into(), None));
+    assert!(line["timestamp"].is_string() && line["target"].is_string(), "{line}");
+    assert!(!world.daemon.output().contains("c4n4ry"), "{}", world.daemon.output());
+}
+
+#[test]
+fn the_line_names_the_key_and_tells_what_was_refused_or_is_our_own() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("key");
+    std::fs::write(&file, KEY).unwrap();
+    let key =
+        format!("[[callers.key]]\nname = \"reader\"\nfile = \"{}\"\nmethods = [\"GET\"]", file.display());
+    let world = logging_without_login(&key);
+    let authorization = format!("Bearer {KEY}");
+    let with_key = [("Authorization", authorization.as_str())];
+    for (method, target, fields, status, key) in [
+        ("GET", "/echo/mine", &with_key[..], 503, Some("reader")),
+        ("PUT", "/echo/limited", &with_key, 403, Some("reader")),
+        ("GET", "/echo/nobody", &[], 401, None),
+        ("GET", "/-/status", &with_key, 200, None),
+    ] {
+        let answer = world.daemon.request(method, target, fields, b"");
+
+        let line = line_of(&world.daemon, target);
+        assert_eq!((answer.status, &line["status"]), (status, &status.into()), "{line}");
+        assert_eq!(line.get("key").and_then(Value::as_str), key, "{line}");
+        assert_eq!(
+            (line["bytes"].as_u64(), line.get("upstream_ms")),
+            (Some(answer.body.len() as u64), None),
+            "{line}"
+        );
+    }
+    assert!(!world.daemon.output().contains(KEY), "{}", world.daemon.output());
+}
+
+#[test]
+fn an_answer_that_does_not_reach_its_end_is_said_to_have_broken_off() {
+    let world = logging("debug", "");
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n";
+    world.standin.on_api(move |_| Some(Scripted::raw_then_close(format!("{head}begun"))));
+
+    let mut stream = world.daemon.connect();
+    let request =
+        format!("GET /echo/half HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", world.daemon.authority);
+    stream.write_all(request.as_bytes()).unwrap();
+    let _broken = stream.read_to_end(&mut Vec::new());
+
+    let line = line_of(&world.daemon, "/echo/half");
+    assert_eq!((&line["message"], &line["bytes"]), (&"the answer broke off".into(), &5.into()), "{line}");
+}
+
+#[test]
+fn ids_pass_both_ways_untouched_and_none_is_made() {
+    let world = logging("debug", "");
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let fields = [("X-Request-Id", "from the caller: 1"), ("traceparent", trace), ("tracestate", "a=b")];
+    let head = "HTTP/1.1 200 OK\r\nX-Request-Id: from-the-api\r\nTraceparent: t\r\nContent-Length: 0\r\n\r\n";
+    world.standin.on_api(move |_| Some(Scripted::raw(head)));
+
+    let with = world.daemon.request("GET", "/echo/with", &fields, b"");
+    let _without = world.daemon.get("/echo/without");
+
+    let requests = world.standin.api_requests();
+    let [up, bare] = &requests[requests.len() - 2..] else { panic!("{requests:?}") };
+    for (name, value) in fields {
+        assert_eq!(up.field(name).as_deref(), Some(value), "{name}");
+        assert_eq!(bare.field(name), None, "{name}");
+    }
+    assert_eq!((with.field("x-request-id"), with.field("traceparent")), (Some("from-the-api"), Some("t")));
+    for path in ["/echo/with", "/echo/without"] {
+        assert_eq!(line_of(&world.daemon, path)["request_id"], "from-the-api", "what is no id is not logged");
+    }
+    assert!(!world.daemon.output().contains("from the caller"), "{}", world.daemon.output());
+}
+
+#[test]
+fn requests_leave_no_line_unless_debug_is_asked_for() {
+    let world = logging("info", "");
+
+    assert_eq!(world.daemon.get("/echo/quiet").status, 200);
+    world.daemon.signal(rustix::process::Signal::HUP);
+    eventually("a later line is logged", || world.daemon.output().contains("took over").then_some(()));
+
+    assert!(!world.daemon.output().contains("/echo/quiet"), "{}", world.daemon.output());
+}
+
+/// A world where Alice is logged in, whose log is JSON.
+fn logging(level: &str, tables: &str) -> World {
+    let top = format!("log = \"{level}\"\nlog_format = \"json\"");
+    Setup { top, tables: tables.to_owned(), ..Setup::default() }.logged_in()
+}
+
+fn logging_without_login(tables: &str) -> World {
+    let top = "log = \"debug\"\nlog_format = \"json\"".to_owned();
+    Setup { top, tables: tables.to_owned(), ..Setup::default() }.start()
+}
+
+/// The one line about a path.
+#[track_caller]
+fn line_of(daemon: &Daemon, path: &str) -> Value {
+    let lines = eventually(&format!("{path} is logged"), || {
+        let output = daemon.output();
+        let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<_> = lines.filter(|line| line["path"] == path).collect();
+        (!lines.is_empty()).then_some(lines)
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    lines[0].clone()
+}
