@@ -21,6 +21,7 @@ mod logs;
 mod network;
 mod notices;
 mod provider;
+mod rereading;
 mod sandbox;
 mod shells;
 mod soak;
