@@ -73,7 +73,7 @@ fn what_is_right_is_not_warned_of() {
         (
             "",
             "",
-            "[callers]\nusers = [\"self\", 1234]\nallowed_origins = [\"https://page.example\", \"http://localhost:3000\"]",
+            "[callers]\nusers = [\"self\", 1234]\nallowed_origins = [\"https://a.example\", \"http://localhost:3000\"]",
         ),
         ("", "", "[callers]\nhosts = [\"name\", \"localhost:9000\"]"),
         ("", "", "[notify]\ncommand = [\"sh\"]"),
