@@ -59,6 +59,7 @@ fn describe(config: &Config, running: Option<&[String]>) {
     row("workers", &config.workers.to_string());
     for account in config.accounts.values() {
         row("account", &words_for_account(account));
+        row("", &words_for_lifetime(account));
     }
     for route in &config.routes {
         row("route", &words_for_route(route));
@@ -80,30 +81,32 @@ fn row(label: &str, words: &str) {
 }
 
 fn words_for_account(account: &Account) -> String {
-    let (name, grant) = (&account.name, account.grant.as_str());
-    let from = &account.secret.from;
-    let endpoint = &account.token_url;
-    let due =
-        |what: &str| format!("{what}, refreshed after {:.0} % of its lifetime", account.refresh_at * 100.0);
+    let (name, grant, from) = (&account.name, account.grant.as_str(), &account.secret.from);
     match account.grant {
         Grant::PersonalAccessToken => format!("{name}: {grant}, token from {from}"),
-        Grant::ClientCredentials => {
-            let client = &account.client_id;
-            format!("{name}: {}, client {client}, secret from {from}, token endpoint {endpoint}", due(grant))
+        _ => format!(
+            "{name}: {grant}, client {}, secret from {from}, token endpoint {}",
+            account.client_id, account.token_url
+        ),
+    }
+}
+
+/// When the account's token is replaced, and when a person is needed.
+fn words_for_lifetime(account: &Account) -> String {
+    let refreshed = format!(
+        "{}: tokens are refreshed after {:.0} % of their lifetime",
+        account.name,
+        account.refresh_at * 100.0
+    );
+    match (account.grant, account.login_lifetime.map(|lifetime| lifetime.as_secs())) {
+        (Grant::PersonalAccessToken, _) => format!("{}: the token is never replaced", account.name),
+        (Grant::ClientCredentials, _) => refreshed,
+        (Grant::AuthorizationCode, None) => format!("{refreshed}; a login never ends"),
+        (Grant::AuthorizationCode, Some(secs)) if secs % DAY_SECS == 0 => {
+            format!("{refreshed}; a login lasts {} days", secs / DAY_SECS)
         }
-        Grant::AuthorizationCode => {
-            let ends = account.login_lifetime.map_or_else(
-                || "a login never ends".to_owned(),
-                |lifetime| match lifetime.as_secs() {
-                    secs if secs % DAY_SECS == 0 => format!("a login lasts {} days", secs / DAY_SECS),
-                    _ => format!("a login lasts {}", humantime::format_duration(lifetime)),
-                },
-            );
-            let client = &account.client_id;
-            format!(
-                "{name}: {}, {ends}, client {client}, secret from {from}, token endpoint {endpoint}",
-                due(grant)
-            )
+        (Grant::AuthorizationCode, Some(secs)) => {
+            format!("{refreshed}; a login lasts {}", humantime::format_duration(Duration::from_secs(secs)))
         }
     }
 }
@@ -125,9 +128,7 @@ fn words_for_key(key: &Key) -> String {
         list("paths", key.paths.as_ref().map(|all| all.join(" "))),
         list("routes", key.routes.as_ref().map(|all| all.join(" "))),
     ];
-    let limits = limits.concat();
-    let limits = if limits.is_empty() { ", for everything" } else { &limits };
-    format!("{} from {}{limits}", key.name, key.secret.from)
+    format!("{} from {}{}", key.name, key.secret.from, limits.concat())
 }
 
 fn words_for_callers(callers: &Callers) -> String {

@@ -142,7 +142,8 @@ fn what_would_be_done_is_said_in_words() {
     let said = check(&home, &[]).out;
 
     for line in [
-        "main: authorization_code, refreshed after 50 % of its lifetime, a login lasts 30 days, client id, ",
+        "main: authorization_code, client id, secret from file ",
+        "main: tokens are refreshed after 50 % of their lifetime; a login lasts 30 days\n",
         "/x -> https://h/y with account main, called ex",
         ", paths /a\n",
         "users self, with a key\n",

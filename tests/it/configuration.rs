@@ -327,7 +327,9 @@ fn the_shortest_file_is_accepted() {
     let said = accepted(&home, &with_secret(&home, MINIMAL));
 
     assert!(said.contains("main: authorization_code, client BDB525D7-13C9-440E-AF03-6ADF87ACC8D6"), "{said}");
-    assert!(!said.contains("warning"), "{said}");
+    // Somebody may have a daemon of his own there.
+    let warnings = said.lines().filter(|line| line.starts_with("warning: ") && !line.contains(":8262 can't"));
+    assert_eq!(warnings.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
