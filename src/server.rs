@@ -11,6 +11,7 @@ mod line;
 pub mod listen;
 mod peer;
 mod room;
+mod supervisor;
 mod worker;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/server.rs"]
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Listen};
 use crate::control::login::Logins;
 use crate::control::{self, Control};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Pulse};
 use crate::notify::{self, Notifier};
 use crate::oauth::Oauth;
 use crate::proxy::guard::Guard;
@@ -47,12 +48,11 @@ use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
 use listen::{Bound, Inherited};
 use room::Room;
+use supervisor::Supervisor;
 use worker::Worker;
 
 /// The socket in the state directory that our own commands use.
 const CONTROL_SOCKET: &str = "control.sock";
-/// The service manager is told of changes, and that we are alive, at least this often.
-const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A refresh in flight is waited for at most as long when stopping.
 const KEEPERS_WITHIN: Duration = Duration::from_secs(15);
 
@@ -172,7 +172,7 @@ async fn serve(
     let private =
         serve_commands(&config.state_dir, control::private_router(Arc::clone(&control)), stop.clone());
     let local = control::router(Arc::clone(&control));
-    let mut workers = start_workers(&config, &bound, &shared, &local, &stop)?;
+    let (pulses, mut workers) = start_workers(&config, &bound, &shared, &local, &stop)?;
     drop(bound);
 
     let needing: Vec<_> = sessions
@@ -181,13 +181,14 @@ async fn serve(
         .map(|(name, _)| (name.clone(), login_url(&listening, name)))
         .collect();
     surroundings.accepting(&listening, &needing);
-    tell_manager(&[sd_notify::NotifyState::Ready]);
+    let mut supervisor = Supervisor::new(pulses);
+    supervisor.ready(&sessions, &listening);
 
     let is_asked_to_end = tokio::select! {
-        () = attend(&mut signals, &sessions, &shared, &listening, surroundings) => true,
+        () = attend(&mut signals, &mut supervisor, &sessions, &shared, &listening, surroundings) => true,
         () = one_has_ended(&mut keepers) => false,
     };
-    tell_manager(&[sd_notify::NotifyState::Stopping]);
+    supervisor.stopping();
     stop.cancel();
     let drained = drain(&mut signals, &mut workers, config.limits.drain_timeout).await;
     let kept = tokio::select! {
@@ -226,11 +227,12 @@ fn start_workers(
     shared: &Arc<proxy::Shared>,
     local: &Router,
     stop: &CancellationToken,
-) -> anyhow::Result<mpsc::Receiver<()>> {
+) -> anyhow::Result<(Vec<Arc<Pulse>>, mpsc::Receiver<()>)> {
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
     let (control, room) = (Handle::current(), Room::new(config.limits.connections));
-    for number in 0..config.workers {
+    let pulses: Vec<_> = (0..config.workers).map(|_| Arc::new(Pulse::new())).collect();
+    for (number, pulse) in pulses.iter().cloned().enumerate() {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
@@ -241,41 +243,35 @@ fn start_workers(
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _alive = alive;
-                runtime.block_on(worker::run(Worker::new(shared, local, control, room), bound, stop));
+                runtime.block_on(worker::run(Worker::new(shared, local, control, room), bound, &pulse, stop));
                 runtime.shutdown_background();
             })
             .context("starting a worker thread")?;
     }
-    Ok(ended)
+    Ok((pulses, ended))
 }
 
 /// Until the first signal that ends: tells the service manager how things are, and re-reads on SIGHUP.
 async fn attend(
     signals: &mut Signals,
+    supervisor: &mut Supervisor,
     sessions: &BTreeMap<String, Session>,
     shared: &Arc<proxy::Shared>,
     listening: &[Listen],
     surroundings: &mut impl Surroundings,
 ) {
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    let is_watched = sd_notify::watchdog_enabled().is_some();
-    let mut told = String::new();
+    let mut heartbeat = supervisor.heartbeat();
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Asked::End => return,
-                Asked::Reread => reload(surroundings, sessions, shared).await,
+                Asked::Reread => {
+                    supervisor.reloading();
+                    reload(surroundings, sessions, shared).await;
+                    supervisor.reloaded();
+                }
             },
-            _ = heartbeat.tick() => {
-                let status = one_line(sessions, listening);
-                if status != told {
-                    tell_manager(&[sd_notify::NotifyState::Status(&status)]);
-                    told = status;
-                }
-                if is_watched {
-                    tell_manager(&[sd_notify::NotifyState::Watchdog]);
-                }
-            }
+            _ = heartbeat.tick() => supervisor.beat(sessions, listening),
         }
     }
 }
@@ -382,26 +378,6 @@ pub fn reachable(dir: &Path) -> anyhow::Result<PathBuf> {
     // The descriptor stays open as long as the program, like the socket.
     let handle = Box::leak(Box::new(std::fs::File::open(dir)?));
     Ok(PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(handle))))
-}
-
-fn one_line(sessions: &BTreeMap<String, Session>, listening: &[Listen]) -> String {
-    let accounts = sessions.iter().map(|(name, session)| {
-        let status = session.status();
-        let state = status.state.as_str();
-        match (status.state, login_url(listening, name), &status.expires_at) {
-            (State::LoginRequired, Some(url), _) => format!("{name}: {state}, open {url}"),
-            (State::Ready, _, Some(at)) => format!("{name}: {state} until {at}"),
-            _ => format!("{name}: {state}"),
-        }
-    });
-    accounts.collect::<Vec<_>>().join("; ")
-}
-
-/// Nothing when no service manager listens.
-fn tell_manager(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager does not listen");
-    }
 }
 
 enum Asked {

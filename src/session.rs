@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Account;
+use crate::metrics::Pulse;
 use crate::notify::{Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
@@ -162,6 +163,7 @@ struct Shared {
     current: ArcSwapOption<Token>,
     rejected: AtomicU64,
     poke: Notify,
+    pulse: Pulse,
     asks: mpsc::Sender<Ask>,
     published: watch::Sender<Published>,
 }
@@ -218,6 +220,7 @@ pub fn start(
         current: ArcSwapOption::empty(),
         rejected: AtomicU64::new(0),
         poke: Notify::new(),
+        pulse: Pulse::new(),
         asks,
         published: watch::Sender::new(first),
     });
@@ -285,6 +288,11 @@ impl Session {
     /// What is told about the account.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.shared.published.borrow().status)
+    }
+
+    /// Since when the keeper has not moved. One that saves a login which is nowhere else counts as moving.
+    pub fn silent_for(&self) -> Duration {
+        self.shared.pulse.silent_for()
     }
 
     /// Refreshes now, whatever forbade it for a while.

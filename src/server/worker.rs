@@ -19,9 +19,10 @@ use super::connection::{self, turned_away};
 use super::listen::{Bound, Socket};
 use super::peer::{Kernel, owner_of_unix};
 use super::room::Room;
+use super::supervisor::HEARTBEAT;
 use crate::config::Limits;
 use crate::control;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Pulse};
 use crate::problem::{Code, Problem};
 use crate::proxy::guard::{Caller, Door, Peer};
 use crate::proxy::line::Line;
@@ -112,10 +113,11 @@ impl Worker {
 }
 
 /// Accepts from all listeners until `stop`, then waits until what was accepted is served.
-pub(super) async fn run(worker: Worker, bound: Vec<Bound>, stop: CancellationToken) {
+pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: &Pulse, stop: CancellationToken) {
     let worker = Arc::new(worker);
     let served = TaskTracker::new();
     let accepting = TaskTracker::new();
+    let listeners = bound.len();
     for one in bound {
         let (worker, served, stop) = (Arc::clone(&worker), served.clone(), stop.clone());
         accepting.spawn(async move {
@@ -125,9 +127,22 @@ pub(super) async fn run(worker: Worker, bound: Vec<Bound>, stop: CancellationTok
         });
     }
     accepting.close();
-    accepting.wait().await;
+    tokio::select! {
+        () = accepting.wait() => {}
+        () = live(pulse, &accepting, listeners) => {}
+    }
     served.close();
     served.wait().await;
+}
+
+/// Shows that this thread moves, as long as every listener is accepted from.
+async fn live(pulse: &Pulse, accepting: &TaskTracker, listeners: usize) {
+    loop {
+        if accepting.len() == listeners {
+            pulse.beat();
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
 }
 
 async fn accept_from(
@@ -238,6 +253,24 @@ fn is_local(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_has_lost_a_listener_shows_no_life() {
+        let (pulse, accepting, stop) = (Pulse::new(), TaskTracker::new(), CancellationToken::new());
+        let failing = accepting.spawn(async { panic!("an accept loop fails") });
+        accepting.spawn(stop.clone().cancelled_owned());
+        tokio::task::yield_now().await;
+        assert!(failing.await.is_err());
+        let before = pulse.silent_for();
+
+        for listeners in [2, 1] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let living = live(&pulse, &accepting, listeners);
+            assert!(tokio::time::timeout(Duration::from_millis(1), living).await.is_err());
+            let is_alive = pulse.silent_for() < before + Duration::from_millis(20);
+            assert_eq!(is_alive, listeners == accepting.len(), "{listeners}");
+        }
+    }
 
     #[test]
     fn only_what_is_a_local_route_is_one() {

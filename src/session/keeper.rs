@@ -115,6 +115,7 @@ impl Keeper {
     /// Runs until `stop`; what has begun is finished first.
     pub(super) async fn keep(mut self, mut asked: mpsc::Receiver<Ask>, stop: CancellationToken) {
         loop {
+            self.shared.pulse.beat();
             if !stop.is_cancelled() && self.should_refresh() {
                 // Its outcome is published and, when it failed, planned for.
                 let _outcome = self.refresh().await;
@@ -418,11 +419,14 @@ impl Keeper {
             return;
         };
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
+        // A disk that hangs is no reason to be restarted and lose what is nowhere else.
+        self.shared.pulse.hold();
         let (reservation, saved) = blocking(move || {
             let saved = store.commit(&mut reservation, &account, &record);
             (reservation, saved)
         })
         .await;
+        self.shared.pulse.beat();
         match saved {
             Ok(()) => self.untell(Event::StoreFailing, "the login is saved again"),
             Err(error) => {
