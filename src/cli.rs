@@ -146,9 +146,11 @@ pub fn run() -> ExitCode {
     match dispatch(cli, &environment) {
         Ok(exit) => code(exit),
         Err(failure) => {
-            say_error(&format!("error: {}", failure.message));
+            // The journal takes it for an error by the number in front (`sd-daemon(3)`).
+            let priority = if log::is_journal(&environment) { "<3>" } else { "" };
+            say_error(&format!("{priority}error: {}", failure.message));
             if let Some(hint) = failure.hint {
-                say_error(&format!("hint: {hint}"));
+                say_error(&format!("{priority}hint: {hint}"));
             }
             code(failure.exit)
         }

@@ -44,13 +44,12 @@ fn start_with(filter: EnvFilter, config: &Config, environment: &Environment) -> 
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
-    let is_journal = environment.var("JOURNAL_STREAM").is_some();
     let is_plain = config.log_format == LogFormat::Text || !stderr().is_terminal();
     let only_ours = FilterFn::new(is_safe);
     // A second start in one process keeps the first.
     let _started = match config.log_format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(only_ours)).try_init(),
-        LogFormat::Auto if is_journal => {
+        LogFormat::Auto if is_journal(environment) => {
             let format =
                 Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
             registry.with(lines.event_format(format).with_ansi(false).with_filter(only_ours)).try_init()
@@ -61,6 +60,13 @@ fn start_with(filter: EnvFilter, config: &Config, environment: &Environment) -> 
         }
     };
     Ok(LogFilter(handle))
+}
+
+/// True when standard error is the journal's (`JOURNAL_STREAM`, `systemd.exec(5)`). The variable alone says nothing:
+/// a terminal that a service opened has it, too.
+pub(super) fn is_journal(environment: &Environment) -> bool {
+    let stream = rustix::fs::fstat(stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    stream.is_ok_and(|stream| environment.var("JOURNAL_STREAM") == Some(stream.as_str()))
 }
 
 impl LogFilter {

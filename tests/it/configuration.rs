@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use cnblogs_proxy::config::{Config, Environment};
 
@@ -937,15 +937,16 @@ fn log_lines_have_the_format_that_is_asked_for() {
     for (file, environment, looks) in [
         ("json", &[][..], "{\""),
         ("text", &[("CNBLOGS_PROXY_LOG_FORMAT", "json")], "{\""),
-        ("json", &[("CNBLOGS_PROXY_LOG_FORMAT", "auto"), ("JOURNAL_STREAM", "8:1")], "<6>"),
-        ("text", &[("JOURNAL_STREAM", "8:1")], "2"),
+        ("json", &[("CNBLOGS_PROXY_LOG_FORMAT", "auto"), ("JOURNAL_STREAM", "ours")], "<6>"),
+        ("text", &[("JOURNAL_STREAM", "ours")], "2"),
+        ("auto", &[("JOURNAL_STREAM", "8:1")], "2"),
         ("auto", &[], "2"),
     ] {
         let home = furnished();
         let top =
             format!("log_format = \"{file}\"\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"<home>/state\"\n");
         write(&home, &format!("{top}[account.main]\ntoken_file = \"<pat>\"\n"));
-        let mut command = home.command(&["serve"]);
+        let mut command = in_the_journal(&home.command(&["serve"]));
         command.envs(environment.iter().copied());
         let daemon = Daemon::spawn(command);
 
@@ -958,6 +959,15 @@ fn log_lines_have_the_format_that_is_asked_for() {
         let as_json = serde_json::from_str::<serde_json::Value>(&line);
         assert_eq!(as_json.is_ok(), looks.starts_with('{'), "{file}, {environment:?}: {line}");
     }
+}
+
+/// The command as a service: `JOURNAL_STREAM`, when it is "ours", names its own standard error.
+fn in_the_journal(command: &Command) -> Command {
+    let script = "[ \"$JOURNAL_STREAM\" != ours ] || export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2); exec \"$@\"";
+    let mut service = Command::new("sh");
+    service.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    service.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    service
 }
 
 #[test]
