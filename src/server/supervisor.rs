@@ -18,7 +18,7 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A worker that is silent for longer is stuck, or has lost a listener.
 const WORKER_MOVES_WITHIN: Duration = Duration::from_secs(10);
 /// A keeper sleeps 30 s at a stretch, and waits for servers for 41 s at most.
-const KEEPER_MOVES_WITHIN: Duration = Duration::from_secs(60);
+const KEEPER_MOVES_WITHIN: Duration = Duration::from_secs(50);
 
 /// The service manager, or nobody.
 pub(super) struct Supervisor {

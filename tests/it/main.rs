@@ -26,4 +26,5 @@ mod sandbox;
 mod shells;
 mod soak;
 mod store;
+mod systemd;
 mod tokens;

@@ -1,7 +1,7 @@
 //! The network itself between the daemon and its servers: cut, silent, restored, not there yet, or somewhere else.
 //! The networks are real, in namespaces that each test makes for itself and that end with it.
 
-mod space;
+pub(crate) mod space;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};

@@ -6,7 +6,7 @@ mod faults;
 mod images;
 mod killed;
 mod running;
-mod strace;
+pub(crate) mod strace;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -28,11 +28,23 @@ pub(super) struct Link<'a>(&'a Space);
 
 /// Runs a test on a thread that can move between both ends; it starts at the near one.
 pub(super) fn in_a_net(test: impl FnOnce(&Net) + Send) {
-    let run = move || {
+    on_a_thread(|| {
         let net = Net::new();
         net.near.enter();
         test(&net);
-    };
+    });
+}
+
+/// Runs a test on a thread that has a loopback for itself, with every port free, and so has what it starts.
+pub(crate) fn alone(test: impl FnOnce() + Send) {
+    on_a_thread(|| {
+        let space = Space::new();
+        space.enter();
+        test();
+    });
+}
+
+fn on_a_thread(run: impl FnOnce() + Send) {
     std::thread::scope(|scope| scope.spawn(run).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 use super::images::Op;
 
 /// It is attached until this is dropped.
-pub(super) struct Strace {
+pub(crate) struct Strace {
     child: Child,
     /// Kept open, since it writes there when it lets go.
     errors: BufReader<ChildStderr>,
@@ -22,7 +23,7 @@ pub(super) struct Strace {
 impl Strace {
     /// Attaches to a process, or to one thread of it; everything is under it when this returns.
     #[track_caller]
-    pub(super) fn attach(id: u32, options: &[&str]) -> Self {
+    pub(crate) fn attach(id: u32, options: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
         let mut command = Command::new("strace");
         command.arg("-p").arg(id.to_string()).args(options).arg("-o").arg(directory.path().join("log"));
@@ -53,10 +54,15 @@ impl Strace {
 
     fn end(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        // It ends by itself with what it traces.
-        if self.child.try_wait().unwrap().is_none() {
+        // It ends by itself with what it traces; while it delays a call it hears nothing.
+        for _ in 0..100 {
+            if self.child.try_wait().unwrap().is_some() {
+                return;
+            }
             let _ended = kill_process(pid, Signal::TERM);
+            std::thread::sleep(Duration::from_millis(20));
         }
+        let _ended = self.child.kill();
         let _waited = self.child.wait();
     }
 }
@@ -68,7 +74,7 @@ impl Drop for Strace {
 }
 
 /// The threads of a process with that name.
-pub(super) fn threads_named(pid: u32, name: &str) -> Vec<u32> {
+pub(crate) fn threads_named(pid: u32, name: &str) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let tasks = tasks.map(|task| task.unwrap().path());
     let named = tasks

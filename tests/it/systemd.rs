@@ -1,0 +1,332 @@
+//! The units and the Debian package, in a real systemd: a small Debian boots in a container, on a loopback of its own,
+//! and is used as its administrator would.
+
+mod load;
+mod machine;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::network::space::alone;
+use crate::standin::{Options, Standin};
+use crate::store::strace::{Strace, threads_named};
+use crate::support::eventually;
+use load::Load;
+use machine::{Machine, account, get, try_get};
+
+/// Where the service listens.
+const PORT: u16 = 8262;
+/// As the daemon is told to, instead of the 30 s of the units.
+const WATCHED: &str = "[Service]\nWatchdogSec=3\n";
+const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/..");
+/// Each has another part that gets stuck.
+const INSTANCES: [&str; 4] = ["keeper", "worker", "control", "whole"];
+/// Longer than a test runs, in microseconds.
+const FOR_EVER: &str = "delay_enter=1000000000";
+
+/// Writes down the account of the stand-in for the service, and the secret for systemd.
+fn configure(machine: &Machine, standin: &Standin) {
+    let state = "state_dir = \"/var/lib/cnblogs-proxy\"\n";
+    machine.write("/etc/cnblogs-proxy/config.toml", &format!("{state}{}", account(standin)));
+    let secret = &standin.options().client_secret;
+    machine.done_with("install -D -m 600 /dev/stdin /etc/credstore/cnblogs-proxy.client_secret", secret);
+}
+
+#[test]
+fn the_package_is_installed_configured_upgraded_removed_and_purged() {
+    alone(|| {
+        let standin = Standin::start(Options { expires_in_secs: 86_400, ..Options::default() });
+        let machine = Machine::boot();
+        package("0.1.0-1", &machine);
+        package("0.1.0-2", &machine);
+
+        assert_eq!(complaints(&machine, "0.1.0-1"), "");
+
+        machine.done("apt install --yes /exchange/cnblogs-proxy_0.1.0-1_*.deb");
+        for unit in ["cnblogs-proxy.socket", "cnblogs-proxy.service"] {
+            let state = [machine.show(unit, "ActiveState"), machine.show(unit, "UnitFileState")];
+            assert_eq!(state, ["inactive", "disabled"], "{unit}: installing starts nothing");
+        }
+        assert!(machine.done("cnblogs-proxy --version").starts_with("cnblogs-proxy "));
+        assert_unconfigured_says_what_to_do(&machine);
+
+        configure(&machine, &standin);
+        machine.done("systemctl enable --now cnblogs-proxy");
+        assert_eq!(machine.show("cnblogs-proxy", "UnitFileState"), "enabled");
+        let login = "main: login-required, open http://127.0.0.1:8262/-/login/main";
+        assert_eq!(machine.show("cnblogs-proxy", "StatusText"), login);
+        assert_eq!(machine.run("cnblogs-proxy status", "").status.code(), Some(3));
+        machine.log_in(&standin, "cnblogs-proxy login");
+        assert_eq!(get(PORT, "/echo/x").status, 200);
+        machine.done("cnblogs-proxy status");
+        assert_only_named_users_may_call(&machine);
+        assert_manager_and_journal_are_told(&machine);
+
+        assert_upgrade_loses_nothing(&machine);
+
+        machine.done("apt remove --yes cnblogs-proxy");
+        assert!(try_get(PORT, "/-/healthz").is_none(), "the socket is closed");
+        machine.done("test -e /etc/cnblogs-proxy/config.toml");
+        machine
+            .done("apt install --yes /exchange/cnblogs-proxy_0.1.0-2_*.deb && systemctl start cnblogs-proxy");
+        assert_eq!(get(PORT, "/echo/x").status, 200, "the login was kept");
+
+        machine.done("apt purge --yes cnblogs-proxy");
+        let left = "find / -xdev -path /proc -prune -o -name '*cnblogs-proxy*' -print";
+        assert_eq!(machine.done(left), "/etc/credstore/cnblogs-proxy.client_secret\n", "only what we wrote");
+    });
+}
+
+/// Builds the package of the built program, and puts it where the machine finds it.
+#[track_caller]
+fn package(version: &str, machine: &Machine) {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/debian/build"));
+    let tools = Path::new(TARGET).join("test-tools/bin");
+    let path = std::env::join_paths(
+        [tools].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    command.env("PATH", path.unwrap()).args(["--as-built", "dev", "--fast", "--deb-version", version]);
+    let built = command.arg("--output").arg(machine.exchange.path()).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}
+
+/// What Debian's own checker has to say about a package.
+fn complaints(machine: &Machine, version: &str) -> String {
+    let file = format!("cnblogs-proxy_{version}_{}.deb", machine.done("dpkg --print-architecture").trim());
+    let mut command = Command::new("lintian");
+    command
+        .args(["--no-cfg", "--allow-root", "--suppress-tags=initial-upload-closes-no-bugs"])
+        .arg(machine.exchange.path().join(file));
+    let ended = command.output().expect("lintian runs: tests/run installs it");
+    [ended.stdout, ended.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
+}
+
+fn assert_unconfigured_says_what_to_do(machine: &Machine) {
+    assert!(!machine.run("systemctl start cnblogs-proxy", "").status.success());
+
+    let unit = "cnblogs-proxy.service";
+    // A unit that waits for its next try would be activating.
+    assert_eq!(
+        ["ActiveState", "ExecMainStatus", "NRestarts"].map(|property| machine.show(unit, property)),
+        ["failed", "78", "0"]
+    );
+    let errors = machine.journal(unit, "err");
+    assert!(errors.contains("error: no account is configured\nhint: "), "{errors}");
+    machine.done("systemctl stop cnblogs-proxy.socket");
+}
+
+fn assert_only_named_users_may_call(machine: &Machine) {
+    let as_alice = || {
+        let mut curl = Command::new("setpriv");
+        curl.args(["--reuid=1234", "--clear-groups", "curl", "--silent", "--output", "/dev/null"]);
+        curl.args(["--write-out", "%{http_code}", "http://127.0.0.1:8262/echo/x"]);
+        String::from_utf8(curl.output().unwrap().stdout).unwrap()
+    };
+    machine.done("useradd --uid 1234 alice");
+    assert_eq!(as_alice(), "403");
+
+    machine.done("printf '[callers]\\nusers = [\"alice\"]\\n' >> /etc/cnblogs-proxy/config.toml");
+    machine.done("systemctl restart cnblogs-proxy");
+
+    assert_eq!(as_alice(), "200");
+}
+
+fn assert_manager_and_journal_are_told(machine: &Machine) {
+    let unit = "cnblogs-proxy.service";
+    eventually("the status says that the token is there", || {
+        machine.show(unit, "StatusText").starts_with("main: ready until 2").then_some(())
+    });
+    machine.done("systemctl reload cnblogs-proxy");
+    eventually("it is reloaded", || machine.journal(unit, "info").contains("took over").then_some(()));
+    assert_eq!(machine.show(unit, "ActiveState"), "active");
+    machine
+        .done("echo 'wrong = 1' | tee -a /etc/cnblogs-proxy/config.toml && systemctl reload cnblogs-proxy");
+    eventually("an error is told", || machine.journal(unit, "err").contains("not taken over").then_some(()));
+    machine.done("sed -i '$d' /etc/cnblogs-proxy/config.toml && systemctl reload cnblogs-proxy");
+
+    let warnings = machine.journal(unit, "warning");
+    assert!(warnings.contains("login-required") || warnings.contains("login required"), "{warnings}");
+    assert!(!warnings.contains("took over") && !machine.journal(unit, "info").contains("<6>"), "{warnings}");
+}
+
+fn assert_upgrade_loses_nothing(machine: &Machine) {
+    let before = machine.show("cnblogs-proxy", "MainPID");
+    let load = Load::start(2);
+    load.goes_on(50);
+
+    machine.done("apt install --yes /exchange/cnblogs-proxy_0.1.0-2_*.deb");
+    load.goes_on(50);
+
+    let seen = load.end();
+    assert_ne!(machine.show("cnblogs-proxy", "MainPID"), before, "the upgrade restarts what runs");
+    assert!(seen.failures.lock().unwrap().is_empty(), "{seen:?}");
+    assert_eq!(get(PORT, "/echo/x").status, 200, "the login was kept");
+}
+
+#[test]
+fn callers_of_a_socket_that_systemd_holds_notice_no_restart() {
+    alone(|| {
+        let standin = Standin::start(Options { expires_in_secs: 86_400, ..Options::default() });
+        let machine = Machine::with_units();
+        configure(&machine, &standin);
+        machine.done("systemctl enable --now cnblogs-proxy");
+        machine.log_in(&standin, "cnblogs-proxy login");
+        let load = Load::start(3);
+
+        for _ in 0..5 {
+            load.goes_on(50);
+            machine.done("systemctl restart cnblogs-proxy");
+        }
+        load.goes_on(50);
+        // Nobody is refused while it is down, either: the first caller starts it.
+        machine.run("systemctl stop cnblogs-proxy.service", "");
+        load.goes_on(50);
+
+        let seen = load.end();
+        assert!(seen.failures.lock().unwrap().is_empty(), "{seen:?}");
+        assert!(seen.sent_again.load(Ordering::Relaxed) <= 6 * 3, "at most one a kept connection: {seen:?}");
+        assert_eq!(standin.token_requests().len(), 1, "no restart spends a refresh token");
+    });
+}
+
+#[test]
+fn what_is_stuck_in_any_of_its_parts_is_restarted() {
+    alone(|| {
+        let standin = Standin::start(Options { expires_in_secs: 86_400, ..Options::default() });
+        let machine = Machine::with_units();
+        machine.write("/etc/systemd/system/cnblogs-proxy@.service.d/watched.conf", WATCHED);
+        machine.done("systemctl daemon-reload");
+        let [keeper, worker, control, whole] = INSTANCES.map(|name| start_instance(&machine, &standin, name));
+
+        let waits = "epoll_wait,epoll_pwait";
+        // The keeper is on the disk, before anything is spent.
+        let mut held = vec![("keeper", delayed(keeper, &["-f"], "fsync,fdatasync"))];
+        let mut asking = machine.start("cnblogs-proxy --config /etc/cnblogs-proxy/keeper.toml refresh");
+        held.push(("control", delayed(control, &[], waits)));
+        held.push(("worker", delayed(threads_named(worker, "worker-1")[0], &[], waits)));
+        kill_process(Pid::from_raw(i32::try_from(whole).unwrap()).unwrap(), Signal::STOP).unwrap();
+
+        assert_is_restarted(&machine, "whole");
+        while let Some((name, strace)) = held.pop() {
+            eventually("its end is decided", || timed_out(&machine, name).then_some(()));
+            // As long as it delays a call, nothing can end.
+            drop(strace);
+            assert_is_restarted(&machine, name);
+        }
+        let _ended = asking.kill();
+        let _waited = asking.wait();
+    });
+}
+
+/// Starts an instance that needs no person, and returns its process.
+#[track_caller]
+fn start_instance(machine: &Machine, standin: &Standin, name: &str) -> u32 {
+    let top = format!("workers = 2\nlisten = [\"127.0.0.1:{}\"]\n", port_of(name));
+    let account = account(standin).replace("redirect_uri = ", "grant = \"client_credentials\"\n#");
+    let text = format!("{top}state_dir = \"/var/lib/cnblogs-proxy-{name}\"\n{account}");
+    machine.write(&format!("/etc/cnblogs-proxy/{name}.toml"), &text);
+    let secret = format!("install -D -m 600 /dev/stdin /etc/credstore/cnblogs-proxy-{name}.client_secret");
+    machine.done_with(&secret, &standin.options().client_secret);
+
+    machine.done(&format!("systemctl start cnblogs-proxy@{name}"));
+
+    eventually("there is a token", || (try_get(port_of(name), "/echo/x")?.status == 200).then_some(()));
+    machine.pid_of(&format!("cnblogs-proxy@{name}"))
+}
+
+/// Each instance has its own.
+fn port_of(instance: &str) -> u16 {
+    let number = INSTANCES.iter().position(|known| *known == instance).unwrap();
+    9001 + u16::try_from(number).unwrap()
+}
+
+/// These calls of a process or thread do not come back any more.
+fn delayed(id: u32, options: &[&str], calls: &str) -> Strace {
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:{FOR_EVER}"));
+    Strace::attach(id, &[options, &["-e", &trace, "-e", &inject]].concat())
+}
+
+fn timed_out(machine: &Machine, name: &str) -> bool {
+    machine.journal(&format!("cnblogs-proxy@{name}"), "info").contains("Watchdog timeout")
+}
+
+#[track_caller]
+fn assert_is_restarted(machine: &Machine, name: &str) {
+    let unit = format!("cnblogs-proxy@{name}");
+    eventually("it is restarted", || (machine.show(&unit, "NRestarts") == "1").then_some(()));
+    eventually("it serves", || (try_get(port_of(name), "/echo/x")?.status == 200).then_some(()));
+    assert!(timed_out(machine, name));
+    // What still can, says what is stuck.
+    let says = match name {
+        "worker" => "worker 1 is stuck",
+        "keeper" => "the keeper of account main is stuck",
+        _ => "",
+    };
+    let errors = machine.journal(&unit, "err");
+    assert!(errors.contains(says), "{name}: {errors}");
+}
+
+#[test]
+fn the_units_are_sound_and_serve_an_instance_and_a_user_as_well() {
+    alone(|| {
+        let standin = Standin::start(Options { expires_in_secs: 86_400, ..Options::default() });
+        let machine = Machine::with_units();
+
+        let verified = machine.run("systemd-analyze verify --man=no /etc/systemd/system/cnblogs-proxy* /etc/systemd/user/cnblogs-proxy.service 2>&1", "");
+        assert_eq!(String::from_utf8_lossy(&verified.stdout), "", "an unknown key is only told");
+        for unit in ["cnblogs-proxy.service", "cnblogs-proxy@.service"] {
+            machine.done(&format!(
+                "systemd-analyze security --offline=yes --threshold=15 /etc/systemd/system/{unit}"
+            ));
+        }
+        assert_instance_takes_an_encrypted_secret(&machine, &standin);
+        assert_user_has_a_service_too(&machine, &standin);
+    });
+}
+
+fn assert_instance_takes_an_encrypted_secret(machine: &Machine, standin: &Standin) {
+    let top = "listen = [\"127.0.0.1:8263\"]\nstate_dir = \"/var/lib/cnblogs-proxy-work\"\n";
+    machine.write("/etc/cnblogs-proxy/work.toml", &format!("{top}{}", account(standin)));
+    let encrypt = "mkdir -p /etc/credstore.encrypted && systemd-creds encrypt --name=client_secret - \
+                   /etc/credstore.encrypted/cnblogs-proxy-work.client_secret";
+    machine.done_with(encrypt, &standin.options().client_secret);
+    let drop_in = "[Service]\nLoadCredentialEncrypted=client_secret:cnblogs-proxy-%i.client_secret\n";
+    machine.write("/etc/systemd/system/cnblogs-proxy@.service.d/encrypted.conf", drop_in);
+
+    machine.done("systemctl daemon-reload && systemctl enable --now cnblogs-proxy@work");
+
+    machine.log_in(standin, "cnblogs-proxy --config /etc/cnblogs-proxy/work.toml login");
+    assert_eq!(get(8263, "/echo/x").status, 200);
+    let user = machine.done(
+        "ps -o user= -C cnblogs-proxy || stat -c %U /proc/$(systemctl show -P MainPID cnblogs-proxy@work)",
+    );
+    assert!(!user.trim().is_empty() && user.trim() != "root", "{user}");
+}
+
+fn assert_user_has_a_service_too(machine: &Machine, standin: &Standin) {
+    machine.done("useradd --create-home --uid 1234 alice && systemctl start user@1234");
+    let home = "/home/alice/.config/cnblogs-proxy";
+    let top = "listen = [\"127.0.0.1:8264\"]\n";
+    machine.write(
+        &format!("{home}/config.toml"),
+        &format!(
+            "{top}{}",
+            account(standin).replace(
+                "[account.main]\n",
+                &format!("[account.main]\nclient_secret_file = \"{home}/client_secret\"\n"),
+            )
+        ),
+    );
+    machine.write(&format!("{home}/client_secret"), &standin.options().client_secret);
+    machine.done(&format!("chmod 600 {home}/client_secret && chown -R alice /home/alice"));
+    let alice = "setpriv --reuid=1234 --regid=1234 --init-groups env HOME=/home/alice XDG_RUNTIME_DIR=/run/user/1234 ";
+
+    machine.done(&format!("{alice} systemctl --user enable --now cnblogs-proxy"));
+
+    machine.log_in(standin, &format!("{alice} cnblogs-proxy login"));
+    assert_eq!(get(8264, "/echo/x").status, 200);
+    machine.done(&format!("{alice} systemctl --user restart cnblogs-proxy && {alice} cnblogs-proxy status"));
+}
