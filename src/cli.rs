@@ -28,7 +28,7 @@ use crate::store::StoreError;
 /// Log in once with a browser; point any HTTP client at <http://127.0.0.1:8262> from then on. The daemon keeps the
 /// token fresh and adds it to every request.
 #[derive(Parser)]
-#[command(name = "cnblogs-proxy", version, max_term_width = 100, subcommand_value_name = "COMMAND")]
+#[command(name = "cnblogs-proxy", version = VERSION, max_term_width = 100, subcommand_value_name = "COMMAND")]
 #[command(after_help = format!("{FIRST_STEPS}\n\nExit codes: {EXIT_CODES}"))]
 struct Cli {
     #[command(flatten)]
@@ -115,6 +115,8 @@ struct Failure {
     hint: Option<String>,
 }
 
+/// The version, in a release build with its commit: `deploy/release/version.rs` says it.
+const VERSION: &str = env!("CNBLOGS_PROXY_VERSION");
 const CONFIG_HELP: &str = "Configuration file [default: $CNBLOGS_PROXY_CONFIG, \
     ~/.config/cnblogs-proxy/config.toml, /etc/cnblogs-proxy/config.toml]";
 const FIRST_STEPS: &str = "\

@@ -22,6 +22,7 @@ mod network;
 mod notices;
 mod provider;
 mod rereading;
+mod release;
 mod sandbox;
 mod shells;
 mod soak;

@@ -1,0 +1,213 @@
+//! What `deploy/release` makes: the static program, its parts list, their sums, and the commit that it names.
+//!
+//! It is compiled without optimisation here, which is another matter than how it is made. `RELEASE_BUILD=1` has it made
+//! as it is shipped, twice and in two places, to compare, and holds the image to its size; that takes minutes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The sources.
+pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The commit that programs and images of the tests say they are made from.
+pub(crate) const COMMIT: &str = "c0ffee1 2026-01-02";
+/// Where releases and images of the tests are compiled.
+pub(crate) const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../test-tools/release");
+const QUICK: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+];
+const EPOCH: &str = "1767312000";
+
+/// True when everything is to be made as it is shipped.
+pub(crate) fn is_as_shipped() -> bool {
+    std::env::var_os("RELEASE_BUILD").is_some_and(|value| value == "1")
+}
+
+/// How the compiler is told to be quick, unless everything is to be made as it is shipped.
+pub(crate) fn profile() -> &'static [(&'static str, &'static str)] {
+    if is_as_shipped() { &[] } else { &QUICK }
+}
+
+#[test]
+fn a_release_is_the_static_program_its_parts_list_and_their_sums() {
+    let made = TempDir::new().unwrap();
+
+    done(&release(Path::new(ROOT), Path::new(TARGET), made.path()));
+
+    let sums = done(&run(made.path(), "sha256sum", &["--check", "--strict", "SHA256SUMS"]));
+    let version = env!("CARGO_PKG_VERSION");
+    let names = names(made.path());
+    let archive = names.iter().find(|name| name.ends_with(".tar.gz")).unwrap();
+    let whole = archive.strip_suffix(".tar.gz").unwrap();
+    assert!(whole.starts_with(&format!("cnblogs-proxy-{version}-")), "{archive}");
+    let parts = format!("cnblogs-proxy-{version}.cdx.json");
+    assert_eq!(names, [archive.as_str(), &parts, "SHA256SUMS"].map(str::to_owned).into());
+    assert!(sums.contains(&format!("{archive}: OK")) && sums.contains(&format!("{parts}: OK")), "{sums}");
+
+    done(&run(made.path(), "tar", &["xzf", archive]));
+    let content = self::names(&made.path().join(whole));
+    assert_eq!(content, ["CHANGELOG.md", "LICENSE", "README.md", "cnblogs-proxy"].map(str::to_owned).into());
+    let program = made.path().join(whole).join("cnblogs-proxy");
+    let said = done(&run(made.path(), program.to_str().unwrap(), &["--version"]));
+    assert_eq!(said, format!("cnblogs-proxy {version} ({COMMIT})\n"));
+    let bytes = fs::read(&program).unwrap();
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has("/cargo/registry/"), "the places of dependencies have another name");
+    for path in [ROOT.to_owned(), cargo_home().display().to_string()] {
+        assert!(!has(&path), "the program names {path}");
+    }
+    let changes = fs::read_to_string(made.path().join(whole).join("CHANGELOG.md")).unwrap();
+    assert!(changes.contains(&format!("\n## {version}\n")), "the change log knows no {version}");
+    assert_names_all_parts(&made.path().join(&parts));
+}
+
+#[test]
+fn a_release_has_the_same_bytes_wherever_it_is_made() {
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let copy = there.path().join("another place");
+    fs::create_dir(&copy).unwrap();
+    for part in ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "src", "deploy"] {
+        done(&run(Path::new(ROOT), "cp", &["-a", part, copy.to_str().unwrap()]));
+    }
+    // Dependencies are compiled once for both, unless all is to be as it is shipped.
+    done(&run(&copy, "touch", &["src/lib.rs", "src/main.rs"]));
+    let target = if is_as_shipped() { there.path().join("target") } else { TARGET.into() };
+
+    done(&release(Path::new(ROOT), Path::new(TARGET), here.path()));
+    let other = there.path().join("made");
+    done(&release(&copy, &target, &other));
+
+    let sums = |place: &Path| fs::read_to_string(place.join("SHA256SUMS")).unwrap();
+    assert_eq!(sums(here.path()), sums(&other));
+}
+
+#[test]
+fn what_no_commit_has_is_not_released() {
+    let place = repository();
+    let script = place.path().join("deploy/release/build");
+    fs::create_dir_all(script.parent().unwrap()).unwrap();
+    fs::copy(Path::new(ROOT).join("deploy/release/build"), &script).unwrap();
+
+    let refused = run(place.path(), script.to_str().unwrap(), &["made"]);
+
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("?? deploy/") && said.contains("error: a release is made from a commit"), "{said}");
+}
+
+#[test]
+fn the_version_names_the_commit_of_a_release_build_in_its_own_repository() {
+    let place = repository();
+    let commit = done(&run(place.path(), "git", &["log", "-1", "--format=%h %cs", "--abbrev=7"]));
+    let inner = place.path().join("vendored");
+    let linked = TempDir::new().unwrap();
+    let linked = linked.path().join("linked");
+    fs::create_dir(&inner).unwrap();
+    done(&run(place.path(), "git", &["worktree", "add", "--quiet", linked.to_str().unwrap()]));
+    let built = TempDir::new().unwrap();
+    let script = built.path().join("version");
+    let source = format!("{ROOT}/deploy/release/version.rs");
+    done(&run(place.path(), "rustc", &["--edition=2024", &source, "-o", script.to_str().unwrap()]));
+    let says = |directory: &Path, profile: &str, more: &[(&str, &str)]| {
+        let mut command = Command::new(&script);
+        command.current_dir(directory).env_remove("CNBLOGS_PROXY_COMMIT").env("PROFILE", profile);
+        let said = done(&command.env("CARGO_PKG_VERSION", "1.2.3").envs(more.to_vec()).output().unwrap());
+        let version =
+            said.lines().find_map(|line| line.strip_prefix("cargo::rustc-env=CNBLOGS_PROXY_VERSION="));
+        (version.unwrap().to_owned(), said.contains("HEAD"))
+    };
+
+    let named = format!("1.2.3 ({})", commit.trim());
+    let plain = ("1.2.3".to_owned(), false);
+    assert_eq!(says(place.path(), "release", &[]), (named.clone(), true));
+    assert_eq!(says(&linked, "release", &[]), (named, true), "in a linked working tree");
+    assert_eq!(says(place.path(), "debug", &[]), plain, "no debug build is made anew after a commit");
+    assert_eq!(says(&inner, "release", &[]), plain, "somebody else's repository");
+    assert_eq!(says(built.path(), "release", &[]), plain, "no repository");
+    assert_eq!(says(place.path(), "release", &[("PATH", "")]), plain, "no git");
+    let given = says(built.path(), "release", &[("CNBLOGS_PROXY_COMMIT", COMMIT)]);
+    assert_eq!(given, (format!("1.2.3 ({COMMIT})"), false));
+    assert_eq!(says(built.path(), "release", &[("CNBLOGS_PROXY_COMMIT", "")]), plain, "an image without");
+}
+
+/// Each direct dependency is there, and no path of this machine.
+#[track_caller]
+fn assert_names_all_parts(list: &Path) {
+    let text = fs::read_to_string(list).unwrap();
+    assert!(!text.contains(ROOT), "it names {ROOT}");
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&list["bomFormat"], &list["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let listed: BTreeSet<_> =
+        list["components"].as_array().unwrap().iter().filter_map(|part| part["name"].as_str()).collect();
+    let manifest = fs::read_to_string(format!("{ROOT}/Cargo.toml")).unwrap();
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let direct: Vec<_> = section.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(direct.len() > 30, "{direct:?}");
+    for name in direct {
+        assert!(listed.contains(name), "{name} is not listed");
+    }
+    assert!(!listed.contains("tempfile"), "what only tests use is no part of it");
+}
+
+/// Runs `deploy/release/build` of some sources.
+fn release(sources: &Path, target: &Path, into: &Path) -> Output {
+    let mut command = Command::new("nice");
+    command.arg(sources.join("deploy/release/build")).arg("--allow-dirty").arg(into);
+    without_cargo(&mut command).env("CARGO_TARGET_DIR", target).envs(profile().to_vec());
+    command.env("CNBLOGS_PROXY_COMMIT", COMMIT).env("SOURCE_DATE_EPOCH", EPOCH).output().unwrap()
+}
+
+/// What `cargo test` tells its tests is not for another cargo.
+fn without_cargo(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let is_told = name.starts_with("CARGO") && name != "CARGO_HOME";
+        if is_told || ["OUT_DIR", "RUSTFLAGS", "RUSTDOCFLAGS"].contains(&&*name) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Where crates are.
+pub(crate) fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
+/// A repository with one commit.
+fn repository() -> TempDir {
+    let place = TempDir::new().unwrap();
+    fs::write(place.path().join("Cargo.toml"), "").unwrap();
+    for arguments in [
+        &["init", "--quiet"][..],
+        &["add", "."],
+        &["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--message", "One"],
+    ] {
+        done(&run(place.path(), "git", arguments));
+    }
+    place
+}
+
+/// The standard output of what went well.
+#[track_caller]
+pub(crate) fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn run(directory: &Path, program: &str, arguments: &[&str]) -> Output {
+    let command = Command::new(program).args(arguments).current_dir(directory).output();
+    command.unwrap_or_else(|error| panic!("{program}: {error}: `tests/run --set-up-only` installs it"))
+}
