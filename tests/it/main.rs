@@ -13,6 +13,7 @@ mod check;
 mod clients;
 mod commands;
 mod configuration;
+mod containers;
 mod dice;
 mod forwarding;
 mod house;
