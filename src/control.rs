@@ -15,8 +15,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, RawQuery, Request, State};
 use axum::http::header::{
-    ACCEPT, ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, REFERER,
-    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, LOCATION, ORIGIN,
+    REFERER, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
@@ -26,12 +26,13 @@ use ring::hmac;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use crate::config::Listen;
-use crate::metrics::Metrics;
+use crate::config::{Listen, ResponseType};
+use crate::metrics::{Metrics, Minute};
 use crate::problem::{Code, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
-use crate::token::{Moment, now};
-use login::{Logins, Rejected};
+use crate::token::{At, Moment, now};
+use login::{Logins, Reason, Rejected};
+use pages::{Language, LoginPage, Overview, Reader};
 
 /// A pasted address has some 1,500 bytes.
 const LARGEST_FORM: usize = 64 * 1024;
@@ -83,19 +84,51 @@ impl Control {
             self.sessions.iter().map(|(name, session)| (name, session.status())).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "now": At(now().wall_ms()),
             "uptime_secs": now().since(self.started).as_secs(),
             "listening": self.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
             "requests": self.metrics.counts(),
+            "last_hour": last_hour(&self.metrics.last_hour(now())),
         })
     }
 
-    fn login_page(&self, account: &str) -> Html<String> {
-        let secret = self.page_secret();
-        match self.logins.redirect_uri(account) {
-            None => pages::no_login_needed(account),
-            Some(uri) => pages::login(account, uri.as_str(), login::is_local(&uri), &secret),
+    fn overview(&self) -> Overview {
+        let listening: Vec<_> = self.listening.iter().map(ToString::to_string).collect();
+        let accounts = self.sessions.iter().map(|(name, session)| (name.clone(), session.status()));
+        Overview {
+            accounts: accounts.collect(),
+            counts: self.metrics.counts(),
+            hour: self.metrics.last_hour(now()),
+            uptime: now().since(self.started),
+            listening: listening.join(", "),
+            secret: self.page_secret(),
         }
+    }
+
+    fn login_page(&self, reader: Reader, session: &Session) -> Html<String> {
+        let account = session.account();
+        let Some(redirect_uri) = self.logins.redirect_uri(account) else {
+            return pages::no_login_needed(reader, account);
+        };
+        let configured = session.oauth();
+        let mut authorization_url = configured.account().authorization_url.clone();
+        authorization_url.set_query(None);
+        let page = LoginPage {
+            account,
+            accounts: &self.logins.accounts().collect::<Vec<_>>(),
+            status: &session.status(),
+            redirect_uri: redirect_uri.as_str(),
+            authorization_url: authorization_url.as_str(),
+            comes_back: login::is_local(&redirect_uri),
+            parts: match configured.account().response_type {
+                ResponseType::Hybrid => "code id_token state",
+                ResponseType::Code => "code state",
+            },
+            waiting: &self.logins.waiting(),
+            secret: &self.page_secret(),
+        };
+        pages::login(reader, &page)
     }
 
     fn session(&self, account: &str) -> Result<&Session, Problem> {
@@ -164,23 +197,26 @@ pub fn is_probe(path: &str) -> bool {
 
 // --- pages -----------------------------------------------------------------------------------------------
 
-async fn status_page(State(control): Shared) -> Response {
-    let accounts: Vec<_> =
-        control.sessions.iter().map(|(name, session)| (name.clone(), session.status())).collect();
-    pages::status(&accounts, control.metrics.counts(), &control.page_secret()).into_response()
+async fn status_page(State(control): Shared, fields: HeaderMap) -> Response {
+    pages::status(reader(&fields), &control.overview()).into_response()
 }
 
-async fn login_page(State(control): Shared) -> Response {
-    let names: Vec<_> = control.logins.accounts().collect();
-    match names.as_slice() {
-        [only] => control.login_page(only).into_response(),
-        _ => pages::choose(&names).into_response(),
+async fn login_page(State(control): Shared, fields: HeaderMap) -> Response {
+    let sessions: Vec<_> = control.logins.accounts().filter_map(|name| control.sessions.get(name)).collect();
+    if let [only] = sessions.as_slice() {
+        return control.login_page(reader(&fields), only).into_response();
     }
+    let states: Vec<_> = sessions.iter().map(|session| (session.account(), session.status().state)).collect();
+    pages::choose(reader(&fields), &states).into_response()
 }
 
-async fn account_page(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
-    control.session(&account)?;
-    Ok(control.login_page(&account).into_response())
+async fn account_page(
+    State(control): Shared,
+    Path(account): Path<String>,
+    fields: HeaderMap,
+) -> Result<Response, Answer> {
+    let session = control.session(&account)?;
+    Ok(control.login_page(reader(&fields), session).into_response())
 }
 
 // --- login -----------------------------------------------------------------------------------------------
@@ -208,7 +244,8 @@ async fn paste(
     if let Some(answer) = field(&form, "answer") {
         let id = field(&form, "confirm").unwrap_or_default();
         let outcome = session.confirm(id, answer == "yes").await;
-        return Ok(told(&control, &fields, &account, outcome.map_err(Into::into)));
+        let outcome = outcome.map_err(|error| Rejected::new(Reason::Unasked, error.to_string()));
+        return Ok(told(&control, &fields, &account, outcome));
     }
     let pasted = field(&form, "callback").unwrap_or_default();
     let outcome = control.logins.finish_pasted(&account, &pasted).await;
@@ -227,7 +264,7 @@ async fn callback_by_get(
     }
     match query.filter(|query| !query.is_empty()) {
         Some(query) => finish_brought(&control, &fields, &query).await,
-        None => pages::fragment().into_response(),
+        None => pages::fragment(reader(&fields)).into_response(),
     }
 }
 
@@ -254,14 +291,17 @@ fn told(
     if !wants_html(fields) {
         return match outcome {
             Ok(outcome) => (status, axum_json(&login::as_json(&outcome))).into_response(),
-            Err(Rejected(reason)) => problem(Problem::new(Code::BadRequest, reason)),
+            Err(why) => problem(Problem::new(Code::BadRequest, why.words)),
         };
     }
+    let reader = reader(fields);
     let page = match outcome {
-        Ok(LoginOutcome::Done(done)) => pages::logged_in(account, &done),
-        Ok(LoginOutcome::NeedsConfirmation(asked)) => pages::confirm(account, &asked, &control.page_secret()),
-        Ok(LoginOutcome::Declined) => pages::declined(account),
-        Err(Rejected(reason)) => pages::failed(account, &reason),
+        Ok(LoginOutcome::Done(done)) => pages::logged_in(reader, account, &done, &here(fields)),
+        Ok(LoginOutcome::NeedsConfirmation(asked)) => {
+            pages::confirm(reader, account, &asked, &control.page_secret())
+        }
+        Ok(LoginOutcome::Declined) => pages::declined(reader, account),
+        Err(why) => pages::failed(reader, account, &why),
     };
     (status, page).into_response()
 }
@@ -279,7 +319,7 @@ async fn refresh(
     Form(form): Form,
 ) -> Result<Response, Answer> {
     let outcome = control.asked(&account, &fields, &form)?.refresh().await;
-    changed(&fields, outcome, "refreshed")
+    changed(&fields, outcome, "refreshed", "changed.failed.refresh")
 }
 
 async fn logout(
@@ -289,19 +329,30 @@ async fn logout(
     Form(form): Form,
 ) -> Result<Response, Answer> {
     let outcome = control.asked(&account, &fields, &form)?.log_out().await;
-    changed(&fields, outcome, "logged-out")
+    changed(&fields, outcome, "logged-out", "changed.failed.logout")
 }
 
-fn changed(fields: &HeaderMap, outcome: Result<(), AskError>, done: &str) -> Result<Response, Answer> {
-    outcome.map_err(|error| match error {
-        AskError::LoginRequired(reason) => Problem::new(Code::LoginRequired, reason),
-        AskError::Failed(reason) => Problem::new(Code::TokenUnavailable, reason),
-        AskError::Stopping => Problem::new(Code::Stopping, error.to_string()),
-    })?;
+fn changed(
+    fields: &HeaderMap,
+    outcome: Result<(), AskError>,
+    done: &str,
+    not_done: &str,
+) -> Result<Response, Answer> {
+    let code = match &outcome {
+        Ok(()) if wants_html(fields) => {
+            return Ok((StatusCode::SEE_OTHER, [(LOCATION, "/-/")]).into_response());
+        }
+        Ok(()) => return Ok(axum_json(&json!({ "outcome": done })).into_response()),
+        Err(AskError::LoginRequired(_)) => Code::LoginRequired,
+        Err(AskError::Failed(_)) => Code::TokenUnavailable,
+        Err(AskError::Stopping) => Code::Stopping,
+    };
+    let words = outcome.err().map(|error| error.to_string()).unwrap_or_default();
     if wants_html(fields) {
-        return Ok((StatusCode::SEE_OTHER, [(LOCATION, "/-/")]).into_response());
+        let page = pages::not_changed(reader(fields), not_done, &words);
+        return Ok((code.status(), page).into_response());
     }
-    Ok(axum_json(&json!({ "outcome": done })).into_response())
+    Err(Problem::new(code, words).into())
 }
 
 async fn access_token(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
@@ -417,18 +468,24 @@ impl IntoResponse for Answer {
     }
 }
 
-impl From<AskError> for Rejected {
-    fn from(error: AskError) -> Self {
-        Self(error.to_string())
-    }
-}
-
 fn problem(problem: Problem) -> Response {
     problem.into_response().map(Body::from)
 }
 
 fn axum_json(value: &Value) -> impl IntoResponse + use<> {
     ([(CONTENT_TYPE, "application/json")], value.to_string())
+}
+
+/// The minutes of the last hour as columns, the oldest first; null where nothing was timed.
+fn last_hour(minutes: &[Minute]) -> Value {
+    let column = |count: fn(&Minute) -> u64| minutes.iter().map(count).collect::<Vec<_>>();
+    let mean_ms = |minute: &Minute| minute.upstream_mean().map(|mean| mean.as_millis() as u64);
+    json!({
+        "answered": column(|minute| minute.answered),
+        "client_errors": column(|minute| minute.client_errors),
+        "server_errors": column(|minute| minute.server_errors),
+        "upstream_ms": minutes.iter().map(mean_ms).collect::<Vec<_>>(),
+    })
 }
 
 /// What every answer of this origin carries, whatever else it says.
@@ -470,6 +527,15 @@ fn is_browser(fields: &HeaderMap) -> bool {
     // Node's `fetch` sends Sec-Fetch-Mode and takes any language, and is no browser.
     let reads_a_language = fields.get(ACCEPT_LANGUAGE).is_some_and(|languages| languages != "*");
     reads_a_language || wants_html(fields) || origin.iter().any(|name| fields.contains_key(name))
+}
+
+fn reader(fields: &HeaderMap) -> Reader {
+    Reader { language: Language::asked_for(fields), now: At(now().wall_ms()) }
+}
+
+/// Where programs call, as whoever reads the answer does.
+fn here(fields: &HeaderMap) -> String {
+    format!("http://{}", fields.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default())
 }
 
 fn wants_html(fields: &HeaderMap) -> bool {

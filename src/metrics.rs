@@ -1,14 +1,29 @@
 //! Counters that all threads share, and signs of life.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod hour;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+use crate::token::Moment;
+use hour::Hour;
+pub use hour::{MINUTES, Minute};
+
+/// How many requests are timed between two looks at the counters.
+const TIMED_A_LOOK: u32 = 16;
 
 /// Counts what happened to requests.
 #[derive(Debug, Default)]
 pub struct Metrics {
     answered: [AtomicU64; 5],
+    by_ourselves: [AtomicU64; 5],
+    to_time: AtomicU32,
+    upstream_answers: AtomicU64,
+    upstream_us: AtomicU64,
+    hour: Mutex<Hour>,
     refused: AtomicU64,
     replayed: AtomicU64,
     in_flight: AtomicU64,
@@ -71,8 +86,60 @@ impl Pulse {
 impl Metrics {
     /// A request was answered with this status.
     pub fn answered(&self, status: http::StatusCode) {
-        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
-        self.answered[class].fetch_add(1, Ordering::Relaxed);
+        self.answered[class_of(status)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same request was for our own pages: the last hour tells of what is forwarded, not of who looks at it.
+    pub fn answered_by_ourselves(&self, status: http::StatusCode) {
+        self.by_ourselves[class_of(status)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// When a request goes up, if it is one of those that are timed: the first few after every [`Self::look`], so
+    /// that all are where there are few, and where there are many each costs one load.
+    pub fn departure(&self) -> Option<Instant> {
+        let left = self.to_time.load(Ordering::Relaxed);
+        (left > 0).then(|| {
+            self.to_time.store(left - 1, Ordering::Relaxed);
+            Instant::now()
+        })
+    }
+
+    /// The head of the upstream's answer to such a request is here.
+    pub fn arrived(&self, departure: Option<Instant>) {
+        if let Some(departure) = departure {
+            let took_us = u64::try_from(departure.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.upstream_us.fetch_add(took_us, Ordering::Relaxed);
+            self.upstream_answers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts what was counted since the last look into the minute that is now: to be called every few seconds.
+    pub fn look(&self, now: Moment) {
+        self.hour.lock().expect("no thread panics while it holds the hour").note(self.totals(), now.minute());
+        self.to_time.store(TIMED_A_LOOK, Ordering::Relaxed);
+    }
+
+    /// The last hour, the oldest minute first; the newest has begun and is not over.
+    pub fn last_hour(&self, now: Moment) -> Vec<Minute> {
+        self.look(now);
+        self.hour.lock().expect("no thread panics while it holds the hour").minutes()
+    }
+
+    /// What was counted of forwarded requests since the start.
+    fn totals(&self) -> Minute {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // Ours last: an answer is counted there before it is counted among all, so one in between is not taken for
+        // a forwarded one.
+        let all: [u64; 5] = std::array::from_fn(|class| read(&self.answered[class]));
+        let forwarded: [u64; 5] =
+            std::array::from_fn(|class| all[class].saturating_sub(read(&self.by_ourselves[class])));
+        Minute {
+            answered: forwarded.iter().sum(),
+            client_errors: forwarded[3],
+            server_errors: forwarded[4],
+            upstream_answers: read(&self.upstream_answers),
+            upstream_total: Duration::from_micros(read(&self.upstream_us)),
+        }
     }
 
     /// The guard refused a request.
@@ -120,4 +187,8 @@ impl Metrics {
             connections: read(&self.connections),
         }
     }
+}
+
+fn class_of(status: http::StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
 }

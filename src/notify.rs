@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::token::{now, rfc3339};
+use crate::token::{At, now};
 
 /// A command that takes longer is ended.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,8 +35,8 @@ pub enum Event {
 /// An event with its circumstances.
 #[derive(Clone, Debug, Serialize)]
 pub struct Notice {
-    /// RFC 3339.
-    pub at: String,
+    /// When.
+    pub at: At,
     /// What happened.
     pub event: Event,
     /// To which account.
@@ -104,7 +104,7 @@ impl Notifier {
         } else {
             tracing::warn!(event = name, account, "{message}");
         }
-        let notice = Notice { at: rfc3339(now().wall_ms()), event, account: account.to_owned(), message };
+        let notice = Notice { at: At(now().wall_ms()), event, account: account.to_owned(), message };
         // Nobody listens while the program stops.
         let _listening = self.notices.send(notice.clone());
         notice

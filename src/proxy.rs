@@ -153,12 +153,14 @@ impl Proxy {
         let mut message = Message::new(parts, &client.endpoint)?;
         let (upload, source) = source(body, &self.shared.limits).await?;
 
+        let departure = self.shared.metrics.departure();
         let sent_at = line.as_ref().map(|_| Instant::now());
         let answer = self.send(client, &mut message, upload, &source, &token).await;
         if let (Some(line), Some(sent_at)) = (line, sent_at) {
             line.upstream_took(sent_at.elapsed());
         }
         let answer = answer?;
+        self.shared.metrics.arrived(departure);
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
             self.replayed(client, session, &mut message, &source, token, answer).await?
         } else {

@@ -46,6 +46,7 @@ use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
 use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
+use crate::token::now;
 use listen::{Bound, Inherited};
 use room::Room;
 use supervisor::Supervisor;
@@ -271,7 +272,10 @@ async fn attend(
                     supervisor.reloaded();
                 }
             },
-            _ = heartbeat.tick() => supervisor.beat(sessions, listening),
+            _ = heartbeat.tick() => {
+                shared.metrics.look(now());
+                supervisor.beat(sessions, listening);
+            }
         }
     }
 }

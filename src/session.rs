@@ -27,10 +27,14 @@ use crate::notify::{Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::store::Store;
-use crate::token::{Moment, Token, now};
+use crate::token::{At, Moment, Token, now};
 
+/// A person is warned that long before the server ends the login.
+pub const WARN_BEFORE: Duration = Duration::from_secs(3 * 24 * 3600);
 /// How many events the status shows.
 const EVENTS_KEPT: usize = 20;
+/// How many refreshes the status shows.
+const REFRESHES_KEPT: usize = 10;
 
 /// The live token of one account. Cheap to clone.
 #[derive(Clone)]
@@ -78,11 +82,11 @@ pub enum RefreshOutcome {
     InDoubt,
 }
 
-/// The last refresh.
+/// A refresh that is over.
 #[derive(Clone, Debug, Serialize)]
-pub struct LastRefresh {
-    /// RFC 3339.
-    pub at: String,
+pub struct Refresh {
+    /// When it ended.
+    pub at: At,
     /// How it ended.
     pub outcome: RefreshOutcome,
     /// Why it failed.
@@ -98,14 +102,18 @@ pub struct Status {
     pub state: State,
     /// Who logged in, as far as the API said.
     pub person: Option<String>,
-    /// RFC 3339; null without a token, or when the token never expires.
-    pub expires_at: Option<String>,
-    /// RFC 3339; null when none is planned.
-    pub next_refresh_at: Option<String>,
-    /// RFC 3339; null when the server ends no login.
-    pub login_expires_at: Option<String>,
+    /// When the token was received; null without one.
+    pub obtained_at: Option<At>,
+    /// Null without a token, or when the token never expires.
+    pub expires_at: Option<At>,
+    /// Null when none is planned.
+    pub next_refresh_at: Option<At>,
+    /// Null when the server ends no login.
+    pub login_expires_at: Option<At>,
     /// The last refresh, if there was one.
-    pub last_refresh: Option<LastRefresh>,
+    pub last_refresh: Option<Refresh>,
+    /// The last few of this process, the newest last.
+    pub refreshes: VecDeque<Refresh>,
     /// The newest last.
     pub events: VecDeque<Notice>,
 }
@@ -140,8 +148,8 @@ pub enum LoginOutcome {
 pub struct LoginDone {
     /// Who logged in, as far as the API said.
     pub person: Option<String>,
-    /// RFC 3339; when the server ends it.
-    pub login_expires_at: Option<String>,
+    /// When the server ends it.
+    pub login_expires_at: Option<At>,
     /// Sentences that the person should read.
     pub remarks: Vec<String>,
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use rustix::time::{ClockId, clock_gettime};
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// A point in time on two clocks: the wall clock, which people may set, and the boot-time clock, which
@@ -40,6 +41,11 @@ impl Moment {
     /// Seconds since the Unix epoch.
     pub const fn wall_secs(self) -> i64 {
         self.wall_ms.div_euclid(1000)
+    }
+
+    /// Minutes on the boot-time clock, which nobody can set.
+    pub fn minute(self) -> u64 {
+        u64::try_from(self.boot_ms / 60_000).unwrap_or(0)
     }
 
     /// How long ago `earlier` was by the boot-time clock, which nobody can set; zero when it is still to come.
@@ -229,6 +235,22 @@ pub fn is_b64token(text: &str) -> bool {
 /// A wall-clock time in milliseconds since the Unix epoch, as RFC 3339 in UTC.
 pub fn rfc3339(wall_ms: i64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + millis(wall_ms.min(YEAR_9999_MS))).to_string()
+}
+
+/// A wall-clock time, in milliseconds since the Unix epoch; written as RFC 3339.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct At(pub i64);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&rfc3339(self.0))
+    }
+}
+
+impl Serialize for At {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 const BEARER: &str = "Bearer ";

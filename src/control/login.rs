@@ -1,42 +1,120 @@
 //! Logins in progress: from the authorization URL to the callback that a person pastes or a browser brings.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::config::Grant;
-use crate::oauth::Pending;
-use crate::oauth::callback::{self, Callback, Outcome};
+use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
+use crate::oauth::id_token::IdTokenError;
+use crate::oauth::{LoginError, Pending};
 use crate::session::{LoginOutcome, Session};
-use crate::token::{Moment, now};
+use crate::token::{At, Moment, now};
 
 /// A login that was begun is waited for as long.
 pub const PENDING_LIVES: Duration = Duration::from_secs(600);
 /// More than anybody has tabs; the oldest gives way.
 const MOST_PENDING: usize = 256;
+/// Of how many logins that ended it is known how.
+const MOST_ENDED: usize = 64;
 /// The path of `/-/callback` in a registered address.
 const LOCAL_CALLBACK: &str = "/-/callback";
 
 /// The logins in progress of all accounts.
 pub struct Logins {
     sessions: BTreeMap<String, Session>,
-    pending: Mutex<Vec<(String, Pending)>>,
+    progress: Mutex<Progress>,
 }
 
-/// Why a login came to nothing, in words for the person. The stored login is untouched.
+#[derive(Debug, Default)]
+struct Progress {
+    pending: Vec<(String, Pending)>,
+    ended: VecDeque<Ended>,
+}
+
+/// What a page may know of the logins in progress.
+#[derive(Clone, Debug, Default)]
+pub struct Waiting {
+    /// Those that can be finished, the newest last.
+    pub alive: Vec<Alive>,
+    /// The last that can't any more, the newest last.
+    pub ended: Vec<Ended>,
+}
+
+/// A login that can be finished.
+#[derive(Clone, Debug)]
+pub struct Alive {
+    /// Whose it is.
+    pub account: String,
+    /// Names it.
+    pub state: String,
+    /// How long it can be.
+    pub until: At,
+}
+
+/// A login that can't be finished any more.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Whose it was.
+    pub account: String,
+    /// Named it.
+    pub state: String,
+    /// False when nobody finished it in time.
+    pub was_used: bool,
+}
+
+/// Why a login came to nothing. The stored login is untouched.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Rejected(pub String);
+#[error("{words}")]
+pub struct Rejected {
+    /// What kind of thing is wrong, for a page in the person's language.
+    pub reason: Reason,
+    /// Exactly what.
+    pub words: String,
+}
+
+/// What kind of thing is wrong with a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Another page's address, or none.
+    Address,
+    /// Not the whole address.
+    Incomplete,
+    /// Not as any server sends it.
+    Malformed,
+    /// Another account's login.
+    OtherAccount,
+    /// No login of ours.
+    Unknown,
+    /// A login that is over.
+    Used,
+    /// A login that took too long.
+    Late,
+    /// The server's no.
+    Denied,
+    /// The `id_token` does not vouch for it.
+    Untrusted,
+    /// The clock is wrong.
+    Clock,
+    /// The authorization server is not there.
+    Server,
+    /// The exchange, or keeping what it brought, failed.
+    Exchange,
+    /// Nobody is asked for a yes.
+    Unasked,
+    /// The account is not one for this.
+    Configuration,
+}
 
 impl Logins {
     /// Logins for those accounts that a person logs in to.
     pub fn new(sessions: &BTreeMap<String, Session>) -> Self {
         let mut sessions = sessions.clone();
         sessions.retain(|_, session| session.oauth().account().grant == Grant::AuthorizationCode);
-        Self { sessions, pending: Mutex::new(Vec::new()) }
+        Self { sessions, progress: Mutex::default() }
     }
 
     /// The accounts that a person logs in to.
@@ -56,13 +134,23 @@ impl Logins {
     pub fn start(&self, account: &str) -> Result<Url, Rejected> {
         let pending = Pending::start();
         let url = self.session(account)?.oauth().authorization_url(&pending);
-        let mut all = self.pending.lock().expect("no thread panics while it holds the logins");
-        all.retain(|(_, pending)| is_alive(pending, now()));
-        if all.len() >= MOST_PENDING {
-            all.remove(0);
+        let mut progress = self.progress();
+        if progress.pending.len() >= MOST_PENDING {
+            progress.pending.remove(0);
         }
-        all.push((account.to_owned(), pending));
+        progress.pending.push((account.to_owned(), pending));
         Ok(url)
+    }
+
+    /// The logins in progress, and how the last ones ended.
+    pub fn waiting(&self) -> Waiting {
+        let progress = self.progress();
+        let alive = progress.pending.iter().map(|(account, pending)| Alive {
+            account: account.clone(),
+            state: pending.state.clone(),
+            until: At(pending.started.plus(PENDING_LIVES).wall_ms()),
+        });
+        Waiting { alive: alive.collect(), ended: progress.ended.iter().cloned().collect() }
     }
 
     /// Ends a login with what a person pasted.
@@ -72,10 +160,13 @@ impl Logins {
     pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
         let session = self.session(account)?;
         let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri);
-        let callback = callback.map_err(|error| Rejected(error.to_string()))?;
+        let callback = callback.map_err(Rejected::from)?;
         let owner = self.account_of(&callback.state);
         if owner.as_deref().is_some_and(|owner| owner != account) {
-            return Err(Rejected("this address belongs to the login of another account".to_owned()));
+            return Err(Rejected::new(
+                Reason::OtherAccount,
+                "this address belongs to the login of another account",
+            ));
         }
         self.finish(callback, session).await
     }
@@ -85,15 +176,18 @@ impl Logins {
     pub async fn finish_brought(&self, parameters: &str) -> (String, Result<LoginOutcome, Rejected>) {
         let callback = match callback::parse_parameters(&[parameters]) {
             Ok(callback) => callback,
-            Err(error) => return (String::new(), Err(Rejected(error.to_string()))),
+            Err(error) => return (String::new(), Err(error.into())),
         };
         let Some(account) = self.account_of(&callback.state) else {
-            return (String::new(), Err(unknown_state()));
+            return (String::new(), Err(self.progress().gone(&callback.state)));
         };
         let is_registered = self.redirect_uri(&account).as_ref().is_some_and(is_local);
         let outcome = match self.session(&account) {
             Ok(session) if is_registered => self.finish(callback, session).await,
-            _ => Err(Rejected("this account's redirect_uri is not the address of this page".to_owned())),
+            _ => Err(Rejected::new(
+                Reason::Configuration,
+                "this account's redirect_uri is not the address of this page",
+            )),
         };
         (account, outcome)
     }
@@ -102,47 +196,145 @@ impl Logins {
         let code = match callback.outcome {
             Outcome::Code(code) => code,
             Outcome::Denied { error, description } => {
-                self.take(&callback.state).ok_or_else(unknown_state)?;
+                self.take(&callback.state)?;
                 let words = description.map(|words| format!(": {words}")).unwrap_or_default();
-                return Err(Rejected(format!("the authorization server said no ({error}){words}")));
+                return Err(Rejected::new(
+                    Reason::Denied,
+                    format!("the authorization server said no ({error}){words}"),
+                ));
             }
         };
         let account = session.account();
-        let failed = |error: &dyn std::error::Error| {
+        let failed = |reason, error: &dyn std::error::Error| {
             tracing::warn!(account, reason = %error, "a login came to nothing");
-            Rejected(error.to_string())
+            Rejected::new(reason, error.to_string())
         };
         // What does not vouch for the login leaves it open: the person may still bring the right address.
-        let pending = self.waiting(&callback.state).ok_or_else(unknown_state)?;
-        let verified = session.oauth().verify(&pending, &code).await.map_err(|error| failed(&error))?;
-        let pending = self.take(&callback.state).ok_or_else(unknown_state)?;
-        session.log_in(pending, code, verified).await.map_err(|error| failed(&error))
+        let pending = self.progress().find(&callback.state)?;
+        let verified = session.oauth().verify(&pending, &code).await;
+        let verified = verified.map_err(|error| failed(reason_of(&error), &error))?;
+        let pending = self.take(&callback.state)?;
+        session.log_in(pending, code, verified).await.map_err(|error| failed(Reason::Exchange, &error))
     }
 
     fn session(&self, account: &str) -> Result<&Session, Rejected> {
-        self.sessions
-            .get(account)
-            .ok_or_else(|| Rejected(format!("account {account} needs no login: its tokens need no person")))
+        self.sessions.get(account).ok_or_else(|| {
+            let words = format!("account {account} needs no login: its tokens need no person");
+            Rejected::new(Reason::Configuration, words)
+        })
     }
 
     fn account_of(&self, state: &str) -> Option<String> {
-        let all = self.pending.lock().expect("no thread panics while it holds the logins");
-        all.iter().find(|(_, pending)| pending.state == state).map(|(account, _)| account.clone())
-    }
-
-    fn waiting(&self, state: &str) -> Option<Pending> {
-        let all = self.pending.lock().expect("no thread panics while it holds the logins");
-        let (_, pending) = all.iter().find(|(_, pending)| pending.state == state)?;
-        is_alive(pending, now()).then(|| pending.clone())
+        let progress = self.progress();
+        progress
+            .pending
+            .iter()
+            .find(|(_, pending)| pending.state == state)
+            .map(|(account, _)| account.clone())
     }
 
     /// A login is taken once, and only while it lives.
-    fn take(&self, state: &str) -> Option<Pending> {
-        let mut all = self.pending.lock().expect("no thread panics while it holds the logins");
-        let at = all.iter().position(|(_, pending)| pending.state == state)?;
-        let (_, pending) = all.remove(at);
-        is_alive(&pending, now()).then_some(pending)
+    fn take(&self, state: &str) -> Result<Pending, Rejected> {
+        let mut progress = self.progress();
+        let Some(at) = progress.pending.iter().position(|(_, pending)| pending.state == state) else {
+            return Err(progress.gone(state));
+        };
+        let (account, pending) = progress.pending.remove(at);
+        progress.end(account, &pending, true);
+        Ok(pending)
     }
+
+    /// Those that live, and how the others ended.
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        let mut progress = self.progress.lock().expect("no thread panics while it holds the logins");
+        progress.end_late_ones(now());
+        progress
+    }
+}
+
+impl Progress {
+    fn find(&self, state: &str) -> Result<Pending, Rejected> {
+        let found = self.pending.iter().find(|(_, pending)| pending.state == state);
+        found.map(|(_, pending)| pending.clone()).ok_or_else(|| self.gone(state))
+    }
+
+    fn end_late_ones(&mut self, now: Moment) {
+        let (alive, late) =
+            std::mem::take(&mut self.pending).into_iter().partition(|(_, one)| is_alive(one, now));
+        self.pending = alive;
+        let late: Vec<_> = late;
+        for (account, pending) in late {
+            self.end(account, &pending, false);
+        }
+    }
+
+    fn end(&mut self, account: String, pending: &Pending, was_used: bool) {
+        if self.ended.len() >= MOST_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(Ended { account, state: pending.state.clone(), was_used });
+    }
+
+    /// Why no login with this state can be finished.
+    fn gone(&self, state: &str) -> Rejected {
+        match self.ended.iter().find(|ended| ended.state == state) {
+            Some(Ended { was_used: true, .. }) => Rejected::new(
+                Reason::Used,
+                "this address was used already (its `state` is that of a login that is over): please start the \
+                 login again",
+            ),
+            Some(_) => Rejected::new(
+                Reason::Late,
+                "this login began more than 10 minutes ago (its `state` has expired): please start the login again",
+            ),
+            None => Rejected::new(
+                Reason::Unknown,
+                "no login is waiting for this address (its `state` is unknown: it is another login's, or from before \
+                 the daemon was started): please start the login again",
+            ),
+        }
+    }
+}
+
+impl Rejected {
+    /// A reason, and exactly what.
+    pub fn new(reason: Reason, words: impl Into<String>) -> Self {
+        Self { reason, words: words.into() }
+    }
+}
+
+impl From<CallbackError> for Rejected {
+    fn from(error: CallbackError) -> Self {
+        let reason = match error {
+            CallbackError::Empty | CallbackError::Address { .. } => Reason::Address,
+            CallbackError::NoParameters | CallbackError::Missing(_) => Reason::Incomplete,
+            CallbackError::TooLong
+            | CallbackError::Characters
+            | CallbackError::Repeated(_)
+            | CallbackError::TooMany => Reason::Malformed,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+#[cfg(test)]
+impl Reason {
+    pub(super) const ALL: [Self; 14] = [
+        Self::Address,
+        Self::Incomplete,
+        Self::Malformed,
+        Self::OtherAccount,
+        Self::Unknown,
+        Self::Used,
+        Self::Late,
+        Self::Denied,
+        Self::Untrusted,
+        Self::Clock,
+        Self::Server,
+        Self::Exchange,
+        Self::Unasked,
+        Self::Configuration,
+    ];
 }
 
 /// True for a registered address that is our own `/-/callback`.
@@ -173,12 +365,15 @@ fn is_alive(pending: &Pending, now: Moment) -> bool {
     now.since(pending.started) < PENDING_LIVES
 }
 
-fn unknown_state() -> Rejected {
-    Rejected(
-        "no login is waiting for this address (its `state` is unknown, was used already, or is older than 10 \
-         minutes): please start the login again"
-            .to_owned(),
-    )
+const fn reason_of(error: &LoginError) -> Reason {
+    match error {
+        LoginError::IdToken(IdTokenError::Missing) => Reason::Incomplete,
+        LoginError::IdToken(IdTokenError::Expired) => Reason::Late,
+        LoginError::IdToken(IdTokenError::NotYetValid) => Reason::Clock,
+        LoginError::IdToken(_) => Reason::Untrusted,
+        LoginError::Keys(_) => Reason::Server,
+        LoginError::Exchange(_) => Reason::Exchange,
+    }
 }
 
 #[cfg(test)]

@@ -1,16 +1,67 @@
-//! The pages for people: plain HTML that works without its script.
+//! The pages for people: plain HTML that works without its script. Templates are the files in `pages`, their words
+//! are in `pages/words.toml`.
 
-use std::sync::Arc;
+mod status;
+mod words;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{Html, IntoResponse};
+use serde_json::json;
 
-use crate::metrics::Counts;
+use super::login::{Reason, Rejected, Waiting};
 use crate::session::{Confirmation, LoginDone, State, Status};
+use crate::token::At;
+pub(super) use status::{Overview, status};
+use words::{Fill, escape};
+pub(super) use words::{Language, Reader};
 
 const STYLE: &str = include_str!("pages/page.css");
 const ICON: &str = include_str!("pages/icon.svg");
 const SCRIPT: &str = include_str!("pages/page.js");
+const LAYOUT: &str = include_str!("pages/layout.html");
+const LOGIN: &str = include_str!("pages/login.html");
+const LOGIN_BACK: &str = include_str!("pages/login-back.html");
+const LOGIN_START: &str = include_str!("pages/login-start.html");
+const LOGIN_PICTURE: &str = include_str!("pages/login-picture.html");
+const LOGIN_PASTE: &str = include_str!("pages/login-paste.html");
+const DONE: &str = include_str!("pages/done.html");
+const CONFIRM: &str = include_str!("pages/confirm.html");
+const OUTCOME: &str = include_str!("pages/outcome.html");
+const BRING: &str = include_str!("pages/bring.html");
+/// The script asks for a page like this again and again, and shows what is new.
+const FOLLOWED: &str = " data-follow";
+
+/// What the login page of an account tells.
+pub(super) struct LoginPage<'a> {
+    pub(super) account: &'a str,
+    /// The accounts that a person logs in to, this one among them.
+    pub(super) accounts: &'a [&'a str],
+    pub(super) status: &'a Status,
+    pub(super) redirect_uri: &'a str,
+    /// Without its query.
+    pub(super) authorization_url: &'a str,
+    /// The browser comes back to us by itself: the field is only a way out.
+    pub(super) comes_back: bool,
+    /// What the address must have behind the #.
+    pub(super) parts: &'a str,
+    pub(super) waiting: &'a Waiting,
+    pub(super) secret: &'a str,
+}
+
+/// Which link of the navigation a page is behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Status,
+    Login,
+}
+
+/// How good the news is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mood {
+    Good,
+    Mild,
+    Bad,
+}
 
 pub(super) async fn stylesheet() -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
@@ -24,222 +75,222 @@ pub(super) async fn icon() -> impl IntoResponse {
     ([(CONTENT_TYPE, "image/svg+xml")], ICON)
 }
 
-/// All accounts with their states.
-pub(super) fn status(accounts: &[(String, Arc<Status>)], requests: Counts, secret: &str) -> Html<String> {
-    let mut body = String::from("<h1>cnblogs-proxy</h1>");
-    for (name, status) in accounts {
-        body.push_str(&account(name, status, secret));
-    }
-    body.push_str(&format!(
-        "<h2>Requests</h2><p id=\"requests\">{} answered, {} client errors, {} server errors, {} refused</p>",
-        requests.total, requests.client_errors, requests.server_errors, requests.refused
-    ));
-    page("Status", "data-live=\"/-/status\"", &body)
-}
-
 /// One account's login: a button that opens the authorization server, and a field for where the browser ended.
-/// When it comes back to us by itself, the field is only a way out.
-pub(super) fn login(account: &str, redirect_uri: &str, comes_back: bool, secret: &str) -> Html<String> {
-    let (name, ends_at, secret) = (escape(account), escape(redirect_uri), escape(secret));
-    let start = format!(
-        "<form method=\"post\" action=\"/-/login/{name}/start\" target=\"_blank\">\
-         <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
-         <button type=\"submit\">Open Cnblogs in a new tab</button></form>"
-    );
-    let paste = format!(
-        "<form method=\"post\" action=\"/-/login/{name}\" id=\"paste\" data-redirect=\"{ends_at}\">\
-         <input type=\"hidden\" name=\"page\" value=\"{secret}\">\
-         <label for=\"callback\">Copy the whole address from that tab's address bar and paste it here:</label>\
-         <textarea id=\"callback\" name=\"callback\" rows=\"4\" required autocomplete=\"off\" spellcheck=\"false\" \
-         aria-describedby=\"hint\"></textarea>\
-         <p id=\"hint\" role=\"status\"></p>\
-         <button type=\"submit\">Log in</button></form>"
-    );
-    let steps = if comes_back {
-        format!(
-            "<p>Account <b>{name}</b>. Log in there and allow the application; the new tab comes back here by \
-             itself and says what became of it.</p>{start}\
-             <details><summary>It did not come back</summary>{paste}</details>"
-        )
-    } else {
-        format!(
-            "<p>Account <b>{name}</b>. This takes two steps and at most ten minutes.</p>\
-             <h2>Step 1: allow it</h2>{start}\
-             <p>Log in there and allow the application. The tab ends at an almost empty page, whose address \
-             begins with <code>{ends_at}</code>. That is right: all that matters is its address.</p>\
-             <h2>Step 2: bring the address back</h2>{paste}"
-        )
-    };
-    page("Log in", "", &format!("<h1>Log in to Cnblogs</h1>{steps}"))
+pub(super) fn login(reader: Reader, page: &LoginPage<'_>) -> Html<String> {
+    let fill = Fill::new(reader)
+        .text("account", page.account)
+        .text("secret", page.secret)
+        .text("redirect_uri", page.redirect_uri)
+        .text("authorization_url", page.authorization_url)
+        .text("parts", page.parts)
+        .text("logins", &logins(page.waiting))
+        .markup("others", others(reader, page))
+        .markup("current", current(reader, page.status))
+        .markup("progress", progress(reader, page));
+    let start = fill.fill(LOGIN_START);
+    let picture = fill.fill(LOGIN_PICTURE);
+    let paste = fill.fill(LOGIN_PASTE);
+    let fill = fill.markup("start", start).markup("picture", picture).markup("paste", paste);
+    let body = fill.fill(if page.comes_back { LOGIN_BACK } else { LOGIN });
+    layout(reader, "login.title", Some(Place::Login), FOLLOWED, body)
 }
 
 /// An account that no person logs in to.
-pub(super) fn no_login_needed(account: &str) -> Html<String> {
-    let body = format!(
-        "<h1>No login needed</h1><p>Account <b>{}</b> needs no login: its tokens need no person.</p>\
-         <p><a href=\"/-/\">Status</a></p>",
-        escape(account)
-    );
-    page("No login needed", "", &body)
+pub(super) fn no_login_needed(reader: Reader, account: &str) -> Html<String> {
+    let text = Fill::new(reader).text("account", account).word("unneeded.text");
+    let text = format!("<p class=\"lead\">{text}</p>{}", back(reader));
+    outcome(reader, "unneeded.heading", Mood::Good, text)
 }
 
 /// The accounts that a person logs in to, when there are several.
-pub(super) fn choose(accounts: &[&str]) -> Html<String> {
-    let mut body = String::from("<h1>Log in to Cnblogs</h1>");
+pub(super) fn choose(reader: Reader, accounts: &[(&str, State)]) -> Html<String> {
+    let mut body = format!("<h1>{}</h1>", reader.word("login.heading"));
     if accounts.is_empty() {
-        body.push_str("<p>No account of this proxy needs a login.</p>");
+        body.push_str(&format!("<p class=\"lead\">{}</p>{}", reader.word("login.none"), back(reader)));
     } else {
-        body.push_str("<p>Which account?</p><ul>");
-        for name in accounts {
-            let name = escape(name);
-            body.push_str(&format!("<li><a href=\"/-/login/{name}\">{name}</a></li>"));
-        }
-        body.push_str("</ul>");
+        let links = accounts.iter().map(|(name, state)| {
+            let (name, state) = (escape(name), state.as_str());
+            let word = reader.word(&format!("state.{state}"));
+            format!(
+                "<li><a class=\"card\" href=\"/-/login/{name}\"><b>{name}</b> <span class=\"state {state}\">{word}\
+                 </span></a></li>"
+            )
+        });
+        let (question, links) = (reader.word("login.choose"), links.collect::<String>());
+        body.push_str(&format!("<p class=\"lead\">{question}</p><ul class=\"choices\">{links}</ul>"));
     }
-    page("Log in", "", &body)
+    layout(reader, "login.title", Some(Place::Login), "", body)
 }
 
 /// Takes the fragment, which no server ever sees, and posts it here.
-pub(super) fn fragment() -> Html<String> {
-    let body = "<h1>Logging in</h1><p id=\"fragment\" role=\"status\">One moment.</p>\
-        <noscript><p>This page needs JavaScript to read its own address. Without it, log in with \
-        <code>cnblogs-proxy login</code> in a terminal.</p></noscript>\
-        <form method=\"post\" action=\"/-/callback\" id=\"bring\"></form>";
-    page("Logging in", "", body)
+pub(super) fn fragment(reader: Reader) -> Html<String> {
+    layout(reader, "bring.heading", None, "", Fill::new(reader).fill(BRING))
 }
 
-/// A login that is in use.
-pub(super) fn logged_in(account: &str, done: &LoginDone) -> Html<String> {
-    let who = done.person.as_deref().map(|name| format!(" as <b>{}</b>", escape(name))).unwrap_or_default();
-    let until = done.login_expires_at.as_deref().map_or_else(
-        || "The server does not end this login by itself.".to_owned(),
-        |at| format!("This login lasts until <time>{}</time>; you will be told before.", escape(at)),
-    );
-    let remarks: String =
-        done.remarks.iter().map(|text| format!("<p class=\"warning\">{}</p>", escape(text))).collect();
-    let body = format!(
-        "<h1>Logged in</h1><p>Account <b>{}</b> is logged in{who}. {until}</p>{remarks}\
-         <p>Requests to this proxy carry a fresh token from now on. You can close this page and the other tab.</p>\
-         <p><a href=\"/-/\">Status</a></p>",
-        escape(account)
-    );
-    page("Logged in", "", &body)
+/// A login that is in use. `here` is where programs call.
+pub(super) fn logged_in(reader: Reader, account: &str, done: &LoginDone, here: &str) -> Html<String> {
+    let fill = Fill::new(reader).text("account", account).text("here", here);
+    let who = match &done.person {
+        Some(person) => fill.clone().text("person", person).word("done.who"),
+        None => fill.word("done.nameless"),
+    };
+    let until = match done.login_expires_at {
+        Some(at) => {
+            let fill = Fill::new(reader).markup("until", reader.time(at)).markup("in", reader.distance(at));
+            fill.word("done.until")
+        }
+        None => reader.word("done.endless"),
+    };
+    // A login that can't be renewed says so in a remark, and promises nothing else.
+    let promises: &[&str] =
+        if done.remarks.is_empty() { &["done.next.refresh", "done.next.warning"] } else { &[] };
+    let next = promises.iter().map(|key| format!("<li>{}</li>", reader.word(key))).collect::<String>();
+    let remarks = done.remarks.iter().map(|text| in_its_own_words("warning", text)).collect::<String>();
+    let body = fill.markup("who", who).markup("until", until).markup("remarks", remarks).markup("next", next);
+    layout(reader, "done.heading", None, "", body.fill(DONE))
 }
 
 /// Somebody else is logged in: asks whether to replace that login.
-pub(super) fn confirm(account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
-    let name = escape(account);
-    let body = format!(
-        "<h1>Another person</h1><p>Account <b>{name}</b> is logged in as <b>{}</b>, and you logged in as \
-         <b>{}</b>. Programs that use this proxy would act as <b>{}</b> from now on.</p>\
-         <form method=\"post\" action=\"/-/login/{name}\">\
-         <input type=\"hidden\" name=\"page\" value=\"{}\"><input type=\"hidden\" name=\"confirm\" value=\"{}\">\
-         <button type=\"submit\" name=\"answer\" value=\"yes\">Replace the login</button> \
-         <button type=\"submit\" name=\"answer\" value=\"no\" class=\"plain\">Keep the old one</button></form>",
-        escape(&asked.stored),
-        escape(&asked.new),
-        escape(&asked.new),
-        escape(secret),
-        escape(&asked.id)
-    );
-    page("Another person", "", &body)
+pub(super) fn confirm(reader: Reader, account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
+    let fill = Fill::new(reader).text("account", account).text("secret", secret);
+    let fill = fill.text("stored", &asked.stored).text("new", &asked.new).text("id", &asked.id);
+    layout(reader, "confirm.heading", None, "", fill.fill(CONFIRM))
 }
 
 /// A no to [`confirm`].
-pub(super) fn declined(account: &str) -> Html<String> {
-    let body = format!(
-        "<h1>Nothing changed</h1><p>The new login was revoked; account <b>{}</b> is as it was.</p>\
-         <p><a href=\"/-/\">Status</a></p>",
-        escape(account)
-    );
-    page("Nothing changed", "", &body)
+pub(super) fn declined(reader: Reader, account: &str) -> Html<String> {
+    let text = Fill::new(reader).text("account", account).word("declined.text");
+    outcome(reader, "declined.heading", Mood::Good, format!("<p class=\"lead\">{text}</p>{}", back(reader)))
 }
 
 /// A login that came to nothing.
-pub(super) fn failed(account: &str, reason: &str) -> Html<String> {
+pub(super) fn failed(reader: Reader, account: &str, why: &Rejected) -> Html<String> {
     let again =
         if account.is_empty() { "/-/login".to_owned() } else { format!("/-/login/{}", escape(account)) };
-    let body = format!(
-        "<h1>Not logged in</h1><p class=\"warning\">{}</p>\
-         <p>Nothing was changed. <a href=\"{again}\">Start again</a></p>",
-        escape(reason)
+    let text = format!(
+        "<p class=\"lead\">{}</p><p class=\"exactly\">{} {}</p><p>{}</p><p><a class=\"button\" href=\"{again}\">{}</a></p>",
+        reader.word(advice_on(why.reason)),
+        reader.word("failed.exactly"),
+        exactly(&why.words),
+        reader.word("failed.unchanged"),
+        reader.word("failed.again"),
     );
-    page("Not logged in", "", &body)
+    outcome(reader, "failed.heading", Mood::Bad, text)
 }
 
-fn account(name: &str, status: &Status, secret: &str) -> String {
-    let (name, secret) = (escape(name), escape(secret));
-    let row = |label: &str, value: Option<&String>| {
-        value.map(|value| format!("<dt>{label}</dt><dd>{}</dd>", escape(value))).unwrap_or_default()
-    };
-    let failure = status.last_refresh.as_ref().and_then(|last| last.error.as_ref());
-    let events: String = status
-        .events
+/// What a button of the status page asked for, and did not happen.
+pub(super) fn not_changed(reader: Reader, heading: &str, words: &str) -> Html<String> {
+    outcome(reader, heading, Mood::Bad, format!("<p class=\"lead\">{}</p>{}", exactly(words), back(reader)))
+}
+
+const fn advice_on(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Address => "failed.address",
+        Reason::Incomplete => "failed.incomplete",
+        Reason::Malformed => "failed.malformed",
+        Reason::OtherAccount => "failed.account",
+        Reason::Unknown => "failed.unknown",
+        Reason::Used => "failed.used",
+        Reason::Late => "failed.expired",
+        Reason::Denied => "failed.denied",
+        Reason::Untrusted => "failed.untrusted",
+        Reason::Clock => "failed.clock",
+        Reason::Server => "failed.server",
+        Reason::Exchange => "failed.exchange",
+        Reason::Unasked => "failed.answer",
+        Reason::Configuration => "failed.configuration",
+    }
+}
+
+/// Every login in progress, and what became of the last ones, for the script. A state is in the address that the
+/// browser was sent to anyway; `nonce` and `code_verifier` stay here.
+fn logins(waiting: &Waiting) -> String {
+    let alive = waiting
+        .alive
         .iter()
-        .rev()
-        .map(|notice| {
-            format!(
-                "<li><time>{}</time> <b>{}</b>: {}</li>",
-                escape(&notice.at),
-                notice.event.as_str(),
-                escape(&notice.message)
-            )
-        })
-        .collect();
-    let button = |action: &str, label: &str| {
-        format!(
-            "<form method=\"post\" action=\"/-/{action}/{name}\"><input type=\"hidden\" name=\"page\" \
-             value=\"{secret}\"><button type=\"submit\" class=\"plain\">{label}</button></form>"
-        )
+        .map(|one| json!({ "state": one.state, "account": one.account, "until": one.until.0 }));
+    let ended = waiting.ended.iter().map(|one| json!({ "state": one.state, "was_used": one.was_used }));
+    json!({ "alive": alive.collect::<Vec<_>>(), "ended": ended.collect::<Vec<_>>() }).to_string()
+}
+
+fn others(reader: Reader, page: &LoginPage<'_>) -> String {
+    let others = page.accounts.iter().filter(|name| **name != page.account);
+    let links = others.map(|name| format!(" <a href=\"/-/login/{0}\">{0}</a>", escape(name)));
+    let links = links.collect::<String>();
+    if links.is_empty() { links } else { format!("<p>{}{links}</p>", reader.word("login.others")) }
+}
+
+/// Who is logged in, if that is any use.
+fn current(reader: Reader, status: &Status) -> String {
+    if status.state == State::LoginRequired || status.obtained_at.is_none() {
+        return String::new();
+    }
+    let text = match &status.person {
+        Some(person) => Fill::new(reader).text("person", person).word("login.now"),
+        None => reader.word("login.now.nameless"),
     };
-    let mut buttons = String::new();
-    if status.grant != "personal_access_token" {
-        buttons.push_str(&button("refresh", "Refresh now"));
+    format!("<p class=\"notice good\">{text}</p>")
+}
+
+/// How long the newest login of the account may still take.
+fn progress(reader: Reader, page: &LoginPage<'_>) -> String {
+    let ours = |account: &str| account == page.account;
+    if let Some(one) = page.waiting.alive.iter().rev().find(|one| ours(&one.account)) {
+        let fill = Fill::new(reader).markup("left", reader.left(one.until));
+        return fill.markup("until", reader.time(one.until)).word("login.progress");
     }
-    if status.grant == "authorization_code" {
-        buttons.push_str(&format!("<a class=\"button\" href=\"/-/login/{name}\">Log in</a>"));
-        if status.state != State::LoginRequired {
-            buttons.push_str(&button("logout", "Log out"));
-        }
-    }
-    format!(
-        "<section data-account=\"{name}\"><h2>{name} <span class=\"state {state}\">{state}</span></h2><dl>{}{}{}{}{}</dl>\
-         <div class=\"buttons\">{buttons}</div><ul class=\"events\">{events}</ul></section>",
-        row("Person", status.person.as_ref()),
-        row("Token expires", status.expires_at.as_ref()),
-        row("Next refresh", status.next_refresh_at.as_ref()),
-        row("Login ends", status.login_expires_at.as_ref()),
-        row("Last failure", failure),
-        state = status.state.as_str(),
-    )
+    let last = page.waiting.ended.iter().rev().find(|one| ours(&one.account));
+    let is_late = last.is_some_and(|one| !one.was_used);
+    reader.word(if is_late { "js.timeout" } else { "login.progress.none" })
+}
+
+/// The program's own words, which are English.
+fn exactly(words: &str) -> String {
+    format!("<span lang=\"en\">{}</span>", escape(words))
+}
+
+fn in_its_own_words(class: &str, words: &str) -> String {
+    format!("<p class=\"notice {class}\">{}</p>", exactly(words))
+}
+
+fn back(reader: Reader) -> String {
+    format!("<p><a class=\"button\" href=\"/-/\">{}</a></p>", reader.word("back"))
+}
+
+fn outcome(reader: Reader, heading: &str, mood: Mood, text: String) -> Html<String> {
+    let fill = Fill::new(reader).markup("heading", reader.word(heading));
+    let body = fill.markup("mood", mood.as_str()).markup("text", text).fill(OUTCOME);
+    layout(reader, heading, None, "", body)
 }
 
 /// The referrer policy in the page, unlike the one in its head, lets a browser name our own origin to ourselves:
 /// under `no-referrer` its forms would come from `Origin: null`.
-fn page(title: &str, attributes: &str, body: &str) -> Html<String> {
-    Html(format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <meta name=\"referrer\" content=\"same-origin\">\
-         <title>{title} - cnblogs-proxy</title><link rel=\"icon\" href=\"/-/icon.svg\">\
-         <link rel=\"stylesheet\" href=\"/-/page.css\"><script src=\"/-/page.js\" defer></script></head>\
-         <body {attributes}><main>{body}</main></body></html>"
-    ))
+fn layout(reader: Reader, title: &str, place: Option<Place>, attributes: &str, body: String) -> Html<String> {
+    let current = |link| if place == Some(link) { " aria-current=\"page\"" } else { "" };
+    let fill = Fill::new(reader)
+        .markup("title", reader.word(title))
+        .text("words", &reader.words_for_scripts())
+        .markup("now", now_of(reader.now))
+        .markup("attributes", attributes)
+        .markup("at_status", current(Place::Status))
+        .markup("at_login", current(Place::Login))
+        .markup("body", body);
+    Html(fill.fill(LAYOUT))
 }
 
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            _ => escaped.push(c),
+/// What the script sets its clock by: the reader's may go wrong.
+fn now_of(now: At) -> String {
+    now.0.to_string()
+}
+
+impl Mood {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Mild => "mild",
+            Self::Bad => "bad",
         }
     }
-    escaped
 }
 
 #[cfg(test)]
@@ -248,8 +299,22 @@ mod tests {
 
     #[test]
     fn somebody_elses_words_are_text() {
-        let Html(page) = failed("main", "<script>alert(\"1\")</script>");
+        let reader = Reader { language: Language::English, now: At(0) };
+        let why = Rejected { reason: Reason::Denied, words: "<script>alert(\"1\")</script>".to_owned() };
+
+        let Html(page) = failed(reader, "main", &why);
 
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;"));
+    }
+
+    #[test]
+    fn every_reason_is_explained_in_both_languages() {
+        for language in [Language::English, Language::Chinese] {
+            for reason in Reason::ALL {
+                let why = Rejected { reason, words: String::new() };
+                let Html(page) = failed(Reader { language, now: At(0) }, "", &why);
+                assert!(!page.contains("<p class=\"lead\"></p>"), "{reason:?}");
+            }
+        }
     }
 }

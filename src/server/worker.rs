@@ -72,6 +72,7 @@ impl Worker {
         let mut line = Line::of(caller, &request);
         if is_local(request.uri().path()) {
             let response = self.local(caller, request).await;
+            self.shared.metrics.answered_by_ourselves(response.status());
             if let Some(line) = &mut line {
                 line.answer(&response);
             }

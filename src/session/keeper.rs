@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
-use super::{Ask, AskError, Confirmation, LastRefresh, RefreshOutcome, Shared, State, Status};
+use super::{Ask, AskError, Confirmation, Refresh, RefreshOutcome, Shared, State, Status};
 use crate::config::{Account, Grant};
 use crate::notify::{Event, Notifier, with_causes};
 use crate::oauth::{GrantError, Granted, Oauth};
@@ -46,7 +46,7 @@ pub(super) struct Keeper {
     is_refreshing: bool,
     is_misconfigured: bool,
     serial: u64,
-    last_refresh: Option<LastRefresh>,
+    refreshes: VecDeque<Refresh>,
     events: VecDeque<crate::notify::Notice>,
     told: HashSet<Event>,
 }
@@ -72,10 +72,12 @@ pub(super) fn first_status(account: &Account) -> Status {
         grant: account.grant.as_str(),
         state: State::Refreshing,
         person: None,
+        obtained_at: None,
         expires_at: None,
         next_refresh_at: None,
         login_expires_at: None,
         last_refresh: None,
+        refreshes: VecDeque::new(),
         events: VecDeque::new(),
     }
 }
@@ -103,7 +105,7 @@ impl Keeper {
             is_refreshing: false,
             is_misconfigured: false,
             serial: 0,
-            last_refresh: None,
+            refreshes: VecDeque::new(),
             events: VecDeque::new(),
             told: HashSet::new(),
         };
@@ -454,7 +456,7 @@ impl Keeper {
     fn should_refresh(&self) -> bool {
         let lifetime = self.lifetime();
         let can = self.can_refresh() && self.unsaved.is_none();
-        let in_doubt_at_start = self.is_in_doubt && self.last_refresh.is_none();
+        let in_doubt_at_start = self.is_in_doubt && self.refreshes.is_empty();
         let wait = self.plan.until_refresh(lifetime.as_ref(), self.jitter, now());
         can && (wait.is_zero() || (in_doubt_at_start && self.plan.until_allowed(now()).is_zero()))
     }

@@ -86,7 +86,7 @@ fn spoiled(world: &World, spoil: Spoil) -> String {
 
 /// The value of the one query parameter with that name.
 #[track_caller]
-fn parameter(url: &str, name: &str) -> String {
+pub(crate) fn parameter(url: &str, name: &str) -> String {
     let url = Url::parse(url).unwrap();
     let values: Vec<_> = url.query_pairs().filter(|(key, _)| key == name).map(|(_, value)| value).collect();
     assert_eq!(values.len(), 1, "{name} in {url}");

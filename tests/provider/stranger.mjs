@@ -211,7 +211,8 @@ async function use(context) {
   await paste(given.callbacks[1]);
   await press('Replace the login');
   await page.goto(`${daemon}/-/`);
-  await press('Log out');
+  await page.getByText('Log out', { exact: true }).click();
+  await press('Yes, log out');
   await page.goto(`${daemon}/-/login/main`);
   const tab = context.waitForEvent('page');
   await page.getByRole('button', { name: 'Open Cnblogs in a new tab' }).click();

@@ -1,16 +1,12 @@
 //! What the keeper tells: the state, the events, the status, and an answer to all who wait.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Keeper;
 use crate::config::Grant;
 use crate::notify::Event;
-use crate::session::{EVENTS_KEPT, LastRefresh, RefreshOutcome, State, Status};
-use crate::token::{now, rfc3339};
-
-/// A person is warned that long before the server ends the login.
-const WARN_BEFORE: Duration = Duration::from_secs(3 * 24 * 3600);
+use crate::session::{EVENTS_KEPT, REFRESHES_KEPT, Refresh, RefreshOutcome, State, Status, WARN_BEFORE};
+use crate::token::{At, now, rfc3339};
 
 impl Keeper {
     pub(super) fn state(&self) -> State {
@@ -94,7 +90,10 @@ impl Keeper {
                 tracing::warn!(account = self.shared.account, ?outcome, reason, "the refresh failed");
             }
         }
-        self.last_refresh = Some(LastRefresh { at: rfc3339(now().wall_ms()), outcome, error });
+        self.refreshes.push_back(Refresh { at: At(now().wall_ms()), outcome, error });
+        if self.refreshes.len() > REFRESHES_KEPT {
+            self.refreshes.pop_front();
+        }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -104,10 +103,12 @@ impl Keeper {
             grant: self.oauth.account().grant.as_str(),
             state: self.state(),
             person: self.record.as_ref().and_then(|record| record.person.as_ref()).map(|p| p.name.clone()),
-            expires_at: lifetime.and_then(|lifetime| lifetime.expires_at_wall_ms()).map(rfc3339),
-            next_refresh_at: next.and_then(|lifetime| lifetime.due_at_wall_ms()).map(rfc3339),
-            login_expires_at: self.login_ends_at_ms().map(rfc3339),
-            last_refresh: self.last_refresh.clone(),
+            obtained_at: lifetime.map(|lifetime| At(lifetime.obtained_wall_ms())),
+            expires_at: lifetime.and_then(|lifetime| lifetime.expires_at_wall_ms()).map(At),
+            next_refresh_at: next.and_then(|lifetime| lifetime.due_at_wall_ms()).map(At),
+            login_expires_at: self.login_ends_at_ms().map(At),
+            last_refresh: self.refreshes.back().cloned(),
+            refreshes: self.refreshes.clone(),
             events: self.events.clone(),
         }
     }
