@@ -21,6 +21,7 @@ mod login;
 mod logs;
 mod network;
 mod notices;
+mod pages;
 mod provider;
 mod rereading;
 mod release;

@@ -4,15 +4,20 @@ import { chromium } from 'playwright-core';
 
 /** `rules` are Chromium's `--host-resolver-rules`; what they do not map does not exist. Ends when standard input does. */
 export async function launchChromium(rules, more = []) {
-  const browser = await chromium.launch({
+  const browser = await launch(rules, more);
+  process.stdin.on('end', () => browser.close().finally(() => process.exit(1))).resume();
+  return browser;
+}
+
+/** The same for a script that a person starts. */
+export function launch(rules, more = []) {
+  return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: [
       '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
       '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', `--host-resolver-rules=${rules.join(', ')}`, ...more,
     ],
   });
-  process.stdin.on('end', () => browser.close().finally(() => process.exit(1))).resume();
-  return browser;
 }
 
 /** Collects what the browser minds on the pages of an origin. */
