@@ -30,7 +30,8 @@ function showTimes() {
     const text = word(keys[away > 0 ? 0 : 1], { span: span(away) });
     if (counted.textContent !== text) counted.textContent = text;
   }
-  const zone = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+  const parts = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
+  const zone = new Intl.DateTimeFormat(document.documentElement.lang, parts);
   for (const time of document.querySelectorAll("time:not([title])")) {
     time.title = time.textContent;
     time.textContent = zone.format(new Date(time.dateTime));
