@@ -192,3 +192,26 @@ impl Metrics {
 fn class_of(status: http::StatusCode) -> usize {
     usize::from(status.as_u16() / 100).clamp(1, 5) - 1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::now;
+
+    #[test]
+    fn where_requests_are_few_all_are_timed_and_where_they_are_many_a_few() {
+        let metrics = Metrics::default();
+        assert!(metrics.departure().is_none(), "nobody has looked yet");
+
+        for _ in 0..2 {
+            metrics.look(now());
+            let timed = (0..1000).filter(|_| metrics.departure().is_some()).count();
+            assert_eq!(timed, TIMED_A_LOOK as usize);
+        }
+
+        metrics.arrived(None);
+        metrics.arrived(Some(Instant::now()));
+        let answers: u64 = metrics.last_hour(now()).iter().map(|minute| minute.upstream_answers).sum();
+        assert_eq!(answers, 1);
+    }
+}

@@ -388,4 +388,26 @@ mod tests {
         assert!(is_alive(&pending, after(0)) && is_alive(&pending, after(599)));
         assert!(!is_alive(&pending, after(600)) && !is_alive(&pending, after(601)));
     }
+
+    #[test]
+    fn of_a_login_that_is_over_it_is_known_how_it_ended() {
+        let (used, late) = (Pending::start(), Pending::start());
+        let mut progress = Progress::default();
+        progress.end("main".to_owned(), &used, true);
+        progress.pending.push(("main".to_owned(), late.clone()));
+
+        progress.end_late_ones(late.started.plus(Duration::from_secs(599)));
+        assert!(progress.find(&late.state).is_ok());
+        progress.end_late_ones(late.started.plus(PENDING_LIVES));
+
+        for (state, reason) in
+            [(&*used.state, Reason::Used), (&late.state, Reason::Late), ("x", Reason::Unknown)]
+        {
+            let gone = progress.find(state).unwrap_err();
+            assert_eq!(gone.reason, reason);
+            assert!(gone.words.contains("`state`") && gone.words.contains("start the login again"), "{gone}");
+        }
+        (0..=MOST_ENDED).for_each(|_| progress.end("main".to_owned(), &late, false));
+        assert_eq!(progress.ended.len(), MOST_ENDED);
+    }
 }
