@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::login::parameter;
 use crate::provider::{Program, browser_script};
 use crate::standin::{Answer, Options, Person, Scripted, Spoil};
 use crate::support::{Setup, World, eventually};
@@ -145,6 +146,66 @@ fn a_person_logs_in_and_is_told_what_happens_next() {
     assert_eq!(world.daemon.state(), "ready");
 }
 
+#[test]
+fn the_ten_minutes_are_counted_and_their_end_is_said() {
+    let world = World::start();
+    world.begin_login();
+    let mut reader = Reader::start(&world);
+    reader.open(&world, &json!({ "clock": true }));
+    reader.visit("/-/login");
+    reader.says("#progress", "A login is in progress: 9 min");
+
+    reader.does(&json!(["pass", "10:00"]));
+
+    reader.says("#progress", "The ten minutes are over. Start again with step 1.");
+}
+
+/// What a login in progress is known by is in the page; what proves that it is ours is not.
+#[test]
+fn the_login_page_tells_no_secret_of_a_login_in_progress() {
+    let world = World::start();
+    let url = world.begin_login();
+
+    let page = world.daemon.get("/-/login").text();
+
+    assert!(page.contains(&parameter(&url, "state")), "{page}");
+    for secret in ["nonce", "code_challenge"] {
+        assert!(!page.contains(&parameter(&url, secret)), "{secret}: {page}");
+    }
+}
+
+#[test]
+fn the_status_document_tells_what_the_page_shows_and_leaves_out_who_looks() {
+    let world = World::logged_in();
+    for _ in 0..3 {
+        world.daemon.get("/api/users");
+        world.daemon.get("/-/");
+    }
+    world.daemon.get("/nowhere");
+    world.standin.set_api_down(true);
+    world.daemon.get("/api/users");
+    assert_eq!(world.daemon.post_form("/-/refresh/main", &[]).status, 200);
+
+    let status = world.daemon.status();
+
+    let hour = &status["last_hour"];
+    let column = |name: &str| hour[name].as_array().unwrap().clone();
+    let sum = |name: &str| column(name).iter().filter_map(Value::as_u64).sum::<u64>();
+    assert!(
+        ["answered", "client_errors", "server_errors", "upstream_ms"]
+            .iter()
+            .all(|name| column(name).len() == 60)
+    );
+    assert_eq!((sum("answered"), sum("client_errors"), sum("server_errors")), (5, 1, 1), "{hour}");
+    assert!(column("upstream_ms").iter().any(Value::is_u64), "{hour}");
+    let main = &status["accounts"]["main"];
+    assert_eq!(main["refreshes"], json!([main["last_refresh"]]));
+    let times =
+        [&main["obtained_at"], &main["next_refresh_at"], &main["expires_at"], &main["login_expires_at"]];
+    let times = times.map(|time| humantime::parse_rfc3339(time.as_str().unwrap()).unwrap());
+    assert!(times.is_sorted() && status["now"].is_string(), "{main}");
+}
+
 /// Every kind of wrong address, each said in words before anything is sent.
 #[test]
 fn what_is_wrong_with_a_pasted_address_is_said_before_it_is_sent() {
@@ -164,7 +225,7 @@ fn what_is_wrong_with_a_pasted_address_is_said_before_it_is_sent() {
     let old = world.standin.authorize_with(&world.begin_login(), Person::Alice, long_over());
     let foreign = good.replace("state=", "state=x");
     let others = world.daemon.post_form("/-/login/other/start", &[]);
-    let others_state = super::login::parameter(others.field("location").unwrap(), "state");
+    let others_state = parameter(others.field("location").unwrap(), "state");
     let own_state = good.split("state=").nth(1).unwrap().split('&').next().unwrap();
 
     for (address, words) in [
@@ -211,14 +272,14 @@ fn a_login_that_came_to_nothing_says_why_and_how_to_start_again() {
     for (address, words) in [
         ("https://www.cnblogs.com/", "not the address of the page"),
         (cut.as_str(), "A part of the address is missing"),
-        (&used, "was used already"),
-        (&late, "came too late"),
+        (&used, "That address was used already"),
+        (&late, "The address came too late"),
         (&denied, "Cnblogs did not allow it"),
     ] {
         reader.visit("/-/login");
         reader.send(address, 400, "Not logged in");
-        let page = reader.text("main");
-        assert!(page.contains(words) && page.contains("Nothing was changed"), "{words}: {page}");
+        let (lead, page) = (reader.text(".lead"), reader.text("main"));
+        assert!(lead.contains(words) && page.contains("Nothing was changed"), "{words}: {page}");
         reader.judge("not-logged-in");
     }
     let down = callback(&world, Person::Alice);
@@ -387,6 +448,7 @@ fn a_log_out_asks_first_and_is_not_forgotten_while_the_page_follows() {
     reader.visit("/-/");
     reader.does(&json!(["click", ".ask summary"]));
     reader.judge("log-out");
+    reader.does(&json!(["click", "#summary"]));
     assert_eq!(world.standin.revocations().len(), 0);
 
     world.daemon.post_form("/-/refresh/main", &[]);

@@ -23,8 +23,8 @@ let minded;
 let runsScripts;
 
 const verbs = {
-  /** A browser of its own: `locale`, `width`, `dark`, `scripts`, all of them with defaults. */
-  async open({ origin, locale = 'en-US', width = 1000, dark = false, scripts = true }) {
+  /** A browser of its own: `locale`, `width`, `dark`, `scripts`, `clock` (to be moved), all of them with defaults. */
+  async open({ origin, locale = 'en-US', width = 1000, dark = false, scripts = true, clock = false }) {
     await page?.context().close();
     const context = await browser.newContext({
       locale, viewport: { width, height: 800 }, colorScheme: dark ? 'dark' : 'light', javaScriptEnabled: scripts, baseURL: origin,
@@ -32,6 +32,7 @@ const verbs = {
     context.setDefaultTimeout(TIMEOUT_MS);
     minded = await listenForComplaints(context, origin);
     runsScripts = scripts;
+    if (clock) await context.clock.install();
     page = await context.newPage();
   },
 
@@ -109,6 +110,12 @@ const verbs = {
   async tab_says(words) {
     await tab.waitForFunction((what) => document.body.innerText.includes(what), words);
     return tab.url();
+  },
+
+  /** Time passes in the browser alone, `mm:ss`: it can't ask the daemon any more, whose clock it would follow. */
+  async pass(time) {
+    await page.route('**', (route) => route.abort());
+    await page.clock.fastForward(time);
   },
 
   async close_tab() {
