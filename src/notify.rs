@@ -174,7 +174,7 @@ mod tests {
         let script = "sh -c 'echo $$ >> \"$1\"; sleep 3600 & wait' sh \"$1\" & echo $$ >> \"$1\"; wait";
         let arguments = ["-c", script, "sh", file.to_str().unwrap()].map(str::to_owned);
         let notice = Notice {
-            at: crate::token::At(0),
+            at: At(0),
             event: Event::LoginRequired,
             account: "main".to_owned(),
             message: "a person has to log in".to_owned(),
