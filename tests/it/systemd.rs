@@ -31,6 +31,10 @@ const FOR_EVER: &str = "delay_enter=1000000000";
 fn configure(machine: &Machine, standin: &Standin) {
     let state = "state_dir = \"/var/lib/cnblogs-proxy\"\n";
     machine.write("/etc/cnblogs-proxy/config.toml", &format!("{state}{}", account(standin)));
+    keep_secret(machine, standin);
+}
+
+fn keep_secret(machine: &Machine, standin: &Standin) {
     let secret = &standin.options().client_secret;
     machine.done_with("install -D -m 600 /dev/stdin /etc/credstore/cnblogs-proxy.client_secret", secret);
 }
@@ -53,9 +57,12 @@ fn the_package_is_installed_configured_upgraded_removed_and_purged() {
         assert!(machine.done("cnblogs-proxy --version").starts_with("cnblogs-proxy "));
         assert_unconfigured_says_what_to_do(&machine);
 
-        configure(&machine, &standin);
+        keep_secret(&machine, &standin);
+        machine.done("sed -i -E 's/^#(\\[account|client_id)/\\1/' /etc/cnblogs-proxy/config.toml");
         machine.done("systemctl enable --now cnblogs-proxy");
         assert_eq!(machine.show("cnblogs-proxy", "UnitFileState"), "enabled");
+        configure(&machine, &standin);
+        machine.done("systemctl restart cnblogs-proxy");
         let login = "main: login-required, open http://127.0.0.1:8262/-/login/main";
         assert_eq!(machine.show("cnblogs-proxy", "StatusText"), login);
         assert_eq!(machine.run("cnblogs-proxy status", "").status.code(), Some(3));
