@@ -1,6 +1,7 @@
 """The command line of the benchmark; see `run`."""
 
 import argparse
+import os
 import resource
 import signal
 import sys
@@ -70,6 +71,9 @@ def measure(chosen):
     peers = chosen.peers or (QUICK_PEERS if chosen.quick else list(PEERS))
     rounds, secs = chosen.rounds or (3 if chosen.quick else 5), chosen.seconds or (1 if chosen.quick else 3)
     begun_at, found, failures = time.monotonic(), {}, []
+    busy = os.getloadavg()[0]
+    if busy > 1:
+        print(f"warning: others use this machine (load average {busy:.1f}): times will be off", file=sys.stderr)
     with tempfile.TemporaryDirectory() as directory, Origin(f"{directory}/origin") as origin:
         lab = Lab(directory, origin, peers, rounds, secs)
         for name in rows:
@@ -84,6 +88,7 @@ def measure(chosen):
                 print(table.summary(found[name]), file=sys.stderr)
 
     said = f"{datetime.now(UTC):%Y-%m-%d}, {rounds} rounds of {secs} s, in {(time.monotonic() - begun_at) / 60:.0f} minutes."
+    said += f" Load average before it began: {busy:.1f}; above 1, times and latencies say little."
     written = table.markdown(found, said)
     print(written)
     for failure in failures:
