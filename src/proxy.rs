@@ -162,7 +162,7 @@ impl Proxy {
         let answer = answer?;
         self.shared.metrics.arrived(departure);
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
-            self.replayed(client, session, &mut message, &source, token, answer).await?
+            Box::pin(self.replayed(client, session, &mut message, &source, token, answer)).await?
         } else {
             (answer, token)
         };
@@ -233,7 +233,7 @@ impl Proxy {
         let Some(request) = again else { return Err(failure.problem()) };
 
         self.shared.metrics.replayed();
-        match client.send(request, token, source.progress(), false).await {
+        match Box::pin(client.send(request, token, source.progress(), false)).await {
             Ok(Tried::Answered(answer)) => Ok(answer),
             Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
         }

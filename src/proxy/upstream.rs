@@ -231,7 +231,7 @@ impl Client {
         may_reuse: bool,
     ) -> Result<Tried, Failure> {
         if self.endpoint.route.http == HttpVersion::Http2 {
-            return self.send_http2(request, token, progress, may_reuse).await;
+            return Box::pin(self.send_http2(request, token, progress, may_reuse)).await;
         }
         let (pool, acknowledged_within) = match progress {
             Some(_) => (&self.idle_for_uploads, UPLOAD_ACKNOWLEDGED_WITHIN),
@@ -240,7 +240,7 @@ impl Client {
         let now = Instant::now();
         let (mut connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
             Some(connection) => (connection, true),
-            None => (self.connect_http1(progress.is_some(), acknowledged_within).await?, false),
+            None => (Box::pin(self.connect_http1(progress.is_some(), acknowledged_within)).await?, false),
         };
         let mut answer = std::pin::pin!(connection.send(request));
         let mut patience = Patience::new(now, self.endpoint.limits.response_timeout, progress);

@@ -71,7 +71,7 @@ impl Worker {
     pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
         let mut line = Line::of(caller, &request);
         if is_local(request.uri().path()) {
-            let response = self.local(caller, request).await;
+            let response = Box::pin(self.local(caller, request)).await;
             self.shared.metrics.answered_by_ourselves(response.status());
             if let Some(line) = &mut line {
                 line.answer(&response);
