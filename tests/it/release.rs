@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -72,7 +73,7 @@ fn a_release_has_the_same_bytes_wherever_it_is_made() {
     let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let copy = there.path().join("another place");
     fs::create_dir(&copy).unwrap();
-    for part in ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "src", "deploy"] {
+    for part in ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy"] {
         done(&run(Path::new(ROOT), "cp", &["-a", part, copy.to_str().unwrap()]));
     }
     // Dependencies are compiled once for both, unless all is to be as it is shipped.
@@ -155,8 +156,10 @@ fn assert_names_all_parts(list: &Path) {
     assert!(!listed.contains("tempfile"), "what only tests use is no part of it");
 }
 
-/// Runs `deploy/release/build` of some sources.
+/// Runs `deploy/release/build` of some sources, one after another: two would install the same tool at a time.
 fn release(sources: &Path, target: &Path, into: &Path) -> Output {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new("nice");
     command.arg(sources.join("deploy/release/build")).arg("--allow-dirty").arg(into);
     without_cargo(&mut command).env("CARGO_TARGET_DIR", target).envs(profile().to_vec());
