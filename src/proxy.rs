@@ -1,9 +1,9 @@
 //! The walk of a request, from admission to the answer: [`Proxy::forward`] reads as one text.
 
+pub mod access_log;
 pub mod alarm;
 pub mod guard;
 mod headers;
-pub mod line;
 mod replay;
 pub mod upstream;
 #[cfg(any(test, fuzzing))]
@@ -34,9 +34,9 @@ use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
 use crate::session::{NoToken, Session};
 use crate::token::Token;
+use access_log::{Counted, Entry};
 use guard::{Caller, Guard};
 use headers::AllowedOrigin;
-use line::{Counted, Line};
 use replay::{Copy, Upload};
 use upstream::{Client, Download, DownloadError, Endpoint, Tried};
 
@@ -76,7 +76,7 @@ pub enum Body {
     Own(Option<Bytes>),
     /// The upstream's.
     Upstream(UpstreamBody),
-    /// Either of them, for a line in the log.
+    /// Either of them, for an entry in the log.
     Counted(Box<Counted>),
 }
 
@@ -111,12 +111,12 @@ impl Proxy {
         Self { shared, clients, by_prefix, longest_prefix }
     }
 
-    /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the line.
+    /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the entry.
     pub async fn forward(
         &self,
         caller: &Caller,
         request: Request<Incoming>,
-        line: &mut Option<Box<Line>>,
+        entry: &mut Option<Box<Entry>>,
     ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let guard = self.shared.guard.load();
@@ -126,7 +126,7 @@ impl Proxy {
             Err(problem) => return self.refuse(problem, None),
         }
         let origin = guard.origin_of(&parts.headers);
-        self.walk(caller, &guard, parts, body, line)
+        self.walk(caller, &guard, parts, body, entry)
             .await
             .unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
     }
@@ -137,14 +137,14 @@ impl Proxy {
         guard: &Guard,
         parts: Parts,
         body: Incoming,
-        line: &mut Option<Box<Line>>,
+        entry: &mut Option<Box<Entry>>,
     ) -> Result<Response<Body>, Problem> {
         let admitted = guard.admit(caller, &parts)?;
 
         let at = self.longest_prefix(parts.uri.path())?;
         let (client, session) = (&self.clients[at], &self.shared.sessions[at]);
-        if let Some(line) = line {
-            line.admitted(admitted.key.map(|key| key.name.as_str()), &client.endpoint.route.name);
+        if let Some(entry) = entry {
+            entry.admitted(admitted.key.map(|key| key.name.as_str()), &client.endpoint.route.name);
         }
         admitted.may_use(&parts, &client.endpoint.route.name)?;
 
@@ -154,10 +154,10 @@ impl Proxy {
         let (upload, source) = source(body, &self.shared.limits).await?;
 
         let departure = self.shared.metrics.departure();
-        let sent_at = line.as_ref().map(|_| Instant::now());
+        let sent_at = entry.as_ref().map(|_| Instant::now());
         let answer = self.send(client, &mut message, upload, &source, &token).await;
-        if let (Some(line), Some(sent_at)) = (line, sent_at) {
-            line.upstream_took(sent_at.elapsed());
+        if let (Some(entry), Some(sent_at)) = (entry, sent_at) {
+            entry.upstream_took(sent_at.elapsed());
         }
         let answer = answer?;
         self.shared.metrics.arrived(departure);

@@ -24,8 +24,8 @@ use crate::config::Limits;
 use crate::control;
 use crate::metrics::{Metrics, Pulse};
 use crate::problem::{Code, Problem};
+use crate::proxy::access_log::Entry;
 use crate::proxy::guard::{Caller, Door, Peer};
-use crate::proxy::line::Line;
 use crate::proxy::{self, Proxy};
 
 /// After an accept that failed for want of descriptors, others get time to close theirs.
@@ -69,18 +69,18 @@ impl Worker {
 
     /// Forwards a request, or gives it to our own routes.
     pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
-        let mut line = Line::of(caller, &request);
+        let mut entry = Entry::of(caller, &request);
         if is_local(request.uri().path()) {
             let response = Box::pin(self.local(caller, request)).await;
             self.shared.metrics.answered_by_ourselves(response.status());
-            if let Some(line) = &mut line {
-                line.answer(&response);
+            if let Some(entry) = &mut entry {
+                entry.answer(&response);
             }
             return Answered::Local(response);
         }
-        let response = self.proxy.forward(caller, request, &mut line).await;
-        Answered::Proxied(match line {
-            Some(line) => line.follow(response),
+        let response = self.proxy.forward(caller, request, &mut entry).await;
+        Answered::Proxied(match entry {
+            Some(entry) => entry.follow(response),
             None => response,
         })
     }

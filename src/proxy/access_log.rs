@@ -1,4 +1,4 @@
-//! The line that a request leaves in the log, at debug: written when its answer has gone out, or was given up.
+//! The entry that a request leaves in the log, at debug: written when its answer has gone out, or was given up.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,8 +16,8 @@ const REQUEST_ID: &str = "x-request-id";
 /// What is longer is no id.
 const LONGEST_ID: usize = 64;
 
-/// What is known of a request so far. Dropping it writes the line.
-pub struct Line {
+/// What is known of a request so far. Dropping it writes the entry.
+pub struct Entry {
     method: Method,
     path: String,
     caller: String,
@@ -34,10 +34,10 @@ pub struct Line {
 /// An answer's body that is counted on its way.
 pub struct Counted {
     body: Body,
-    line: Box<Line>,
+    entry: Box<Entry>,
 }
 
-impl Line {
+impl Entry {
     /// None when nobody reads it.
     pub fn of<B>(caller: &Caller, request: &Request<B>) -> Option<Box<Self>> {
         tracing::enabled!(tracing::Level::DEBUG).then(|| {
@@ -72,7 +72,7 @@ impl Line {
         self.upstream = Some(took);
     }
 
-    /// Takes the answer's head into the line.
+    /// Takes the answer's head into the entry.
     pub fn answer<B: HttpBody>(&mut self, response: &Response<B>) {
         self.status = Some(response.status().as_u16());
         if self.request_id.is_none() {
@@ -86,11 +86,11 @@ impl Line {
     pub fn follow(mut self: Box<Self>, response: Response<Body>) -> Response<Body> {
         self.answer(&response);
         (self.bytes, self.is_whole) = (0, false);
-        response.map(|body| Body::Counted(Box::new(Counted { body, line: self })))
+        response.map(|body| Body::Counted(Box::new(Counted { body, entry: self })))
     }
 }
 
-impl Drop for Line {
+impl Drop for Entry {
     fn drop(&mut self) {
         let Self { path, caller, bytes, .. } = &*self;
         let (method, key, route) = (self.method.as_str(), self.key.as_deref(), self.route.as_deref());
@@ -126,9 +126,9 @@ impl Counted {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                self.line.bytes += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
+                self.entry.bytes += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
             }
-            Poll::Ready(None) => self.line.is_whole = true,
+            Poll::Ready(None) => self.entry.is_whole = true,
             _ => {}
         }
         polled
@@ -145,7 +145,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.line.is_whole |= self.body.is_end_stream();
+        self.entry.is_whole |= self.body.is_end_stream();
     }
 }
 
