@@ -22,7 +22,7 @@ use crate::support::{Setup, World, eventually};
 use faults::Ledger;
 
 /// How long, when `SOAK_SECS` says nothing.
-const SECS: u64 = 30;
+const SECS: u64 = 60;
 /// Callers at a time, and how long each pauses at most between two requests: some 50 to 100 requests a second.
 const CALLERS: usize = 8;
 const LONGEST_PAUSE_MS: usize = 60;
