@@ -62,7 +62,7 @@ where
 
     let mut connection = pin!(connection);
     let mut leave = pin!(place.leave.cancelled());
-    let mut is_leaving = false;
+    let (mut is_leaving, mut is_last) = (false, false);
     let mut alarm = Alarm::default();
     poll_fn(|cx| {
         loop {
@@ -70,15 +70,19 @@ where
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            // hyper closes a connection between requests at once, and forgets what of the answer before is unsent.
-            if is_leaving || leave.as_mut().poll(cx).is_pending() || activity.has_tail() {
+            if !is_leaving && leave.as_mut().poll(cx).is_ready() {
+                is_leaving = true;
+                // What does not ask anything soon is not waited for.
+                limits.header_timeout = limits.header_timeout.min(LEAVING);
+                limits.idle_timeout = limits.idle_timeout.min(LEAVING);
+            }
+            // hyper closes a connection between requests at once, and forgets what of the answer before is unsent;
+            // and a new one before its first request, which may be on its way.
+            if !is_leaving || is_last || activity.has_tail() || activity.is_new() {
                 break;
             }
-            is_leaving = true;
+            is_last = true;
             connection.as_mut().graceful_shutdown();
-            // What has not asked anything by now is not waited for.
-            limits.header_timeout = limits.header_timeout.min(LEAVING);
-            limits.idle_timeout = limits.idle_timeout.min(LEAVING);
         }
         // Deadlines move later with every request: the hot path never touches the timer.
         alarm.poll(activity.deadline(&limits), cx)

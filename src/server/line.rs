@@ -169,6 +169,11 @@ impl Activity {
         !self.is(BUSY) && self.is_answering.load(Ordering::Relaxed)
     }
 
+    /// Nothing has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.is(IDLE) && self.requests.load(Ordering::Relaxed) == 0
+    }
+
     fn since(&self) -> Duration {
         Duration::from_millis(self.since_ms.load(Ordering::Relaxed))
     }

@@ -55,6 +55,10 @@ fn the_package_is_installed_configured_upgraded_removed_and_purged() {
             assert_eq!(state, ["inactive", "disabled"], "{unit}: installing starts nothing");
         }
         assert!(machine.done("cnblogs-proxy --version").starts_with("cnblogs-proxy "));
+        let files = machine.done("dpkg --listfiles cnblogs-proxy");
+        for page in ["man1/cnblogs-proxy.1.gz", "man5/cnblogs-proxy.toml.5.gz"] {
+            assert!(files.contains(page), "{page} is not in {files}");
+        }
         assert_unconfigured_says_what_to_do(&machine);
 
         keep_secret(&machine, &standin);

@@ -315,8 +315,9 @@ fn build_program() -> Outcome<PathBuf> {
         command.arg("--profile").arg(profile);
     }
     // `cargo run` says to us which package we are; told to another cargo, it makes build scripts run again.
+    const OF_US: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "OUT_DIR"];
     for (name, _) in std::env::vars_os() {
-        if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+        if OF_US.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }

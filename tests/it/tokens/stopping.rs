@@ -157,6 +157,30 @@ fn idle_connections_do_not_delay_the_exit() {
     }
 }
 
+#[test]
+fn a_request_that_is_on_its_way_when_the_daemon_stops_is_answered() {
+    // A connection that asks nothing for a second is not waited for: a machine that is that slow tries again.
+    let answer = (0..20).find_map(|_| {
+        let mut world = World::logged_in();
+        let connected_at = Instant::now();
+        let connection = world.daemon.connect();
+        eventually("it is accepted", || {
+            (world.daemon.status()["requests"]["connections"].as_u64() >= Some(2)).then_some(())
+        });
+
+        world.daemon.signal(Signal::TERM);
+        refuses_connections(&world);
+        let sent = Sent::get(connection, &world.daemon, "/api/users");
+        let was_in_time = connected_at.elapsed() < Duration::from_millis(800);
+        let answer = was_in_time.then(|| sent.answer());
+
+        assert_eq!(world.daemon.wait().code(), Some(0), "{}", world.daemon.output());
+        answer
+    });
+
+    assert_eq!(answer.expect("once the machine was quick enough").status, 200);
+}
+
 /// Waits until a new connection is refused, or reset before it gets anything.
 #[track_caller]
 fn refuses_connections(world: &World) {
