@@ -130,9 +130,8 @@ impl Metrics {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // Ours last: an answer is counted there before it is counted among all, so one in between is not taken for
         // a forwarded one.
-        let all: [u64; 5] = std::array::from_fn(|class| read(&self.answered[class]));
-        let forwarded: [u64; 5] =
-            std::array::from_fn(|class| all[class].saturating_sub(read(&self.by_ourselves[class])));
+        let (all, ours) = (by_class(&self.answered), by_class(&self.by_ourselves));
+        let forwarded: [u64; 5] = std::array::from_fn(|class| all[class].saturating_sub(ours[class]));
         Minute {
             answered: forwarded.iter().sum(),
             client_errors: forwarded[3],
@@ -175,7 +174,7 @@ impl Metrics {
     /// All counters.
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let by_class: [u64; 5] = std::array::from_fn(|class| read(&self.answered[class]));
+        let by_class = by_class(&self.answered);
         Counts {
             total: by_class.iter().sum(),
             by_class,
@@ -187,6 +186,10 @@ impl Metrics {
             connections: read(&self.connections),
         }
     }
+}
+
+fn by_class(counters: &[AtomicU64; 5]) -> [u64; 5] {
+    counters.each_ref().map(|counter| counter.load(Ordering::Relaxed))
 }
 
 fn class_of(status: http::StatusCode) -> usize {

@@ -233,14 +233,12 @@ impl Client {
         if self.endpoint.route.http == HttpVersion::Http2 {
             return Box::pin(self.send_http2(request, token, progress, may_reuse)).await;
         }
-        let (pool, acknowledged_within) = match progress {
-            Some(_) => (&self.idle_for_uploads, UPLOAD_ACKNOWLEDGED_WITHIN),
-            None => (&self.idle, ACKNOWLEDGED_WITHIN),
-        };
+        let is_upload = progress.is_some();
+        let pool = if is_upload { &self.idle_for_uploads } else { &self.idle };
         let now = Instant::now();
         let (mut connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
             Some(connection) => (connection, true),
-            None => (Box::pin(self.connect_http1(progress.is_some(), acknowledged_within)).await?, false),
+            None => (Box::pin(self.connect_http1(is_upload)).await?, false),
         };
         let mut answer = std::pin::pin!(connection.send(request));
         let mut patience = Patience::new(now, self.endpoint.limits.response_timeout, progress);
@@ -314,11 +312,9 @@ impl Client {
         Ok((sender, is_reused))
     }
 
-    async fn connect_http1(
-        &self,
-        is_for_uploads: bool,
-        acknowledged_within: Duration,
-    ) -> Result<Connection, Failure> {
+    async fn connect_http1(&self, is_for_uploads: bool) -> Result<Connection, Failure> {
+        let acknowledged_within =
+            if is_for_uploads { UPLOAD_ACKNOWLEDGED_WITHIN } else { ACKNOWLEDGED_WITHIN };
         let connecting = async {
             let tcp = self.connect_tcp(acknowledged_within).await?;
             let mut http = http1::Builder::new();
