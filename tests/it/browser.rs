@@ -101,7 +101,7 @@ fn a_page_of_a_stranger_gets_nothing_through_and_learns_nothing() {
         }
     }
     let speculated = report.heard.iter().filter(|entry| !entry["fields"]["sec-purpose"].is_null());
-    assert!(speculated.count() >= 3 * origins.len(), "two speculations and a prefetch from each page");
+    assert!(speculated.count() >= origins.len(), "a prefetch from each page");
     let (typed, attacks): (Vec<_>, Vec<_>) =
         report.heard.iter().partition(|entry| entry["target"] == "/echo/typed");
     attacks.iter().for_each(|entry| assert_refused(entry, 403));

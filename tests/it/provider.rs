@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/provider");
 const SHORT_LIFETIME_SECS: u32 = 6;
 const LONG_LIFETIME_SECS: u32 = 3600;
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 #[test]
 fn a_pasted_login_goes_on_through_three_expired_access_tokens_and_a_restart() {

@@ -17,7 +17,8 @@ import { createInterface } from 'node:readline';
 import { launchChromium, listenForComplaints } from './chromium.mjs';
 import { startWiretap } from './wiretap.mjs';
 
-const TIMEOUT_MS = 30_000;
+const TIMEOUT_MS = 60_000;
+const SPECULATION_MS = 5_000;
 const SCENARIOS = { attack, rebind, call, open, use };
 const PAGE = '<!doctype html><title>stranger</title><body><script src="/page.js"></script>';
 
@@ -41,8 +42,12 @@ const rules = [
 
 try {
   // That a browser crashes says nothing of the daemon. Once.
-  const result = await play().catch((error) => (/crashed/.test(error.message) ? play() : Promise.reject(error)));
-  await say({ result, heard: wiretap.heard });
+  const result = await play().catch((error) => {
+    if (!/crashed|has been closed/.test(error.message)) throw error;
+    wiretap.heard.length = 0;
+    return play();
+  });
+  await say({ result, heard: await wiretap.settled() });
 } catch (error) {
   await say({ error: `${error.stack}`, heard: wiretap.heard });
   process.exitCode = 1;
@@ -72,13 +77,15 @@ async function attack(context) {
     const base = `${daemon}/echo/${at}`;
     const page = await context.newPage();
     await page.goto(`${origin}/?report=${encodeURIComponent(`${base}/report`)}`);
-    // Browsers speculate about what a page that is looked at leads to.
+    // Browsers speculate about what a page that is looked at leads to, when they find that worth while.
     const speculations = await page.evaluate((to) => speculate(to), base);
+    const isSpeculation = ({ target }) => speculations.includes(`${daemon}${target}`);
     const framed = ['/-/', '/-/login', '/-/callback'].map((path) => `${daemon}${path}?framed=${at}`);
     await page.evaluate((all) => all.forEach((src) => add('iframe', { src })), framed);
-    for (const to of [...speculations, ...framed]) {
+    for (const to of framed) {
       await heard((entry) => `${daemon}${entry.target}` === to, `${to} from ${origin}`);
     }
+    await until(() => wiretap.heard.filter(isSpeculation).length === speculations.length, SPECULATION_MS);
     pages.push([page, origin, base]);
   }
   const learned = await Promise.all(pages.map(async ([page, origin, base]) => {
@@ -225,11 +232,18 @@ async function use(context) {
 
 /** Waits until the browser has sent such a request and was answered. */
 async function heard(isIt, what) {
-  const deadline = Date.now() + TIMEOUT_MS;
-  while (!wiretap.heard.some((entry) => isIt(entry) && entry.status !== null)) {
-    if (Date.now() > deadline) throw new Error(`the browser did not send this: ${what}`);
+  const isThere = await until(() => wiretap.heard.some((entry) => isIt(entry) && entry.status !== null), TIMEOUT_MS);
+  if (!isThere) throw new Error(`the browser did not send this: ${what}`);
+}
+
+/** Whether it comes true in this time. */
+async function until(isTrue, ms) {
+  const deadline = Date.now() + ms;
+  while (!isTrue()) {
+    if (Date.now() > deadline) return false;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
+  return true;
 }
 
 async function startStrangers() {

@@ -3,7 +3,12 @@
 import { once } from 'node:events';
 import http from 'node:http';
 
-/** Listens for the daemon at `authority`; `heard` gets an entry for each request. */
+const SETTLE_MS = 30_000;
+
+/**
+ * Listens for the daemon at `authority`; `heard` gets an entry for each request. `settled` comes when each is answered,
+ * or given up by the browser before all of it was sent.
+ */
 export async function startWiretap(authority) {
   const heard = [];
   const server = http.createServer((request, response) => {
@@ -21,11 +26,23 @@ export async function startWiretap(authority) {
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  return { heard, address: `127.0.0.1:${server.address().port}` };
+  return { heard, address: `127.0.0.1:${server.address().port}`, settled: () => settle(heard) };
+}
+
+async function settle(heard) {
+  const deadline = Date.now() + SETTLE_MS;
+  const isOpen = (entry) => entry.status === null && !entry.given_up;
+  while (heard.some(isOpen)) {
+    if (Date.now() > deadline) throw new Error(`no answer: ${JSON.stringify(heard.find(isOpen))}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return heard.filter((entry) => !entry.given_up);
 }
 
 function forward(authority, heard, request, onAnswer, onFailure) {
-  const entry = { method: request.method, target: request.url, fields: request.headers, status: null, answer: null };
+  const entry = {
+    method: request.method, target: request.url, fields: request.headers, status: null, answer: null, given_up: false,
+  };
   heard.push(entry);
   const keep = (answer) => {
     entry.status = answer.statusCode;
@@ -43,5 +60,10 @@ function forward(authority, heard, request, onAnswer, onFailure) {
     onFailure();
   });
   upward.on('error', onFailure);
+  request.on('close', () => {
+    if (request.complete || entry.status !== null) return;
+    entry.given_up = true;
+    upward.destroy();
+  });
   request.pipe(upward);
 }
