@@ -1,4 +1,4 @@
-//! Counters that all threads share, and signs of life.
+//! Counters that all threads share.
 
 mod hour;
 
@@ -30,13 +30,6 @@ pub struct Metrics {
     connections: AtomicU64,
 }
 
-/// When something last showed that it is alive, by a clock that stands still while the machine is suspended.
-#[derive(Debug)]
-pub struct Pulse {
-    since: Instant,
-    beat_at_ms: AtomicU64,
-}
-
 /// The counters at one point.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Counts {
@@ -57,30 +50,6 @@ pub struct Counts {
     pub in_flight: u64,
     /// Open connections of callers.
     pub connections: u64,
-}
-
-impl Pulse {
-    /// Alive now.
-    #[expect(clippy::new_without_default, reason = "it is made at a moment, and not equal to another")]
-    pub fn new() -> Self {
-        Self { since: Instant::now(), beat_at_ms: AtomicU64::new(0) }
-    }
-
-    /// Alive still.
-    pub fn beat(&self) {
-        let at_ms = u64::try_from(self.since.elapsed().as_millis()).expect("no program runs for so long");
-        self.beat_at_ms.store(at_ms, Ordering::Relaxed);
-    }
-
-    /// Counts as alive until the next beat: for what must not be interrupted, however long it takes.
-    pub fn hold(&self) {
-        self.beat_at_ms.store(u64::MAX, Ordering::Relaxed);
-    }
-
-    /// Since the last sign of life.
-    pub fn silent_for(&self) -> Duration {
-        self.since.elapsed().saturating_sub(Duration::from_millis(self.beat_at_ms.load(Ordering::Relaxed)))
-    }
 }
 
 impl Metrics {

@@ -22,10 +22,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Account;
-use crate::metrics::Pulse;
 use crate::notify::{Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
+use crate::pulse::Pulse;
 use crate::store::Store;
 use crate::token::{At, Moment, Token, now};
 

@@ -9,8 +9,8 @@ use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::config::Listen;
-use crate::metrics::Pulse;
 use crate::proxy::login_url;
+use crate::pulse::Pulse;
 use crate::session::{Session, State};
 
 /// It is told of changes, and that we are alive, at least this often.

@@ -22,11 +22,12 @@ use super::room::Room;
 use super::supervisor::HEARTBEAT;
 use crate::config::Limits;
 use crate::control;
-use crate::metrics::{Metrics, Pulse};
+use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
 use crate::proxy::access_log::Entry;
 use crate::proxy::guard::{Caller, Door, Peer};
 use crate::proxy::{self, Proxy};
+use crate::pulse::Pulse;
 
 /// After an accept that failed for want of descriptors, others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 9] = [
     &["store", "oauth"],
     &["notify", "metrics"],
     &["config"],
-    &["tls", "token"],
+    &["pulse", "tls", "token"],
 ];
 
 #[test]
