@@ -5,6 +5,7 @@
 //! and, from a browser, carries the secret of the page it came from.
 
 pub mod login;
+mod metrics;
 mod pages;
 
 use std::collections::BTreeMap;
@@ -88,7 +89,7 @@ impl Control {
             "uptime_secs": now().since(self.started).as_secs(),
             "listening": self.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
-            "requests": self.metrics.counts(),
+            "requests": self.metrics.totals().counts(),
             "last_hour": last_hour(&self.metrics.last_hour(now())),
         })
     }
@@ -98,7 +99,7 @@ impl Control {
         let accounts = self.sessions.iter().map(|(name, session)| (name.clone(), session.status()));
         Overview {
             accounts: accounts.collect(),
-            counts: self.metrics.counts(),
+            counts: self.metrics.totals().counts(),
             hour: self.metrics.last_hour(now()),
             uptime: now().since(self.started),
             listening: listening.join(", "),
@@ -166,7 +167,7 @@ pub fn router(control: Arc<Control>) -> Router {
         .route("/-/logout/{account}", post(logout))
         .route("/-/healthz", get(healthz))
         .route("/-/readyz", get(readyz))
-        .route("/-/metrics", get(metrics))
+        .route("/-/metrics", get(metrics::metrics))
         .route("/-/page.css", get(pages::stylesheet))
         .route("/-/page.js", get(pages::script))
         .route("/-/icon.svg", get(pages::icon))
@@ -378,29 +379,6 @@ async fn readyz(State(control): Shared) -> Response {
     let code = if needs_login { Code::LoginRequired } else { Code::TokenUnavailable };
     let words = states.iter().map(|(name, state)| format!("{name} is {}", state.as_str()));
     problem(Problem::new(code, words.collect::<Vec<_>>().join(", ")))
-}
-
-async fn metrics(State(control): Shared) -> Response {
-    let counts = control.metrics.counts();
-    let mut text = String::from("# TYPE cnblogs_proxy_requests_total counter\n");
-    for (class, number) in counts.by_class.iter().enumerate() {
-        text.push_str(&format!("cnblogs_proxy_requests_total{{class=\"{}xx\"}} {number}\n", class + 1));
-    }
-    for (name, kind, value) in [
-        ("requests_refused_total", "counter", counts.refused),
-        ("requests_replayed_total", "counter", counts.replayed),
-        ("requests_in_flight", "gauge", counts.in_flight),
-        ("connections", "gauge", counts.connections),
-    ] {
-        text.push_str(&format!("# TYPE cnblogs_proxy_{name} {kind}\ncnblogs_proxy_{name} {value}\n"));
-    }
-    text.push_str("# TYPE cnblogs_proxy_account_ready gauge\n");
-    for (name, session) in &control.sessions {
-        let is_ready =
-            u8::from(session.status().state != AccountState::LoginRequired && session.current().is_some());
-        text.push_str(&format!("cnblogs_proxy_account_ready{{account=\"{name}\"}} {is_ready}\n"));
-    }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn not_found() -> Response {

@@ -1,48 +1,115 @@
-//! Counters that all threads share.
+//! What happens to requests and connections, counted: by each worker for itself, and summed up when somebody looks.
 
+mod histogram;
 mod hour;
+pub mod text;
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::token::Moment;
+pub use histogram::Distribution;
+use histogram::Histogram;
 use hour::Hour;
 pub use hour::{MINUTES, Minute};
 
-/// How many requests are timed between two looks at the counters.
-const TIMED_A_LOOK: u32 = 16;
-
-/// Counts what happened to requests.
+/// The counters of all workers, and the last hour.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    answered: [AtomicU64; 5],
-    by_ourselves: [AtomicU64; 5],
-    to_time: AtomicU32,
-    upstream_answers: AtomicU64,
-    upstream_us: AtomicU64,
+    workers: Mutex<Vec<Arc<Counters>>>,
     hour: Mutex<Hour>,
-    refused: AtomicU64,
-    replayed: AtomicU64,
-    in_flight: AtomicU64,
-    connections: AtomicU64,
 }
 
-/// The counters at one point.
+/// What one worker counts, on cache lines of its own: no worker waits for another.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Counters {
+    began: AtomicU64,
+    answered: [AtomicU64; 5],
+    durations: Histogram,
+    upstream_durations: Histogram,
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    refused: AtomicU64,
+    replayed: AtomicU64,
+    local_began: AtomicU64,
+    local_answered: [AtomicU64; 5],
+    local_ended: AtomicU64,
+    callers: Connections,
+    turned_away: AtomicU64,
+    upstreams: Connections,
+}
+
+/// Whom a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// The upstream, whether it gets there or not.
+    Upstream,
+    /// Our own pages.
+    Local,
+}
+
+/// A connection that is counted as open until this is dropped.
+#[derive(Debug)]
+pub struct Open {
+    counters: Arc<Counters>,
+    of: fn(&Counters) -> &Connections,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    opened: AtomicU64,
+    closed: AtomicU64,
+}
+
+/// The sums over all workers at one point.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Forwarded requests that were answered, by the upstream or by us; by class of status, from 1xx to 5xx.
+    pub answered: [u64; 5],
+    /// Requests for our own pages that were answered, by class.
+    pub local_answered: [u64; 5],
+    /// Requests that we refused.
+    pub refused: u64,
+    /// Sent once more after a 401 or on a fresh connection.
+    pub replayed: u64,
+    /// Forwarded requests whose answer is not complete.
+    pub in_flight: u64,
+    /// The same for our own pages.
+    pub local_in_flight: u64,
+    /// From the whole head of a forwarded request to the end of its answer, or until it was given up.
+    pub durations: Distribution,
+    /// From sending a request up to the head of the first answer.
+    pub upstream_durations: Distribution,
+    /// Of the bodies of forwarded requests, as far as they came from callers.
+    pub request_bytes: u64,
+    /// Of the bodies of the answers to them, as far as they went to callers.
+    pub response_bytes: u64,
+    /// Connections of callers that were accepted.
+    pub callers_accepted: u64,
+    /// Those that are open.
+    pub callers_open: u64,
+    /// Those that there was no room for.
+    pub callers_turned_away: u64,
+    /// Connections that were made to upstreams.
+    pub upstreams_opened: u64,
+    /// Those that are open, in use or idle.
+    pub upstreams_open: u64,
+}
+
+/// The counters that the status shows.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Counts {
     /// Requests that were answered, by us or by the upstream.
     pub total: u64,
-    /// By class of the answer's status, from 1xx to 5xx.
-    #[serde(skip)]
-    pub by_class: [u64; 5],
     /// Answered with a 4xx status.
     pub client_errors: u64,
     /// Answered with a 5xx status.
     pub server_errors: u64,
-    /// Refused by the guard.
+    /// Refused by us.
     pub refused: u64,
     /// Sent once more after a 401 or on a fresh connection.
     pub replayed: u64,
@@ -53,39 +120,30 @@ pub struct Counts {
 }
 
 impl Metrics {
-    /// A request was answered with this status.
-    pub fn answered(&self, status: http::StatusCode) {
-        self.answered[class_of(status)].fetch_add(1, Ordering::Relaxed);
+    /// The counters of one more worker.
+    pub fn worker(&self) -> Arc<Counters> {
+        let counters = Arc::<Counters>::default();
+        self.workers.lock().expect("no thread panics while it holds the workers").push(Arc::clone(&counters));
+        counters
     }
 
-    /// The same request was for our own pages: the last hour tells of what is forwarded, not of who looks at it.
-    pub fn answered_by_ourselves(&self, status: http::StatusCode) {
-        self.by_ourselves[class_of(status)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// When a request goes up, if it is one of those that are timed: the first few after every [`Self::look`], so
-    /// that all are where there are few, and where there are many each costs one load.
-    pub fn departure(&self) -> Option<Instant> {
-        let left = self.to_time.load(Ordering::Relaxed);
-        (left > 0).then(|| {
-            self.to_time.store(left - 1, Ordering::Relaxed);
-            Instant::now()
-        })
-    }
-
-    /// The head of the upstream's answer to such a request is here.
-    pub fn arrived(&self, departure: Option<Instant>) {
-        if let Some(departure) = departure {
-            let took_us = u64::try_from(departure.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.upstream_us.fetch_add(took_us, Ordering::Relaxed);
-            self.upstream_answers.fetch_add(1, Ordering::Relaxed);
-        }
+    /// The sums over all workers.
+    pub fn totals(&self) -> Totals {
+        let workers = self.workers.lock().expect("no thread panics while it holds the workers");
+        workers.iter().fold(Totals::default(), |totals, counters| totals.plus(&counters.totals()))
     }
 
     /// Puts what was counted since the last look into the minute that is now: to be called every few seconds.
     pub fn look(&self, now: Moment) {
-        self.hour.lock().expect("no thread panics while it holds the hour").note(self.totals(), now.minute());
-        self.to_time.store(TIMED_A_LOOK, Ordering::Relaxed);
+        let totals = self.totals();
+        let since_start = Minute {
+            answered: totals.answered.iter().sum(),
+            client_errors: totals.answered[3],
+            server_errors: totals.answered[4],
+            upstream_answers: totals.upstream_durations.count(),
+            upstream_total: totals.upstream_durations.sum,
+        };
+        self.hour.lock().expect("no thread panics while it holds the hour").note(since_start, now.minute());
     }
 
     /// The last hour, the oldest minute first; the newest has begun and is not over.
@@ -93,97 +151,218 @@ impl Metrics {
         self.look(now);
         self.hour.lock().expect("no thread panics while it holds the hour").minutes()
     }
+}
 
-    /// What was counted of forwarded requests since the start.
-    fn totals(&self) -> Minute {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // Ours last: an answer is counted there before it is counted among all, so one in between is not taken for
-        // a forwarded one.
-        let (all, ours) = (by_class(&self.answered), by_class(&self.by_ourselves));
-        let forwarded: [u64; 5] = std::array::from_fn(|class| all[class].saturating_sub(ours[class]));
-        Minute {
-            answered: forwarded.iter().sum(),
-            client_errors: forwarded[3],
-            server_errors: forwarded[4],
-            upstream_answers: read(&self.upstream_answers),
-            upstream_total: Duration::from_micros(read(&self.upstream_us)),
+impl Counters {
+    /// A request begins; [`Self::ended`] ends it.
+    pub fn began(&self, goal: Goal) {
+        add(goal.of(&self.began, &self.local_began), 1);
+    }
+
+    /// A request was answered with this status.
+    pub fn answered(&self, goal: Goal, status: http::StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        add(&goal.of(&self.answered, &self.local_answered)[class], 1);
+    }
+
+    /// A request's answer is complete or given up, so long after it began.
+    pub fn ended(&self, goal: Goal, took: Duration) {
+        match goal {
+            Goal::Upstream => self.durations.observe(took),
+            Goal::Local => add(&self.local_ended, 1),
         }
     }
 
-    /// The guard refused a request.
+    /// We refused a request.
     pub fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        add(&self.refused, 1);
     }
 
     /// A request was sent once more.
     pub fn replayed(&self) {
-        self.replayed.fetch_add(1, Ordering::Relaxed);
+        add(&self.replayed, 1);
     }
 
-    /// A request begins; [`Self::ended`] ends it.
-    pub fn began(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    /// The head of the upstream's first answer came so long after the request was sent.
+    pub fn upstream_answered(&self, took: Duration) {
+        self.upstream_durations.observe(took);
     }
 
-    /// A request's answer is complete or given up.
-    pub fn ended(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// So much of a request's body came from a caller.
+    pub fn request_body(&self, bytes: usize) {
+        add(&self.request_bytes, bytes as u64);
     }
 
-    /// A caller connected; returns how many are connected now.
-    pub fn connected(&self) -> u64 {
-        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    /// So much of an answer's body went to a caller.
+    pub fn response_body(&self, bytes: usize) {
+        add(&self.response_bytes, bytes as u64);
     }
 
-    /// A caller's connection ended.
-    pub fn disconnected(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+    /// A caller's connection was accepted.
+    pub fn caller(self: &Arc<Self>) -> Open {
+        Open::new(self, |counters| &counters.callers)
     }
 
-    /// All counters.
-    pub fn counts(&self) -> Counts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let by_class = by_class(&self.answered);
-        Counts {
-            total: by_class.iter().sum(),
-            by_class,
-            client_errors: by_class[3],
-            server_errors: by_class[4],
+    /// There was no room for a caller.
+    pub fn turned_away(&self) {
+        add(&self.turned_away, 1);
+    }
+
+    /// A connection to an upstream was made.
+    pub fn upstream(self: &Arc<Self>) -> Open {
+        Open::new(self, |counters| &counters.upstreams)
+    }
+
+    fn totals(&self) -> Totals {
+        // What ended first: nothing has ended without having begun.
+        let (durations, local_ended) = (self.durations.distribution(), read(&self.local_ended));
+        Totals {
+            answered: self.answered.each_ref().map(read),
+            local_answered: self.local_answered.each_ref().map(read),
             refused: read(&self.refused),
             replayed: read(&self.replayed),
-            in_flight: read(&self.in_flight),
-            connections: read(&self.connections),
+            in_flight: read(&self.began).saturating_sub(durations.count()),
+            local_in_flight: read(&self.local_began).saturating_sub(local_ended),
+            durations,
+            upstream_durations: self.upstream_durations.distribution(),
+            request_bytes: read(&self.request_bytes),
+            response_bytes: read(&self.response_bytes),
+            callers_open: self.callers.open(),
+            callers_accepted: read(&self.callers.opened),
+            callers_turned_away: read(&self.turned_away),
+            upstreams_open: self.upstreams.open(),
+            upstreams_opened: read(&self.upstreams.opened),
         }
     }
 }
 
-fn by_class(counters: &[AtomicU64; 5]) -> [u64; 5] {
-    counters.each_ref().map(|counter| counter.load(Ordering::Relaxed))
+impl Goal {
+    fn of<T>(self, upstream: T, local: T) -> T {
+        match self {
+            Self::Upstream => upstream,
+            Self::Local => local,
+        }
+    }
 }
 
-fn class_of(status: http::StatusCode) -> usize {
-    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
+impl Open {
+    fn new(counters: &Arc<Counters>, of: fn(&Counters) -> &Connections) -> Self {
+        add(&of(counters).opened, 1);
+        Self { counters: Arc::clone(counters), of }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        add(&(self.of)(&self.counters).closed, 1);
+    }
+}
+
+impl Connections {
+    fn open(&self) -> u64 {
+        let closed = read(&self.closed);
+        read(&self.opened).saturating_sub(closed)
+    }
+}
+
+impl Totals {
+    /// Both together.
+    fn plus(&self, more: &Self) -> Self {
+        let each =
+            |ours: &[u64; 5], theirs: &[u64; 5]| std::array::from_fn(|class| ours[class] + theirs[class]);
+        Self {
+            answered: each(&self.answered, &more.answered),
+            local_answered: each(&self.local_answered, &more.local_answered),
+            refused: self.refused + more.refused,
+            replayed: self.replayed + more.replayed,
+            in_flight: self.in_flight + more.in_flight,
+            local_in_flight: self.local_in_flight + more.local_in_flight,
+            durations: self.durations.plus(&more.durations),
+            upstream_durations: self.upstream_durations.plus(&more.upstream_durations),
+            request_bytes: self.request_bytes + more.request_bytes,
+            response_bytes: self.response_bytes + more.response_bytes,
+            callers_open: self.callers_open + more.callers_open,
+            callers_accepted: self.callers_accepted + more.callers_accepted,
+            callers_turned_away: self.callers_turned_away + more.callers_turned_away,
+            upstreams_open: self.upstreams_open + more.upstreams_open,
+            upstreams_opened: self.upstreams_opened + more.upstreams_opened,
+        }
+    }
+
+    /// What the status shows: of all requests, those for our own pages as well.
+    pub fn counts(&self) -> Counts {
+        let of_class = |class: usize| self.answered[class] + self.local_answered[class];
+        Counts {
+            total: (0..5).map(of_class).sum(),
+            client_errors: of_class(3),
+            server_errors: of_class(4),
+            refused: self.refused,
+            replayed: self.replayed,
+            in_flight: self.in_flight + self.local_in_flight,
+            connections: self.callers_open,
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, number: u64) {
+    counter.fetch_add(number, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
     use crate::token::now;
 
     #[test]
-    fn where_requests_are_few_all_are_timed_and_where_they_are_many_a_few() {
+    fn what_workers_count_is_one_sum_and_the_last_hour_has_it_but_for_our_own_pages() {
         let metrics = Metrics::default();
-        assert!(metrics.departure().is_none(), "nobody has looked yet");
-
-        for _ in 0..2 {
-            metrics.look(now());
-            let timed = (0..1000).filter(|_| metrics.departure().is_some()).count();
-            assert_eq!(timed, TIMED_A_LOOK as usize);
+        let workers = [metrics.worker(), metrics.worker()];
+        for counters in &workers {
+            for (goal, status) in [
+                (Goal::Upstream, StatusCode::OK),
+                (Goal::Upstream, StatusCode::NOT_FOUND),
+                (Goal::Local, StatusCode::OK),
+            ] {
+                counters.began(goal);
+                counters.answered(goal, status);
+                counters.ended(goal, Duration::from_millis(3));
+            }
+            counters.began(Goal::Upstream);
+            counters.upstream_answered(Duration::from_millis(2));
         }
 
-        metrics.arrived(None);
-        metrics.arrived(Some(Instant::now()));
-        let answers: u64 = metrics.last_hour(now()).iter().map(|minute| minute.upstream_answers).sum();
-        assert_eq!(answers, 1);
+        let (totals, hour) = (metrics.totals(), metrics.last_hour(now()));
+
+        assert_eq!((totals.answered, totals.local_answered), ([0, 2, 0, 2, 0], [0, 2, 0, 0, 0]));
+        assert_eq!((totals.in_flight, totals.local_in_flight), (2, 0));
+        assert_eq!((totals.durations.count(), totals.durations.sum), (4, Duration::from_millis(12)));
+        let counts = totals.counts();
+        assert_eq!((counts.total, counts.client_errors, counts.in_flight), (6, 2, 2));
+        let newest = hour[MINUTES - 1];
+        assert_eq!((newest.answered, newest.client_errors, newest.upstream_answers), (4, 2, 2));
+        assert_eq!(newest.upstream_mean(), Some(Duration::from_millis(2)));
+    }
+
+    #[test]
+    fn a_connection_is_open_until_it_is_dropped() {
+        let metrics = Metrics::default();
+        let counters = metrics.worker();
+        let (first, second, upstream) = (counters.caller(), counters.caller(), counters.upstream());
+        drop(first);
+
+        let seen = || {
+            let totals = metrics.totals();
+            [totals.callers_accepted, totals.callers_open, totals.upstreams_opened, totals.upstreams_open]
+        };
+
+        assert_eq!(seen(), [2, 1, 1, 1]);
+        drop((second, upstream));
+        assert_eq!(seen(), [2, 0, 1, 0]);
     }
 }

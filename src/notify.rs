@@ -15,7 +15,7 @@ use crate::token::{At, now};
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// Only a person can help: a login with a browser is needed.
@@ -82,6 +82,16 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Event {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::LoginRequired,
+        Self::LoginExpiring,
+        Self::RefreshFailing,
+        Self::RotationInDoubt,
+        Self::Recovered,
+        Self::StoreFailing,
+    ];
+
     /// As it is written in the contract.
     pub const fn as_str(self) -> &'static str {
         match self {

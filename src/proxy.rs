@@ -30,7 +30,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::config::{Limits, Listen};
-use crate::metrics::Metrics;
+use crate::metrics::{Counters, Metrics};
 use crate::problem::{Code, Problem};
 use crate::session::{NoToken, Session};
 use crate::token::Token;
@@ -56,7 +56,7 @@ pub struct Shared {
     pub sessions: Vec<Session>,
     /// Sizes and times.
     pub limits: Limits,
-    /// Counters.
+    /// The counters of all workers.
     pub metrics: Arc<Metrics>,
     /// Where the daemon listens, for telling people the login page's address.
     pub listening: Vec<Listen>,
@@ -65,6 +65,7 @@ pub struct Shared {
 /// One worker's forwarder.
 pub struct Proxy {
     shared: Arc<Shared>,
+    counters: Arc<Counters>,
     clients: Vec<Client>,
     by_prefix: HashMap<String, usize>,
     longest_prefix: usize,
@@ -98,17 +99,17 @@ enum Source {
 }
 
 impl Proxy {
-    /// A worker's own connections over what all workers share.
-    pub fn new(shared: Arc<Shared>) -> Self {
-        let clients: Vec<_> =
-            shared.endpoints.iter().map(|endpoint| Client::new(Arc::clone(endpoint))).collect();
+    /// A worker's own connections and counters over what all workers share.
+    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
+        let client = |endpoint: &Arc<Endpoint>| Client::new(Arc::clone(endpoint), Arc::clone(&counters));
+        let clients: Vec<_> = shared.endpoints.iter().map(client).collect();
         let by_prefix: HashMap<_, _> = clients
             .iter()
             .enumerate()
             .map(|(at, client)| (client.endpoint.route.prefix.clone(), at))
             .collect();
         let longest_prefix = by_prefix.keys().map(String::len).max().unwrap_or(0);
-        Self { shared, clients, by_prefix, longest_prefix }
+        Self { shared, counters, clients, by_prefix, longest_prefix }
     }
 
     /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the entry.
@@ -151,16 +152,16 @@ impl Proxy {
         let token = self.token(session).await?;
 
         let mut message = Message::new(parts, &client.endpoint)?;
-        let (upload, source) = source(body, &self.shared.limits).await?;
+        let (upload, source) = source(body, &self.shared.limits, &self.counters).await?;
 
-        let departure = self.shared.metrics.departure();
-        let sent_at = entry.as_ref().map(|_| Instant::now());
+        let departure = Instant::now();
         let answer = self.send(client, &mut message, upload, &source, &token).await;
-        if let (Some(entry), Some(sent_at)) = (entry, sent_at) {
-            entry.upstream_took(sent_at.elapsed());
+        let took = departure.elapsed();
+        if let Some(entry) = entry {
+            entry.upstream_took(took);
         }
         let answer = answer?;
-        self.shared.metrics.arrived(departure);
+        self.counters.upstream_answered(took);
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
             Box::pin(self.replayed(client, session, &mut message, &source, token, answer)).await?
         } else {
@@ -232,7 +233,7 @@ impl Proxy {
         };
         let Some(request) = again else { return Err(failure.problem()) };
 
-        self.shared.metrics.replayed();
+        self.counters.replayed();
         match Box::pin(client.send(request, token, source.progress(), false)).await {
             Ok(Tried::Answered(answer)) => Ok(answer),
             Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
@@ -256,7 +257,7 @@ impl Proxy {
         };
         let Some(newer) = session.refreshed_since(&token).await else { return Ok((refusal, token)) };
         drop(refusal);
-        self.shared.metrics.replayed();
+        self.counters.replayed();
         let answer = self.send(client, message, upload, source, &newer).await?;
         Ok((answer, newer))
     }
@@ -278,7 +279,7 @@ impl Proxy {
 
     fn refuse(&self, problem: Problem, origin: Option<&AllowedOrigin>) -> Response<Body> {
         if problem.code().status().is_client_error() {
-            self.shared.metrics.refused();
+            self.counters.refused();
         }
         let mut response = problem.into_response().map(|body| Body::Own(Some(body)));
         if let Some(origin) = origin {
@@ -341,7 +342,11 @@ impl Source {
 
 /// The request's body: none, small and known in length (read as a whole, so that it can be sent again), or a
 /// stream with a bounded copy.
-async fn source(body: Incoming, limits: &Limits) -> Result<(Upload, Source), Problem> {
+async fn source(
+    body: Incoming,
+    limits: &Limits,
+    counters: &Arc<Counters>,
+) -> Result<(Upload, Source), Problem> {
     if body.is_end_stream() {
         return Ok((Upload::Empty, Source::Empty));
     }
@@ -351,9 +356,10 @@ async fn source(body: Incoming, limits: &Limits) -> Result<(Upload, Source), Pro
         let whole = tokio::time::timeout(WHOLE_BODY, body.collect()).await;
         let whole = whole.map_err(|_elapsed| broken("the request's body stalled"))?;
         let bytes = whole.map_err(|_error| broken("the request's body broke off"))?.to_bytes();
+        counters.request_body(bytes.len());
         return Ok((Upload::Whole(Some(bytes.clone()), None), Source::Whole(bytes)));
     }
-    let (upload, copy, progress) = Upload::stream(body, limits.replay_buffer);
+    let (upload, copy, progress) = Upload::stream(body, limits.replay_buffer, Arc::clone(counters));
     Ok((upload, Source::Streamed { copy, progress }))
 }
 

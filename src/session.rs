@@ -10,7 +10,7 @@ mod plan;
 #[path = "../tests/histories/main.rs"]
 mod histories;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Account;
-use crate::notify::{Notice, Notifier};
+use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::pulse::Pulse;
@@ -69,7 +69,7 @@ pub enum State {
 }
 
 /// How a refresh ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RefreshOutcome {
     /// With a new token.
@@ -116,6 +116,12 @@ pub struct Status {
     pub refreshes: VecDeque<Refresh>,
     /// The newest last.
     pub events: VecDeque<Notice>,
+    /// How many refreshes of this process ended how.
+    #[serde(skip)]
+    pub refresh_counts: BTreeMap<RefreshOutcome, u64>,
+    /// How many events there were since the start.
+    #[serde(skip)]
+    pub event_counts: BTreeMap<Event, u64>,
 }
 
 /// What the keeper answers to a person's ask.
@@ -392,6 +398,9 @@ impl Session {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Refreshing, Self::Degraded, Self::LoginRequired];
+
     /// As it is written in the contract.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -399,6 +408,21 @@ impl State {
             Self::Refreshing => "refreshing",
             Self::Degraded => "degraded",
             Self::LoginRequired => "login-required",
+        }
+    }
+}
+
+impl RefreshOutcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Refused, Self::Unavailable, Self::InDoubt];
+
+    /// As it is written in the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::InDoubt => "in-doubt",
         }
     }
 }

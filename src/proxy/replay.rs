@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::headers;
+use crate::metrics::Counters;
 
 /// A body that brings less than [`LEAST`] bytes in this time has stalled.
 const STALL: Duration = Duration::from_secs(60);
@@ -36,6 +37,7 @@ pub(super) struct Stream {
     incoming: Incoming,
     copy: Option<Arc<Copy>>,
     progress: Arc<AtomicU64>,
+    counters: Arc<Counters>,
     stall: Pin<Box<Sleep>>,
     since_stall: u64,
 }
@@ -66,7 +68,11 @@ pub(super) enum UploadError {
 
 impl Upload {
     /// A body that is passed on as it comes; a copy of up to `limit` bytes is kept.
-    pub(super) fn stream(incoming: Incoming, limit: usize) -> (Self, Arc<Copy>, Arc<AtomicU64>) {
+    pub(super) fn stream(
+        incoming: Incoming,
+        limit: usize,
+        counters: Arc<Counters>,
+    ) -> (Self, Arc<Copy>, Arc<AtomicU64>) {
         let state = Mutex::new(CopyState::Growing(Vec::new(), None));
         let copy = Arc::new(Copy { limit, state, ended: Notify::new() });
         let progress = Arc::new(AtomicU64::new(0));
@@ -74,6 +80,7 @@ impl Upload {
             incoming,
             copy: Some(Arc::clone(&copy)),
             progress: Arc::clone(&progress),
+            counters,
             stall: Box::pin(tokio::time::sleep(STALL)),
             since_stall: 0,
         };
@@ -160,7 +167,9 @@ impl Stream {
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::for_trailers(trailers, None);
                 }
-                let length = frame.data_ref().map_or(0, |part| part.len() as u64);
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.counters.request_body(length);
+                let length = length as u64;
                 self.progress.fetch_add(length + 1, Ordering::Relaxed);
                 self.since_stall += length;
                 if let Some(copy) = &self.copy {

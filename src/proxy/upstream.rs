@@ -32,6 +32,7 @@ use super::alarm::Alarm;
 use super::headers;
 use super::replay::Upload;
 use crate::config::{HttpVersion, Limits, Listen, Route};
+use crate::metrics::Counters;
 use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 use crate::tls::{self, TlsError};
@@ -68,6 +69,7 @@ pub struct Endpoint {
 /// One worker's connections to an upstream.
 pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
+    counters: Arc<Counters>,
     connector: HttpConnector,
     idle: Arc<Pool>,
     idle_for_uploads: Arc<Pool>,
@@ -205,7 +207,7 @@ impl Endpoint {
 }
 
 impl Client {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>) -> Self {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -214,6 +216,7 @@ impl Client {
         connector.set_keepalive_retries(Some(3));
         Self {
             endpoint,
+            counters,
             connector,
             idle: Arc::default(),
             idle_for_uploads: Arc::default(),
@@ -322,12 +325,12 @@ impl Client {
             match self.connect_tls(tcp).await? {
                 Stream::Plain(tcp) => {
                     let (sender, http) = http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, driver(http, is_for_uploads)))
+                    Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
                 }
                 Stream::Tls(tls) => {
                     let (sender, http) =
                         http.handshake(TokioIo::new(Gate::new(tls))).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, driver(http, is_for_uploads)))
+                    Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
                 }
             }
         };
@@ -350,7 +353,12 @@ impl Client {
                 .handshake(TokioIo::new(tls))
                 .await
                 .map_err(Failure::Http)?;
-            drive(connection);
+            let open = self.counters.upstream();
+            drive(async move {
+                let ended = connection.await;
+                drop(open);
+                ended
+            });
             Ok(Http2 { sender, made_at: Instant::now() })
         };
         timeout(self.endpoint.limits.connect_timeout, connecting)

@@ -14,10 +14,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::line::{Activity, Line, in_bytes};
 use super::room::Place;
-use super::worker::{Answered, Worker};
+use super::worker::{Answered, Worker, goal_of};
+use crate::metrics::Goal;
 use crate::problem::{Code, Problem};
 use crate::proxy;
 use crate::proxy::alarm::Alarm;
@@ -31,6 +33,8 @@ const MOST_FIELDS: usize = 128;
 /// An answer's body, of either kind, that ends a request when it is done or dropped.
 pub(super) struct Answer {
     kind: Kind,
+    goal: Goal,
+    began: Instant,
     activity: Arc<Activity>,
     worker: Arc<Worker>,
 }
@@ -101,20 +105,24 @@ async fn answer(
     caller: Caller,
     request: Request<Incoming>,
 ) -> Response<Answer> {
-    let refusal = activity.answering();
-    worker.metrics().began();
+    let (began, refusal) = activity.answering();
+    let goal = goal_of(request.uri().path());
+    worker.counters().began(goal);
     // Made before anything is awaited, so that a caller that leaves is counted, too.
-    let mut unanswered =
-        Answer { kind: Kind::Proxied(proxy::Body::Own(None)), activity, worker: Arc::clone(&worker) };
+    let kind = Kind::Proxied(proxy::Body::Own(None));
+    let mut unanswered = Answer { kind, goal, began, activity, worker: Arc::clone(&worker) };
 
     let response = match refusal {
-        Some(problem) => problem.into_response().map(|body| Kind::Proxied(proxy::Body::Own(Some(body)))),
-        None => match worker.answer(&caller, request).await {
+        Some(problem) => {
+            worker.counters().refused();
+            problem.into_response().map(|body| Kind::Proxied(proxy::Body::Own(Some(body))))
+        }
+        None => match worker.answer(&caller, goal, request).await {
             Answered::Proxied(response) => response.map(Kind::Proxied),
             Answered::Local(response) => response.map(Kind::Local),
         },
     };
-    worker.metrics().answered(response.status());
+    worker.counters().answered(goal, response.status());
     response.map(|kind| {
         unanswered.kind = kind;
         unanswered
@@ -123,8 +131,8 @@ async fn answer(
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.activity.answered();
-        self.worker.metrics().ended();
+        let ended = self.activity.answered();
+        self.worker.counters().ended(self.goal, ended.duration_since(self.began));
     }
 }
 
@@ -136,10 +144,15 @@ impl Body for Answer {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let polled = match &mut this.kind {
             Kind::Proxied(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Local(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        };
+        if let (Poll::Ready(Some(Ok(frame))), Goal::Upstream) = (&polled, this.goal) {
+            this.worker.counters().response_body(frame.data_ref().map_or(0, Bytes::len));
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -116,13 +116,13 @@ impl Activity {
         })
     }
 
-    /// A request is being answered from now on. Says what is wrong with its head, if anything is.
-    pub(super) fn answering(&self) -> Option<Problem> {
-        self.enter(BUSY);
+    /// A request is being answered from now on. Says when that is, and what is wrong with its head, if anything is.
+    pub(super) fn answering(&self) -> (Instant, Option<Problem>) {
+        let began = self.enter(BUSY);
         self.is_answering.store(true, Ordering::Relaxed);
         let fault = self.next_fault();
         self.requests.fetch_add(1, Ordering::Relaxed);
-        fault.map(Fault::problem)
+        (began, fault.map(Fault::problem))
     }
 
     /// What is wrong with the request that is answered next.
@@ -132,9 +132,9 @@ impl Activity {
         faults.iter().find(|(faulty, _)| *faulty == next).map(|(_, fault)| *fault)
     }
 
-    /// The answer is complete or given up.
-    pub(super) fn answered(&self) {
-        self.enter(if self.has_begun.load(Ordering::Relaxed) { HEAD } else { IDLE });
+    /// The answer is complete or given up. Says when that is.
+    pub(super) fn answered(&self) -> Instant {
+        self.enter(if self.has_begun.load(Ordering::Relaxed) { HEAD } else { IDLE })
     }
 
     /// When the connection has to be given up, as things are.
@@ -179,16 +179,22 @@ impl Activity {
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.ms_until(Instant::now())
+    }
+
+    fn ms_until(&self, now: Instant) -> u64 {
+        u64::try_from(now.duration_since(self.accepted).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn is(&self, phase: u8) -> bool {
         self.phase.load(Ordering::Relaxed) == phase
     }
 
-    fn enter(&self, phase: u8) {
-        self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+    fn enter(&self, phase: u8) -> Instant {
+        let now = Instant::now();
+        self.since_ms.store(self.ms_until(now), Ordering::Relaxed);
         self.phase.store(phase, Ordering::Relaxed);
+        now
     }
 
     fn note(&self, number: u64, fault: Option<Fault>) {
@@ -581,7 +587,7 @@ mod tests {
             let mut inbound = Inbound::Head(0, Head::default());
             stream.as_bytes().chunks(piece).for_each(|bytes| inbound.read(bytes, &activity));
 
-            let refused: Vec<_> = (0..4).map(|_| activity.answering().is_some()).collect();
+            let refused: Vec<_> = (0..4).map(|_| activity.answering().1.is_some()).collect();
             assert_eq!(refused, [false, false, false, true], "{piece}");
         }
     }

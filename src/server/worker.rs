@@ -22,7 +22,7 @@ use super::room::Room;
 use super::supervisor::HEARTBEAT;
 use crate::config::Limits;
 use crate::control;
-use crate::metrics::Metrics;
+use crate::metrics::{Counters, Goal};
 use crate::problem::{Code, Problem};
 use crate::proxy::access_log::Entry;
 use crate::proxy::guard::{Caller, Door, Peer};
@@ -38,6 +38,7 @@ const LOCAL: &str = "/-/";
 pub(super) struct Worker {
     proxy: Proxy,
     shared: Arc<proxy::Shared>,
+    counters: Arc<Counters>,
     local: Router,
     control: Handle,
     kernel: Option<Kernel>,
@@ -57,23 +58,24 @@ impl Worker {
         let kernel = Kernel::new()
             .inspect_err(|error| tracing::warn!(%error, "the kernel can't be asked who connects"))
             .ok();
-        Self { proxy: Proxy::new(Arc::clone(&shared)), shared, local, control, kernel, room }
+        let counters = shared.metrics.worker();
+        let proxy = Proxy::new(Arc::clone(&shared), Arc::clone(&counters));
+        Self { proxy, shared, counters, local, control, kernel, room }
     }
 
     pub(super) fn limits(&self) -> Limits {
         self.shared.limits
     }
 
-    pub(super) fn metrics(&self) -> &Metrics {
-        &self.shared.metrics
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Forwards a request, or gives it to our own routes.
-    pub(super) async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Answered {
+    pub(super) async fn answer(&self, caller: &Caller, goal: Goal, request: Request<Incoming>) -> Answered {
         let mut entry = Entry::of(caller, &request);
-        if is_local(request.uri().path()) {
+        if goal == Goal::Local {
             let response = Box::pin(self.local(caller, request)).await;
-            self.shared.metrics.answered_by_ourselves(response.status());
             if let Some(entry) = &mut entry {
                 entry.answer(&response);
             }
@@ -93,7 +95,7 @@ impl Worker {
         if !control::is_probe(path) {
             let guard = self.shared.guard.load();
             if let Err(problem) = guard.admit_local(caller, &parts, control::is_callback(path)) {
-                self.shared.metrics.refused();
+                self.counters.refused();
                 return refused(problem).await;
             }
         }
@@ -210,14 +212,15 @@ fn admit<T>(
     T: TryWrite + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let Some(place) = worker.room.enter(stop) else {
+        worker.counters.turned_away();
         stream.try_last_words(&turned_away(Code::TooManyConnections, "limits.connections is reached"));
         return;
     };
-    worker.metrics().connected();
     let (worker, caller) = (Arc::clone(worker), Caller { peer, door: Arc::clone(door) });
+    let open = worker.counters.caller();
     served.spawn(async move {
-        connection::serve(stream, caller, Arc::clone(&worker), place).await;
-        worker.metrics().disconnected();
+        connection::serve(stream, caller, worker, place).await;
+        drop(open);
     });
 }
 
@@ -241,6 +244,11 @@ impl TryWrite for UnixStream {
 /// A refusal at our own address carries what every answer of ours carries.
 async fn refused(problem: Problem) -> Response<axum::body::Body> {
     control::inert(problem.into_response().map(axum::body::Body::from)).await
+}
+
+/// Whom a request with this path is for.
+pub(super) fn goal_of(path: &str) -> Goal {
+    if is_local(path) { Goal::Local } else { Goal::Upstream }
 }
 
 /// A path with dot segments, encoded or not, only looks like one of ours.

@@ -7,7 +7,7 @@
 mod login;
 mod report;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub(super) struct Keeper {
     serial: u64,
     refreshes: VecDeque<Refresh>,
     events: VecDeque<crate::notify::Notice>,
+    refresh_counts: BTreeMap<RefreshOutcome, u64>,
+    event_counts: BTreeMap<Event, u64>,
     told: HashSet<Event>,
 }
 
@@ -79,6 +81,8 @@ pub(super) fn first_status(account: &Account) -> Status {
         last_refresh: None,
         refreshes: VecDeque::new(),
         events: VecDeque::new(),
+        refresh_counts: BTreeMap::new(),
+        event_counts: BTreeMap::new(),
     }
 }
 
@@ -107,6 +111,8 @@ impl Keeper {
             serial: 0,
             refreshes: VecDeque::new(),
             events: VecDeque::new(),
+            refresh_counts: BTreeMap::new(),
+            event_counts: BTreeMap::new(),
             told: HashSet::new(),
         };
         keeper.load();

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Upload;
+use crate::metrics::Open;
 use crate::proxy::alarm::Alarm;
 
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
@@ -28,6 +29,7 @@ pub(super) struct Connection {
     sender: http1::SendRequest<Upload>,
     driver: Driver,
     made_at: Instant,
+    _open: Open,
     /// For whatever is waited for on this connection.
     pub(super) alarm: Alarm,
 }
@@ -65,8 +67,8 @@ struct Bell {
 
 impl Connection {
     /// One that was made just now.
-    pub(super) fn new(sender: http1::SendRequest<Upload>, driver: Driver) -> Self {
-        Self { sender, driver, made_at: Instant::now(), alarm: Alarm::default() }
+    pub(super) fn new(sender: http1::SendRequest<Upload>, driver: Driver, open: Open) -> Self {
+        Self { sender, driver, made_at: Instant::now(), _open: open, alarm: Alarm::default() }
     }
 
     /// Sends a request. The answer comes as the connection is moved on with [`Self::poll_beside`].

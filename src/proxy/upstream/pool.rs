@@ -83,12 +83,13 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, DuplexStream};
 
     use super::super::connection::{Driver, Wire};
+    use crate::metrics::Metrics;
 
     /// A connection that nobody answers, and its far end.
     async fn made() -> (Connection, DuplexStream) {
         let (near, far) = tokio::io::duplex(64);
         let (sender, http) = http1::handshake(TokioIo::new(near)).await.unwrap();
-        (Connection::new(sender, Driver::User(Wire::new(http))), far)
+        (Connection::new(sender, Driver::User(Wire::new(http)), Metrics::default().worker().upstream()), far)
     }
 
     #[tokio::test(start_paused = true)]

@@ -76,6 +76,7 @@ impl Keeper {
     }
 
     pub(super) fn note_event(&mut self, event: Event, message: String) {
+        *self.event_counts.entry(event).or_default() += 1;
         let notice = self.notifier.emit(event, &self.shared.account, message);
         self.events.push_back(notice);
         if self.events.len() > EVENTS_KEPT {
@@ -90,6 +91,7 @@ impl Keeper {
                 tracing::warn!(account = self.shared.account, ?outcome, reason, "the refresh failed");
             }
         }
+        *self.refresh_counts.entry(outcome).or_default() += 1;
         self.refreshes.push_back(Refresh { at: At(now().wall_ms()), outcome, error });
         if self.refreshes.len() > REFRESHES_KEPT {
             self.refreshes.pop_front();
@@ -110,6 +112,8 @@ impl Keeper {
             last_refresh: self.refreshes.back().cloned(),
             refreshes: self.refreshes.clone(),
             events: self.events.clone(),
+            refresh_counts: self.refresh_counts.clone(),
+            event_counts: self.event_counts.clone(),
         }
     }
 

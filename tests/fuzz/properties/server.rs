@@ -71,7 +71,7 @@ fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<Seen> {
     let activity = Activity::new();
     let service = service_fn(|request: Request<Incoming>| {
         let method = request.method().to_string();
-        seen.borrow_mut().push(Seen { method, is_faulty: activity.answering().is_some() });
+        seen.borrow_mut().push(Seen { method, is_faulty: activity.answering().1.is_some() });
         let activity = &activity;
         async move {
             if reads_bodies {
