@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -29,7 +30,7 @@ use self::server::{Books, Weather, network};
 use super::{Session, State};
 use crate::config::{Account, ClientAuth, Grant, ResponseMode, ResponseType, Secret};
 use crate::dice::Dice;
-use crate::notify::{self, Event};
+use crate::notify::{self, Event, Notice};
 use crate::oauth::callback::Code;
 use crate::oauth::{Pending, simulated};
 use crate::store::Store;
@@ -160,6 +161,42 @@ fn after_26_hours_of_suspend_a_request_succeeds_within_3_seconds_of_the_network(
     }
 }
 
+#[test]
+fn a_login_that_only_a_person_can_renew_is_asked_for_once_however_long_it_takes() {
+    let told = in_simulated_time(5, async |history| {
+        history.has_tokens_for(HOUR).await;
+        history.books().end_login();
+        let _refused = history.daemon.session.refresh().await;
+        let before = history.told_since_the_start();
+
+        // Callers ask, the last token ends, people press buttons, the machine sleeps, clocks are set.
+        for minute in 0..3 * 24 * 60 {
+            tokio::time::sleep(MINUTE).await;
+            history.request();
+            match minute % (6 * 60) {
+                10 => drop(history.daemon.session.refresh().await),
+                20 => history.jump(),
+                30 => token::simulated::suspend(2 * HOUR),
+                40 => history.books().weather = Weather::unreachable(),
+                50 => history.books().weather = Weather::clear(),
+                _ => {}
+            }
+        }
+        let after = history.told_since_the_start();
+        if before.iter().filter(|event| **event == Event::LoginRequired).count() != 2 || before != after {
+            history.books().violate(format!("told {before:?}, and then {after:?}"));
+        }
+
+        history.log_in().await;
+        history.books().end_login();
+        let _refused = history.daemon.session.refresh().await;
+        if history.told_since_the_start().last() != Some(&Event::LoginRequired) {
+            history.books().violate("the next login's end was not told".to_owned());
+        }
+    });
+    told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 struct History {
     dice: Dice,
     length: usize,
@@ -176,6 +213,8 @@ struct Daemon {
     keeper: JoinHandle<()>,
     stop: CancellationToken,
     directory: PathBuf,
+    notices: UnboundedReceiver<Notice>,
+    told: Vec<Event>,
 }
 
 impl History {
@@ -212,6 +251,14 @@ impl History {
             95 => self.books().end_login(),
             _ => self.log_out().await,
         }
+    }
+
+    /// What the command was told by this process.
+    fn told_since_the_start(&mut self) -> Vec<Event> {
+        while let Ok(notice) = self.daemon.notices.try_recv() {
+            self.daemon.told.push(notice.event);
+        }
+        self.daemon.told.clone()
     }
 
     /// From now on tokens last so long, and the daemon has one that does.
@@ -383,7 +430,7 @@ impl Daemon {
     fn start(books: &Arc<Mutex<Books>>, directory: PathBuf) -> Self {
         let (store, findings) = Store::open(&directory).unwrap();
         books.lock().unwrap().check_stored(&store);
-        let (notifier, _notices) = notify::channel();
+        let (notifier, notices) = notify::channel();
         let stop = CancellationToken::new();
         let (session, keeper) = super::start(
             simulated::client(account(), network(books)),
@@ -392,7 +439,7 @@ impl Daemon {
             notifier,
             stop.clone(),
         );
-        Self { session, keeper, stop, directory }
+        Self { session, keeper, stop, directory, notices, told: Vec::new() }
     }
 
     async fn stop(&mut self) {
