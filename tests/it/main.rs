@@ -19,6 +19,7 @@ mod forwarding;
 mod house;
 mod login;
 mod logs;
+mod metrics;
 mod network;
 mod notices;
 mod pages;
