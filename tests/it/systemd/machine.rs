@@ -69,7 +69,6 @@ impl Machine {
             .unwrap();
         machine.done("install /exchange/cnblogs-proxy /usr/local/bin/");
         machine.done("install -m 644 /deploy/systemd/cnblogs-proxy* /etc/systemd/system/");
-        machine.done("install -D -m 644 -t /etc/systemd/user /deploy/systemd/user/cnblogs-proxy.service");
         machine.done("systemctl daemon-reload");
         machine
     }
