@@ -28,9 +28,11 @@ fn end_again_and_again(world: &mut World, signal: Signal, mut check: impl FnMut(
     let mut dice = Dice(u64::from(std::process::id()));
     for number in 0..ends() {
         let is_over = AtomicBool::new(false);
+        let before = world.standin.refreshes().len();
         let run_for = Duration::from_millis(dice.below(LONGEST_RUN_MS) as u64);
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask_until(&is_over, &world.daemon.authority));
+            eventually("it refreshes", || (world.standin.refreshes().len() > before).then_some(()));
             std::thread::sleep(run_for);
             world.daemon.signal(signal);
             is_over.store(true, Ordering::Relaxed);

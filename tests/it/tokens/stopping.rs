@@ -9,10 +9,12 @@ use rustix::process::Signal;
 
 use super::{Sent, held, logged_in_for, refresh};
 use crate::standin::{self, Endpoint, Fault, Gate, Scripted, pattern, pieces};
-use crate::support::{Answer, Setup, World, eventually};
+use crate::support::{Answer, PATIENCE, Setup, World, eventually};
 
 const DOWNLOADS: usize = 200;
 const LENGTH: usize = 1 << 20;
+/// Where the time until the exit is no part of the test, or must have another reason.
+const LONG_DRAIN: &str = "[limits]\ndrain_timeout = \"60s\"";
 /// So much of a download comes at once.
 const FIRST: usize = 16 << 10;
 
@@ -59,28 +61,27 @@ fn a_refresh_that_nobody_waits_for_is_kept_before_the_exit() {
 
 #[test]
 fn two_hundred_downloads_and_a_refresh_in_flight_are_finished_before_the_exit() {
-    // The default suits a machine that is not busy with other tests.
-    let tables = "[limits]\ndrain_timeout = \"60s\"".to_owned();
-    let mut world = Setup { tables, ..Setup::default() }.logged_in();
+    let mut world = Setup { tables: LONG_DRAIN.to_owned(), ..Setup::default() }.logged_in();
     let (rest, answer) = (Gate::default(), Gate::default());
     let held_rest = rest.clone();
     world.standin.on_api(move |_| Some(Scripted::Answer(download(held_rest.clone()))));
-    world.standin.fault(Endpoint::Token, Fault::HoldAfter(answer.clone()));
-    let refreshed = Sent::refresh(&world.daemon);
     let mut downloads: Vec<_> =
         (0..DOWNLOADS).map(|_| Sent::get(world.daemon.connect(), &world.daemon, "/large")).collect();
     for download in &mut downloads {
         let mut first = [0; 1];
         assert_eq!(download.stream.peek(&mut first).unwrap(), 1);
     }
-    held(&answer);
     eventually("each has begun", || (rest.waiting() == DOWNLOADS).then_some(()));
+    // Last, since a refresh is not waited for as long as the downloads may take to begin and to end.
+    world.standin.fault(Endpoint::Token, Fault::HoldAfter(answer.clone()));
+    let refreshed = Sent::refresh(&world.daemon);
+    held(&answer);
 
     world.daemon.signal(Signal::TERM);
     refuses_connections(&world);
+    answer.open();
     rest.open();
     let answers: Vec<_> = downloads.into_iter().map(Sent::answer).collect();
-    answer.open();
 
     let expected = pattern(LENGTH);
     assert_eq!(answers.len(), DOWNLOADS);
@@ -107,7 +108,7 @@ fn download(rest: Gate) -> standin::Answer {
 
 #[test]
 fn a_second_signal_cuts_off() {
-    let mut world = World::logged_in();
+    let mut world = Setup { tables: LONG_DRAIN.to_owned(), ..Setup::default() }.logged_in();
     world.standin.on_api(|_| Some(Scripted::Hang));
     let hanging = Sent::get(world.daemon.connect(), &world.daemon, "/api/users");
     eventually("it arrived", || (world.standin.api_connection_count() > 1).then_some(()));
@@ -118,7 +119,7 @@ fn a_second_signal_cuts_off() {
     world.daemon.signal(Signal::TERM);
 
     assert_eq!(world.daemon.wait().code(), Some(1), "{}", world.daemon.output());
-    assert!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "after {:?}", started.elapsed());
     drop(hanging);
 }
 
@@ -135,14 +136,14 @@ fn what_outlasts_the_drain_time_is_cut_off() {
     world.daemon.wait();
 
     let took = started.elapsed();
-    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(8), "after {took:?}");
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(30), "after {took:?}");
     drop(hanging);
 }
 
 #[test]
 fn idle_connections_do_not_delay_the_exit() {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut world = World::logged_in();
+        let mut world = Setup { tables: LONG_DRAIN.to_owned(), ..Setup::default() }.logged_in();
         let idle: Vec<_> = (0..20).map(|_| kept_alive(&world)).collect();
         let silent = world.daemon.connect();
         let mut half_sent = world.daemon.connect();
@@ -152,7 +153,7 @@ fn idle_connections_do_not_delay_the_exit() {
         world.daemon.signal(signal);
 
         assert_eq!(world.daemon.wait().code(), Some(0), "{}", world.daemon.output());
-        assert!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(30), "after {:?}", started.elapsed());
         drop((idle, silent, half_sent));
     }
 }
@@ -188,7 +189,7 @@ fn refuses_connections(world: &World) {
         let Ok(mut stream) = TcpStream::connect(&world.daemon.authority) else { return Some(()) };
         let head = format!("GET /-/healthz HTTP/1.1\r\nHost: {}\r\n\r\n", world.daemon.authority);
         let _written = stream.write_all(head.as_bytes());
-        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut answer = [0; 12];
         let read = stream.read(&mut answer).unwrap_or(0);
         (!answer[..read].starts_with(b"HTTP/1.1 200")).then_some(())
