@@ -231,6 +231,11 @@ fn configure() {
          [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
          [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{place}/networks\"\n"
     );
+    // Podman's database remembers the place that it was made in, and goes on using that one: a copy of it is of no use.
+    let known = fs::read_to_string(format!("{PLACE}/storage.conf")).unwrap_or_default();
+    if !known.contains(&format!("graphroot = \"{place}/images\"")) {
+        let _there_was_none = fs::remove_dir_all(format!("{PLACE}/images"));
+    }
     fs::write(format!("{PLACE}/storage.conf"), storage).unwrap();
     fs::write(format!("{PLACE}/containers.conf"), containers).unwrap();
 }
