@@ -4,6 +4,7 @@ mod engine;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -154,7 +155,7 @@ fn an_application_in_the_proxy_s_network_namespace_needs_nothing_but_the_address
 #[test]
 fn an_application_in_a_container_of_its_own_needs_its_key_and_a_person_another() {
     let stage = Stage::set();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = quiet_port();
     let published = format!("127.0.0.1:{port}");
     let hosts = format!("hosts = [\"proxy\", {published:?}]");
     let mut compose = Compose::new(&stage, "compose.separate.yaml", "separate.toml", |toml| {
@@ -361,6 +362,13 @@ fn exit_code(container: &str) -> i32 {
 fn address(container: &str) -> String {
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     done(&podman(&["inspect", "--format", format, container])).trim().to_owned()
+}
+
+/// A free port that nobody is given by chance meanwhile: below those that the kernel hands out.
+fn quiet_port() -> u16 {
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    (first..first + 1_000).find(is_free).expect("of a thousand ports one is free")
 }
 
 fn text(value: &Value) -> String {
