@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::network::space::alone;
-use crate::standin::{Options, Standin};
+use crate::standin::{Options, Person, Standin};
 use crate::store::strace::{Strace, threads_named};
 use crate::support::eventually;
 use load::Load;
@@ -400,6 +400,30 @@ fn the_address_and_the_secret_s_keeping_are_changed_as_the_readme_says() {
         assert_eq!(get(9000, "/echo/x").status, 200);
         let lost = format!("rm {encrypted} && systemctl restart cnblogs-proxy");
         assert!(!machine.run(&lost, "").status.success(), "it was this secret");
+    });
+}
+
+#[test]
+fn a_service_with_a_personal_access_token_needs_no_login() {
+    alone(|| {
+        let pat = "pat-0123456789abcdefghijklmnopqrstuvwxyz";
+        let personal_access_tokens = vec![(pat.to_owned(), Person::Alice)];
+        let standin = Standin::start(Options { personal_access_tokens, ..Options::default() });
+        let machine = Machine::with_units();
+        machine.done("install -D -m 644 -t /etc/cnblogs-proxy /deploy/debian/config.toml");
+        let grant = told("grant = \"personal_access_token\"");
+        let change = format!("s/^#(\\[account)/\\1/; s/^#client_id.*/{grant}/");
+        machine.done(&format!("sed -i -E '{change}' /etc/cnblogs-proxy/config.toml"));
+        let route = format!("\n[[route]]\nupstream = \"{}\"\n", standin.api_url());
+        machine.done_with("cat >>/etc/cnblogs-proxy/config.toml", &route);
+        let file = told("/etc/credstore/cnblogs-proxy.pat");
+        machine.done_with(&format!("install -D -m 600 /dev/stdin {file}"), &format!("{pat}\n"));
+
+        machine.done("systemctl enable --now cnblogs-proxy");
+
+        let answer = get(PORT, "/api/users");
+        assert_eq!(answer.json()["UserId"], Person::Alice.user_id(), "{answer:?}");
+        machine.done("cnblogs-proxy status");
     });
 }
 
