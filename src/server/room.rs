@@ -18,6 +18,8 @@ use super::line::Activity;
 /// a walk over all connections, and a crowd that comes in shall not pay it one by one.
 const AT_ONCE: usize = 32;
 const SHARE: usize = 8;
+/// The book of fewer guests is not worth making smaller.
+const A_CROWD: usize = 1024;
 /// Descriptors that are no caller's: listeners, runtimes, files.
 const OWN_DESCRIPTORS: u64 = 64;
 /// Without descriptors `accept` fails whether somebody waits or not: whoever has just come is not sent away for that.
@@ -125,8 +127,13 @@ impl Guests {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let by_number = &mut self.room.guests().by_number;
         // One that gave way is not there any more.
-        self.room.guests().by_number.remove(&self.number);
+        by_number.remove(&self.number);
+        // A crowd that has left leaves no memory behind.
+        if by_number.capacity() > A_CROWD.max(8 * by_number.len()) {
+            by_number.shrink_to(2 * by_number.len());
+        }
     }
 }
 
