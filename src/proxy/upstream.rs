@@ -49,6 +49,8 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
 const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 /// TLS records are read through a buffer of this size; rustls alone reads 4 KiB at a time.
 const TLS_BUFFER: usize = 64 * 1024;
+/// What is read of an answer at a time: larger buffers don't stay in the processor's caches.
+const ANSWER_BUFFER: usize = 64 * 1024;
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.
@@ -321,7 +323,8 @@ impl Client {
         let connecting = async {
             let tcp = self.connect_tcp(acknowledged_within).await?;
             let mut http = http1::Builder::new();
-            http.writev(true);
+            // What is not streamed is small: one piece costs less than several.
+            http.writev(is_for_uploads).max_buf_size(ANSWER_BUFFER);
             match self.connect_tls(tcp).await? {
                 Stream::Plain(tcp) => {
                     let (sender, http) = http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;

@@ -62,11 +62,12 @@ where
         .half_close(true)
         .max_headers(MOST_FIELDS)
         .max_header_size(Line::<T>::HYPER_TAKES)
+        .max_buf_size(Line::<T>::HYPER_TAKES)
         .serve_connection(TokioIo::new(line), service);
 
     let mut connection = pin!(connection);
     let mut leave = pin!(place.leave.cancelled());
-    let (mut is_leaving, mut is_last) = (false, false);
+    let (mut is_asked, mut is_leaving, mut is_last) = (false, false, false);
     let mut alarm = Alarm::default();
     poll_fn(|cx| {
         loop {
@@ -74,7 +75,11 @@ where
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if !is_leaving && leave.as_mut().poll(cx).is_ready() {
+            // Asked once, it wakes this task; and a look costs less than to ask again.
+            let has_to_leave =
+                if is_asked { place.leave.is_cancelled() } else { leave.as_mut().poll(cx).is_ready() };
+            is_asked = true;
+            if !is_leaving && has_to_leave {
                 is_leaving = true;
                 // What does not ask anything soon is not waited for.
                 limits.header_timeout = limits.header_timeout.min(LEAVING);

@@ -21,6 +21,8 @@ use crate::proxy::alarm::Alarm;
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
 /// asked for while there is a connection.
 pub(super) const LONGEST_USE: Duration = Duration::from_secs(300);
+/// Behind a record of at least this size there are often more.
+const BULK: usize = 4096;
 /// How often a connection is moved on before others get their turn.
 const MOST_TURNS: usize = 4;
 
@@ -56,6 +58,8 @@ pub(super) struct Gate<T> {
     bell: Arc<Bell>,
     waker: Waker,
     is_waiting: bool,
+    /// Why nothing comes after what was read.
+    broken: Option<io::Error>,
 }
 
 /// Wakes the task that uses a connection, unless it is at it anyway.
@@ -149,26 +153,40 @@ impl Wire {
 impl<T> Gate<T> {
     pub(super) fn new(stream: T) -> Self {
         let bell = Arc::<Bell>::default();
-        Self { stream, waker: Waker::from(Arc::clone(&bell)), bell, is_waiting: false }
+        Self { stream, waker: Waker::from(Arc::clone(&bell)), bell, is_waiting: false, broken: None }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gate<T> {
+    /// Fills the buffer with what is there of a large body: TLS gives a record at a time, and each turn of hyper's
+    /// costs.
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Err(error));
+        }
+        let before = buffer.filled().len();
         loop {
             if this.is_waiting && this.bell.listen(cx.waker()) {
                 return Poll::Pending;
             }
             this.bell.hush();
+            let had = buffer.filled().len();
             let read = Pin::new(&mut this.stream).poll_read(&mut Context::from_waker(&this.waker), buffer);
             this.is_waiting = read.is_pending();
-            if read.is_ready() {
-                return read;
+            match read {
+                Poll::Pending if had == before => {}
+                Poll::Pending => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) if had > before => {
+                    this.broken = Some(error);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(())) if buffer.filled().len() >= had + BULK && buffer.remaining() > 0 => {}
+                Poll::Ready(done) => return Poll::Ready(done),
             }
         }
     }
