@@ -1,21 +1,31 @@
 //! A timer for deadlines that mostly move later and are rarely reached.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Rings at a deadline. One that moves later costs nothing until the earlier one has passed, so that no request
 /// touches the runtime's timers.
 #[derive(Debug, Default)]
-pub struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Whom it wakes.
+    waker: Option<Waker>,
+}
 
 impl Alarm {
     /// Ready when `deadline` has passed.
     pub fn poll(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let wakes_us = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
         if deadline < sleep.deadline() {
             sleep.as_mut().reset(deadline);
+        } else if wakes_us && !sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        if !wakes_us {
+            self.waker = Some(cx.waker().clone());
         }
         loop {
             ready!(sleep.as_mut().poll(cx));
@@ -46,5 +56,18 @@ mod tests {
 
             assert_eq!(began.elapsed().as_secs(), moved_secs);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_wakes_the_task_that_looked_at_it_last() {
+        let (mut alarm, began) = (Alarm::default(), Instant::now());
+        let deadline = began + Duration::from_secs(10);
+        let later = began + Duration::from_secs(20);
+        let nobody = &mut Context::from_waker(Waker::noop());
+        assert!(alarm.poll(deadline, nobody).is_pending());
+
+        tokio::spawn(async move { poll_fn(|cx| alarm.poll(later, cx)).await }).await.unwrap();
+
+        assert_eq!(began.elapsed().as_secs(), 20);
     }
 }
