@@ -19,12 +19,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, TRANSFER_ENCODING,
-};
+use http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -35,7 +33,7 @@ use crate::problem::{Code, Problem};
 use crate::session::{NoToken, Session};
 use crate::token::Token;
 use access_log::{Counted, Entry};
-use guard::{Caller, Guard};
+use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Copy, Upload};
 use upstream::{Client, Download, DownloadError, Endpoint, Tried};
@@ -68,6 +66,8 @@ pub struct Proxy {
     counters: Arc<Counters>,
     clients: Vec<Client>,
     by_prefix: HashMap<String, usize>,
+    /// What `/` is the prefix of: all that no other is.
+    root: Option<usize>,
     longest_prefix: usize,
 }
 
@@ -83,13 +83,6 @@ pub enum Body {
 
 /// The upstream's body, opaque.
 pub struct UpstreamBody(Box<Download>);
-
-/// What goes up, without a body. A try may carry another token than the one before.
-struct Message {
-    method: Method,
-    uri: Uri,
-    fields: HeaderMap,
-}
 
 /// A request's body, and what is needed to send it again.
 enum Source {
@@ -109,7 +102,8 @@ impl Proxy {
             .map(|(at, client)| (client.endpoint.route.prefix.clone(), at))
             .collect();
         let longest_prefix = by_prefix.keys().map(String::len).max().unwrap_or(0);
-        Self { shared, counters, clients, by_prefix, longest_prefix }
+        let root = by_prefix.get("/").copied();
+        Self { shared, counters, clients, by_prefix, root, longest_prefix }
     }
 
     /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the entry.
@@ -119,43 +113,44 @@ impl Proxy {
         request: Request<Incoming>,
         entry: &mut Option<Box<Entry>>,
     ) -> Response<Body> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let guard = self.shared.guard.load();
         match guard.admit_preflight(caller, &parts) {
             Ok(Some(origin)) => return preflight(&parts, &origin),
             Ok(None) => {}
             Err(problem) => return self.refuse(problem, None),
         }
-        let origin = guard.origin_of(&parts.headers);
-        self.walk(caller, &guard, parts, body, entry)
+        let admitted = match guard.admit(caller, &parts) {
+            Ok(admitted) => admitted,
+            Err(problem) => return self.refuse(problem, guard.origin_of(&parts.headers).as_ref()),
+        };
+        self.walk(&admitted, &mut parts, body, entry)
             .await
-            .unwrap_or_else(|problem| self.refuse(problem, origin.as_ref()))
+            .unwrap_or_else(|problem| self.refuse(problem, admitted.origin.as_ref()))
     }
 
     async fn walk(
         &self,
-        caller: &Caller,
-        guard: &Guard,
-        parts: Parts,
+        admitted: &Admitted<'_>,
+        parts: &mut Parts,
         body: Incoming,
         entry: &mut Option<Box<Entry>>,
     ) -> Result<Response<Body>, Problem> {
-        let admitted = guard.admit(caller, &parts)?;
-
         let at = self.longest_prefix(parts.uri.path())?;
         let (client, session) = (&self.clients[at], &self.shared.sessions[at]);
         if let Some(entry) = entry {
             entry.admitted(admitted.key.map(|key| key.name.as_str()), &client.endpoint.route.name);
         }
-        admitted.may_use(&parts, &client.endpoint.route.name)?;
+        admitted.may_use(parts, &client.endpoint.route.name)?;
 
         let token = self.token(session).await?;
 
-        let mut message = Message::new(parts, &client.endpoint)?;
+        // Only a chunked body has no length.
+        readdress(parts, body.size_hint().exact().is_none(), &client.endpoint)?;
         let (upload, source) = source(body, &self.shared.limits, &self.counters).await?;
 
         let departure = Instant::now();
-        let answer = self.send(client, &mut message, upload, &source, &token).await;
+        let answer = self.send(client, parts, upload, &source, &token).await;
         let took = departure.elapsed();
         if let Some(entry) = entry {
             entry.upstream_took(took);
@@ -163,7 +158,7 @@ impl Proxy {
         let answer = answer?;
         self.counters.upstream_answered(took);
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
-            Box::pin(self.replayed(client, session, &mut message, &source, token, answer)).await?
+            Box::pin(self.replayed(client, session, parts, &source, token, answer)).await?
         } else {
             (answer, token)
         };
@@ -176,9 +171,10 @@ impl Proxy {
         let bytes = path.as_bytes();
         let ends = (1..=bytes.len().min(self.longest_prefix)).rev();
         let ends = ends.filter(|end| bytes.get(*end).is_none_or(|next| *next == b'/'));
-        let mut candidates = ends.filter_map(|end| path.get(..end)).chain(["/"]);
+        let mut candidates = ends.filter_map(|end| path.get(..end));
         candidates
             .find_map(|prefix| self.by_prefix.get(prefix).copied())
+            .or(self.root)
             .ok_or_else(|| Problem::new(Code::NoRoute, "add a [[route]] whose prefix this path begins with"))
     }
 
@@ -212,13 +208,13 @@ impl Proxy {
     async fn send(
         &self,
         client: &Client,
-        message: &mut Message,
+        message: &mut Parts,
         upload: Upload,
         source: &Source,
         token: &Arc<Token>,
     ) -> Result<Response<Box<Download>>, Problem> {
-        headers::inject(&mut message.fields, token);
-        let request = message.request(upload);
+        headers::inject(&mut message.headers, token);
+        let request = try_of(message, upload);
         let (unsent, failure) = match client.send(request, token, source.progress(), true).await {
             Ok(Tried::Answered(answer)) => return Ok(answer),
             Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
@@ -227,7 +223,7 @@ impl Proxy {
         let again = match unsent {
             Some(request) => Some(*request),
             None if message.method.is_idempotent() => {
-                source.again().await.map(|upload| message.request(upload))
+                source.again().await.map(|upload| try_of(message, upload))
             }
             None => None,
         };
@@ -246,7 +242,7 @@ impl Proxy {
         &self,
         client: &Client,
         session: &Session,
-        message: &mut Message,
+        message: &mut Parts,
         source: &Source,
         token: Arc<Token>,
         refusal: Response<Box<Download>>,
@@ -302,23 +298,21 @@ pub fn login_url(listening: &[Listen], account: &str) -> Option<String> {
     Some(format!("http://{host}/-/login/{account}"))
 }
 
-impl Message {
-    fn new(parts: Parts, endpoint: &Endpoint) -> Result<Self, Problem> {
-        let uri = rebase(&parts.uri, &endpoint.route.prefix, &endpoint.route.upstream.base_path)?;
-        let mut fields = parts.headers;
-        let is_chunked = fields.contains_key(TRANSFER_ENCODING);
-        headers::for_upstream(&mut fields, is_chunked, &endpoint.host);
-        Ok(Self { method: parts.method, uri, fields })
-    }
+/// Makes of a caller's request what goes up, but for the token.
+fn readdress(parts: &mut Parts, is_chunked: bool, endpoint: &Endpoint) -> Result<(), Problem> {
+    let route = &endpoint.route;
+    rebase(&mut parts.uri, &route.prefix, &route.upstream.base_path)?;
+    headers::for_upstream(&mut parts.headers, is_chunked, &endpoint.host);
+    Ok(())
+}
 
-    /// The request of one try.
-    fn request(&self, upload: Upload) -> Request<Upload> {
-        let mut request = Request::new(upload);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.fields.clone();
-        request
-    }
+/// The request of one try. The next one may carry another token.
+fn try_of(message: &Parts, upload: Upload) -> Request<Upload> {
+    let mut request = Request::new(upload);
+    *request.method_mut() = message.method.clone();
+    *request.uri_mut() = message.uri.clone();
+    *request.headers_mut() = message.headers.clone();
+    request
 }
 
 impl Source {
@@ -365,17 +359,18 @@ async fn source(
 
 /// The caller's path and query, byte for byte, with the route's prefix taken off and the upstream's own path
 /// put in front. Scheme and authority are the endpoint's constants, and no part of this.
-fn rebase(uri: &Uri, prefix: &str, base_path: &str) -> Result<Uri, Problem> {
-    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    if prefix == "/" && base_path.is_empty() {
-        return Ok(uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from));
+fn rebase(uri: &mut Uri, prefix: &str, base_path: &str) -> Result<(), Problem> {
+    if prefix == "/" && base_path.is_empty() && uri.authority().is_none() {
+        return Ok(());
     }
+    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let rest = if prefix == "/" { target } else { &target[prefix.len()..] };
     let slash = if base_path.is_empty() && !rest.starts_with('/') { "/" } else { "" };
     let rebased = Bytes::from(format!("{base_path}{slash}{rest}"));
-    PathAndQuery::from_maybe_shared(rebased)
+    *uri = PathAndQuery::from_maybe_shared(rebased)
         .map(Uri::from)
-        .map_err(|_too_long| Problem::new(Code::TargetTooLong, "the request target is too long"))
+        .map_err(|_too_long| Problem::new(Code::TargetTooLong, "the request target is too long"))?;
+    Ok(())
 }
 
 /// Answers a CORS preflight of an allowed page (Fetch, section 4.8), without asking the upstream.
@@ -450,7 +445,8 @@ mod tests {
             ("/x", "/", "/api", "/api/x"),
         ];
         for (target, prefix, base, expected) in cases {
-            let rebased = rebase(&target.parse().unwrap(), prefix, base).unwrap();
+            let mut rebased: Uri = target.parse().unwrap();
+            rebase(&mut rebased, prefix, base).unwrap();
             assert_eq!(rebased.to_string(), expected, "{target}");
             assert_eq!((rebased.scheme(), rebased.authority()), (None, None), "{target}");
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, HOST, ORIGIN, PROXY_AUTHORIZATION, REFERER, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, HOST, ORIGIN, PROXY_AUTHORIZATION, REFERER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ring::digest::{SHA256, digest};
@@ -19,8 +19,6 @@ use crate::problem::{Code, Problem};
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// What a browser sends when it fetches on its own account, or installs something that outlives the page.
-const NEVER: [&str; 4] = ["sec-purpose", "purpose", "x-moz", "service-worker"];
 /// Fields by which some servers are told another method than the request line's.
 const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
 
@@ -63,6 +61,22 @@ pub struct Admitted<'a> {
     pub origin: Option<AllowedOrigin>,
     /// The key that the caller presented, where keys are configured.
     pub key: Option<&'a Key>,
+}
+
+/// What every admission looks at of a head, found in one walk over its fields: most have few, and to search for each
+/// name costs more.
+#[derive(Default)]
+struct Looks<'a> {
+    hosts: Once<'a>,
+    codings: Once<'a>,
+    is_of_a_browser: bool,
+}
+
+/// The value of a field that may come once.
+#[derive(Default)]
+struct Once<'a> {
+    first: Option<&'a HeaderValue>,
+    has_more: bool,
 }
 
 /// The rules, made once from the configuration.
@@ -129,10 +143,9 @@ impl Guard {
     /// # Errors
     /// The first reason to refuse it.
     pub fn admit(&self, caller: &Caller, parts: &Parts) -> Result<Admitted<'_>, Problem> {
-        well_formed(parts)?;
-        right_host(caller, parts)?;
-        self.known_user(caller)?;
-        let origin = self.page(&parts.headers)?;
+        let looks = self.greet(caller, parts)?;
+        // Most callers are no browsers.
+        let origin = if looks.is_of_a_browser { self.page(&parts.headers)? } else { None };
         let key = self.key(&parts.headers)?;
         Ok(Admitted { origin, key })
     }
@@ -148,9 +161,7 @@ impl Guard {
         parts: &Parts,
         is_callback: bool,
     ) -> Result<Option<&Key>, Problem> {
-        well_formed(parts)?;
-        right_host(caller, parts)?;
-        self.known_user(caller)?;
+        self.greet(caller, parts)?;
         if is_callback {
             is_navigation(&parts.headers)?;
         } else if self.allowed_page(&parts.headers)?.is_some() {
@@ -179,9 +190,7 @@ impl Guard {
         if !is_preflight {
             return Ok(None);
         }
-        well_formed(parts)?;
-        right_host(caller, parts)?;
-        self.known_user(caller)?;
+        self.greet(caller, parts)?;
         self.allowed_page(&parts.headers)
     }
 
@@ -191,6 +200,15 @@ impl Guard {
             return None;
         }
         self.allowed_page(fields).ok().flatten()
+    }
+
+    /// What is asked of everybody, whatever they want.
+    fn greet<'a>(&self, caller: &Caller, parts: &'a Parts) -> Result<Looks<'a>, Problem> {
+        let looks = Looks::of(&parts.headers);
+        well_formed(parts, &looks.codings)?;
+        right_host(caller, parts, &looks.hosts)?;
+        self.known_user(caller)?;
+        Ok(looks)
     }
 
     fn known_user(&self, caller: &Caller) -> Result<(), Problem> {
@@ -213,11 +231,8 @@ impl Guard {
         Err(Problem::new(Code::ForbiddenUser, format!("{came}: to admit it, add it to callers.users")))
     }
 
-    /// The page that asks for a forwarded request. Most callers are no browsers: one walk over their few fields.
+    /// The page that asks for a forwarded request.
     fn page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
-        if !fields.keys().any(is_of_a_browser) {
-            return Ok(None);
-        }
         let origin = self.allowed_page(fields)?;
         if origin.is_none() {
             is_asked_for(fields)?;
@@ -283,6 +298,29 @@ impl Guard {
     }
 }
 
+impl<'a> Looks<'a> {
+    fn of(fields: &'a HeaderMap) -> Self {
+        let mut looks = Self::default();
+        for (name, value) in fields {
+            match name.as_str() {
+                "host" => looks.hosts.take(value),
+                "transfer-encoding" => looks.codings.take(value),
+                // By which a browser says where a request comes from and what it is for.
+                "origin" | "referer" | "sec-fetch-site" | "sec-fetch-mode" => looks.is_of_a_browser = true,
+                name => looks.is_of_a_browser |= is_on_its_own(name),
+            }
+        }
+        looks
+    }
+}
+
+impl<'a> Once<'a> {
+    fn take(&mut self, value: &'a HeaderValue) {
+        self.has_more |= self.first.is_some();
+        self.first = self.first.or(Some(value));
+    }
+}
+
 impl Admitted<'_> {
     /// Whether the caller's key reaches a route with this request.
     ///
@@ -333,26 +371,24 @@ pub fn door(listen: &Listen, callers: &Callers) -> Door {
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 /// Methods that are never forwarded, and targets that are not a path.
-fn well_formed(parts: &Parts) -> Result<(), Problem> {
+fn well_formed(parts: &Parts, codings: &Once<'_>) -> Result<(), Problem> {
     if ["CONNECT", "TRACE", "TRACK"].iter().any(|name| parts.method.as_str().eq_ignore_ascii_case(name)) {
         return Err(Problem::new(Code::MethodRefused, "this proxy makes no tunnels and no echoes").closing());
     }
     if !parts.uri.path().starts_with('/') {
         return Err(Problem::new(Code::BadRequest, "the request target is not a path").closing());
     }
-    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
+    match (codings.first, codings.has_more) {
         (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        (Some(coding), false) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Problem::new(Code::BadRequest, "the only transfer coding is chunked, once").closing()),
     }
 }
 
 /// Exactly one Host, and one that names this proxy (RFC 9112, section 3.2); an absolute-form target must
 /// name it, too.
-fn right_host(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+fn right_host(caller: &Caller, parts: &Parts, hosts: &Once<'_>) -> Result<(), Problem> {
+    let (Some(host), false) = (hosts.first, hosts.has_more) else {
         return Err(Problem::new(Code::BadRequest, "a request has exactly one Host").closing());
     };
     let Ok(host) = host.to_str() else { return Err(malformed_host()) };
@@ -378,15 +414,14 @@ fn malformed_host() -> Problem {
     Problem::new(Code::BadRequest, "the Host is malformed").closing()
 }
 
-/// True for the fields by which a browser says where a request comes from and what it is for.
-fn is_of_a_browser(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    matches!(name, "origin" | "referer" | "sec-fetch-site" | "sec-fetch-mode") || NEVER.contains(&name)
+/// What a browser sends when it fetches on its own account, or installs something that outlives the page.
+fn is_on_its_own(name: &str) -> bool {
+    matches!(name, "sec-purpose" | "purpose" | "x-moz" | "service-worker")
 }
 
 /// Nothing that a browser fetches on its own account.
 fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
-    match NEVER.into_iter().find(|name| fields.contains_key(*name)) {
+    match fields.keys().map(HeaderName::as_str).find(|name| is_on_its_own(name)) {
         Some(name) => Err(forbidden_origin(&format!("requests with {name} are not served"))),
         None => Ok(()),
     }
@@ -489,6 +524,14 @@ mod tests {
     /// What every good request has.
     const OURS: (&str, &str) = ("host", "localhost:8262");
     const KEY: (&str, &str) = ("authorization", "Bearer the-key");
+
+    fn well_formed_alone(parts: &Parts) -> Result<(), Problem> {
+        well_formed(parts, &Looks::of(&parts.headers).codings)
+    }
+
+    fn right_host_alone(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
+        right_host(caller, parts, &Looks::of(&parts.headers).hosts)
+    }
 
     fn callers() -> Callers {
         let hosts = vec![("proxy.lan".to_owned(), None), ("behind.example".to_owned(), Some(443))];
@@ -596,10 +639,14 @@ mod tests {
             ("track", "/", None, Some(Code::MethodRefused)),
         ] {
             let fields: Vec<_> = coding.map(|coding| ("transfer-encoding", coding)).into_iter().collect();
-            assert_eq!(code(well_formed(&parts(method, target, &fields))), expected, "{method} {target}");
+            assert_eq!(
+                code(well_formed_alone(&parts(method, target, &fields))),
+                expected,
+                "{method} {target}"
+            );
         }
         let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
-        assert_eq!(code(well_formed(&parts("POST", "/", &twice))), Some(Code::BadRequest));
+        assert_eq!(code(well_formed_alone(&parts("POST", "/", &twice))), Some(Code::BadRequest));
     }
 
     #[test]
@@ -618,12 +665,12 @@ mod tests {
             ("https://localhost:8262/", &["localhost:8262"], Some(Code::WrongHost)),
         ] {
             let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
-            let came = code(right_host(&caller(), &parts("GET", target, &fields)));
+            let came = code(right_host_alone(&caller(), &parts("GET", target, &fields)));
             assert_eq!(came, expected, "{target} {hosts:?}");
         }
         let at_socket = caller_at(Door::unix(), Peer::Local(Some(ME)));
         for (target, expected) in [("/", None), ("http://any.example/", Some(Code::WrongHost))] {
-            let came = code(right_host(&at_socket, &parts("GET", target, &[("host", "any.example")])));
+            let came = code(right_host_alone(&at_socket, &parts("GET", target, &[("host", "any.example")])));
             assert_eq!(came, expected, "{target} on a unix socket");
         }
     }

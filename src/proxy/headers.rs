@@ -22,7 +22,10 @@ pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &
     remove(fields, |name, _| {
         is_hop_by_hop(name) || is_the_callers(name) || (name == "trailer" && !is_chunked)
     });
-    fields.insert(HOST, upstream.clone());
+    match fields.get_mut(HOST) {
+        Some(host) => *host = upstream.clone(),
+        None => drop(fields.insert(HOST, upstream.clone())),
+    }
     if is_chunked {
         fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -44,15 +47,18 @@ pub(super) fn for_caller(
     token: &Token,
     origin: Option<&AllowedOrigin>,
 ) {
-    // Where the body ends is said once (RFC 9112, section 6.3).
-    let is_chunked = fields.contains_key(TRANSFER_ENCODING);
+    let (mut is_chunked, mut is_redirect) = (false, false);
     remove(fields, |name, value| {
-        is_hop_by_hop(name)
-            || is_the_apis(name)
-            || (name == "content-length" && is_chunked)
-            || token.occurs_in(value.as_bytes())
+        is_chunked |= name == "transfer-encoding";
+        is_redirect |= name == "location";
+        is_hop_by_hop(name) || is_the_apis(name) || token.occurs_in(value.as_bytes())
     });
-    if let Some(location) = fields.get(LOCATION)
+    // Where the body ends is said once (RFC 9112, section 6.3).
+    if is_chunked {
+        fields.remove(CONTENT_LENGTH);
+    }
+    if is_redirect
+        && let Some(location) = fields.get(LOCATION)
         && let Some(ours) = rewritten(location.as_bytes(), prefix, upstream)
     {
         fields.insert(LOCATION, ours);
@@ -85,10 +91,11 @@ pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
 
 /// Removes the fields that go, `Connection`, and what it names; but the length of the message only when it goes. One
 /// walk over all fields: most messages have few, and nothing else to remove.
-fn remove(fields: &mut HeaderMap, goes: impl Fn(&str, &HeaderValue) -> bool) {
-    let mut gone = Vec::new();
+fn remove(fields: &mut HeaderMap, mut goes: impl FnMut(&str, &HeaderValue) -> bool) {
+    let (mut gone, mut has_connection) = (Vec::new(), false);
     for (name, value) in &*fields {
         if name == CONNECTION {
+            has_connection = true;
             let named = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
             let named = named.filter(|name| *name != b"keep-alive");
             let named = named.filter_map(|name| HeaderName::from_bytes(name).ok());
@@ -97,7 +104,9 @@ fn remove(fields: &mut HeaderMap, goes: impl Fn(&str, &HeaderValue) -> bool) {
             gone.push(name.clone());
         }
     }
-    fields.remove(CONNECTION);
+    if has_connection {
+        fields.remove(CONNECTION);
+    }
     for name in gone {
         fields.remove(name);
     }

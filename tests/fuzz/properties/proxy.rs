@@ -186,7 +186,8 @@ pub fn target(bytes: &[u8]) {
         return;
     }
 
-    let rebased = rebase(&uri, prefix, base).expect("short enough");
+    let mut rebased = uri.clone();
+    rebase(&mut rebased, prefix, base).expect("short enough");
 
     let rest = if prefix == "/" { &raw[..whole_end] } else { &raw[prefix.len()..whole_end] };
     let slash: &[u8] = if base.is_empty() && !rest.starts_with(b"/") { b"/" } else { b"" };
