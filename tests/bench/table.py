@@ -74,7 +74,7 @@ def markdown(found, circumstances):
         "## What must be reached",
         goals_table(found),
         "## Beside the others",
-        "Medians of the rounds; ratios are medians of the ratios round by round.",
+        "Medians of the rounds; ratios are medians of the ratios round by round. `large` is with buffers of 64 to 128 KiB.",
         figures_table(found),
     ]
     return "\n\n".join(parts) + "\n"
