@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::config::{Limits, Listen};
 use crate::metrics::{Counters, Metrics};
@@ -150,7 +151,7 @@ impl Proxy {
         let (upload, source) = source(body, &self.shared.limits, &self.counters).await?;
 
         let departure = Instant::now();
-        let answer = self.send(client, parts, upload, &source, &token).await;
+        let answer = self.send(client, parts, upload, &source, &token, departure).await;
         let took = departure.elapsed();
         if let Some(entry) = entry {
             entry.upstream_took(took);
@@ -212,10 +213,11 @@ impl Proxy {
         upload: Upload,
         source: &Source,
         token: &Arc<Token>,
+        now: Instant,
     ) -> Result<Response<Box<Download>>, Problem> {
         headers::inject(&mut message.headers, token);
         let request = try_of(message, upload);
-        let (unsent, failure) = match client.send(request, token, source.progress(), true).await {
+        let (unsent, failure) = match client.send(request, token, source.progress(), true, now).await {
             Ok(Tried::Answered(answer)) => return Ok(answer),
             Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
             Err(failure) => return Err(failure.problem()),
@@ -230,7 +232,7 @@ impl Proxy {
         let Some(request) = again else { return Err(failure.problem()) };
 
         self.counters.replayed();
-        match Box::pin(client.send(request, token, source.progress(), false)).await {
+        match Box::pin(client.send(request, token, source.progress(), false, Instant::now())).await {
             Ok(Tried::Answered(answer)) => Ok(answer),
             Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
         }
@@ -254,7 +256,7 @@ impl Proxy {
         let Some(newer) = session.refreshed_since(&token).await else { return Ok((refusal, token)) };
         drop(refusal);
         self.counters.replayed();
-        let answer = self.send(client, message, upload, source, &newer).await?;
+        let answer = self.send(client, message, upload, source, &newer, Instant::now()).await?;
         Ok((answer, newer))
     }
 

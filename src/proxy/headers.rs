@@ -22,10 +22,7 @@ pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &
     remove(fields, |name, _| {
         is_hop_by_hop(name) || is_the_callers(name) || (name == "trailer" && !is_chunked)
     });
-    match fields.get_mut(HOST) {
-        Some(host) => *host = upstream.clone(),
-        None => drop(fields.insert(HOST, upstream.clone())),
-    }
+    fields.insert(HOST, upstream.clone());
     if is_chunked {
         fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }

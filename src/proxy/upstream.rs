@@ -234,13 +234,13 @@ impl Client {
         token: &Arc<Token>,
         progress: Option<&AtomicU64>,
         may_reuse: bool,
+        now: Instant,
     ) -> Result<Tried, Failure> {
         if self.endpoint.route.http == HttpVersion::Http2 {
             return Box::pin(self.send_http2(request, token, progress, may_reuse)).await;
         }
         let is_upload = progress.is_some();
         let pool = if is_upload { &self.idle_for_uploads } else { &self.idle };
-        let now = Instant::now();
         let (mut connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
             Some(connection) => (connection, true),
             None => (Box::pin(self.connect_http1(is_upload)).await?, false),
