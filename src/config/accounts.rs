@@ -215,7 +215,8 @@ fn read_secret(
     } else {
         let what = if is_pat { "personal access token" } else { "client secret" };
         return Err(table.error(format!("has no {what}")).with_hint(format!(
-            "put it in a file that only you can read and set `{key}`, or give {variable} or {file_variable}"
+            "put it in a file that only you can read and set `{key}`, or give {variable} or {file_variable} \
+             (a systemd credential `{credential}` is seen by its service alone)"
         )));
     };
     if is_pat && !is_b64token(found.value.expose_secret()) {
