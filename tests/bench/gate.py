@@ -13,7 +13,8 @@ RECORD = Path(__file__).parent / "gate.toml"
 # A figure may be off its record by this part, either way; what repeats stays within a tenth of it.
 TOLERANCE = 0.03
 INSTEAD = """\
-A request has become dearer. If that is not what you meant, `valgrind --tool=callgrind` on a release build with
+A request has become dearer. The compiler may not know any more what runs often: `tests/bench/run train`. If it is
+not that, and not what you meant, `valgrind --tool=callgrind` on a release build with
 CARGO_PROFILE_RELEASE_STRIP=none, and `strace -f`, say where. If it is worth its price, write the new figures down:
     tests/bench/run gate --record"""
 

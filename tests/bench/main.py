@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gate
 import table
+import train
 from lab import Lab
 from origin import Origin
 from peers import PEERS
@@ -31,7 +32,13 @@ def main():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        return gate.run(chosen.record) if chosen.command == "gate" else measure(chosen)
+        match chosen.command:
+            case "gate":
+                return gate.run(chosen.record)
+            case "train":
+                return train.run()
+            case _:
+                return measure(chosen)
     except Failed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
@@ -43,6 +50,7 @@ def arguments():
     commands = parser.add_subparsers(dest="command", required=True)
     gated = commands.add_parser("gate", help="instructions and system calls a request against the recorded figures")
     gated.add_argument("--record", action="store_true", help="record the new figures instead")
+    commands.add_parser("train", help="the loads by which the compiler learns what runs often")
     rows = commands.add_parser("table", help="everything, beside the others; writes results.md and results.svg")
     rows.add_argument("--quick", action="store_true", help="fewer rows, peers and rounds; nothing is written")
     rows.add_argument("--rows", type=some_of(ROWS), metavar="NAME,...", help=", ".join(ROWS))

@@ -73,7 +73,7 @@ fn a_release_has_the_same_bytes_wherever_it_is_made() {
     let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let copy = there.path().join("another place");
     fs::create_dir(&copy).unwrap();
-    for part in ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy"] {
+    for part in [".cargo", "Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy"] {
         done(&run(Path::new(ROOT), "cp", &["-a", part, copy.to_str().unwrap()]));
     }
     // Dependencies are compiled once for both, unless all is to be as it is shipped.
