@@ -47,10 +47,9 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
 /// The same for connections that carry streamed bodies: the kernel takes a peer that has no room for more for one
 /// that acknowledges nothing, and it is ours to say when a body has stalled.
 const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
-/// TLS records are read through a buffer of this size; rustls alone reads 4 KiB at a time.
-const TLS_BUFFER: usize = 64 * 1024;
-/// What is read of an answer at a time: larger buffers don't stay in the processor's caches.
-const ANSWER_BUFFER: usize = 64 * 1024;
+/// What is read of an answer at a time, of TLS records as of what is in them: each read and each write may wake
+/// somebody on another core; larger buffers don't stay in the processor's caches. rustls alone reads 4 KiB at a time.
+const ANSWER_BUFFER: usize = 128 * 1024;
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.
@@ -384,7 +383,7 @@ impl Client {
         let (Some(name), Some(config)) = (&self.endpoint.server_name, self.endpoint.tls.load_full()) else {
             return Ok(Stream::Plain(tcp));
         };
-        let buffered = BufReader::with_capacity(TLS_BUFFER, tcp);
+        let buffered = BufReader::with_capacity(ANSWER_BUFFER, tcp);
         let tls = TlsConnector::from(config).connect(name.clone(), buffered).await.map_err(Failure::Tls)?;
         Ok(Stream::Tls(Box::new(tls)))
     }
