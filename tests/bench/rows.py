@@ -171,13 +171,14 @@ def instructions(lab):
 def system_calls(lab):
     """System calls of one request."""
     found = Found()
-    for connections, must in ((1, 6.0), (32, 4.3)):
+    for connections, title, must in ((1, "1 connection", 6.0), (32, "32 connections", 4.3)):
 
         def start(prefix):
             return lab.start(OURS, Setup(), prefix)
 
-        calls = counting.system_calls_a_request(start, lab.directory, connections)
-        found.goals.append(Goal(f"system calls a request, {connections} connections", calls, must, must))
+        # Those of the heartbeat, a few in thousands of requests, are no request's.
+        calls = round(counting.system_calls_a_request(start, lab.directory, connections), 2)
+        found.goals.append(Goal(f"system calls a request, {title}", calls, must, must))
     return found
 
 
