@@ -2,6 +2,12 @@
 
 import { chromium } from 'playwright-core';
 
+// playwright-core throws, where nobody can catch it, when Chromium tells something late about a frame that is gone.
+process.on('uncaughtException', (error) => {
+  if (error.message !== 'Frame has been detached.') throw error;
+  console.error('something late about a frame that is gone');
+});
+
 /** `rules` are Chromium's `--host-resolver-rules`; what they do not map does not exist. Ends when standard input does. */
 export async function launchChromium(rules, more = []) {
   const browser = await launch(rules, more);
