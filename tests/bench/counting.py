@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections import Counter
 from pathlib import Path
 
 from processes import Failed
@@ -13,15 +14,41 @@ def instructions_a_request(start, directory):
     """User-space instructions by callgrind. `start(prefix)` starts the proxy below these words."""
 
     def count(requests):
-        written = Path(directory) / f"callgrind.{requests}"
-        with start(["valgrind", "--tool=callgrind", f"--callgrind-out-file={written}"]) as proxy:
-            ask(proxy.port, requests)
-        found = re.search(r"^(?:summary|totals): (\d+)", written.read_text(), re.MULTILINE)
+        found = re.search(r"^(?:summary|totals): (\d+)", callgrind(start, directory, requests), re.MULTILINE)
         if not found:
-            raise Failed(f"callgrind wrote no total into {written}")
+            raise Failed("callgrind wrote no total")
         return int(found[1])
 
     return (count(MANY) - count(FEW)) / (MANY - FEW)
+
+
+def functions_that_run(start, directory):
+    """The symbols of all functions that run in a program which starts, answers and ends; those that cost most first."""
+    symbols, costs = {}, Counter()
+    function, is_of_callee = None, False
+    for line in callgrind(start, directory, FEW).splitlines():
+        # https://valgrind.org/docs/manual/cl-format.html
+        if named := re.fullmatch(r"(c?)fn=(\(\d+\))(?: (.+))?", line):
+            is_callee, number, symbol = named.groups()
+            # With the depth of a recursion behind it.
+            if symbol:
+                symbols[number] = symbol.partition("'")[0]
+            function = function if is_callee else number
+        elif line.startswith("calls="):
+            is_of_callee = True
+        elif cost := re.match(r"[-+*\d]\S* (\d+)", line):
+            costs[symbols[function]] += 0 if is_of_callee else int(cost[1])
+            is_of_callee = False
+    # What has no symbol is an address.
+    return [symbol for symbol, _ in costs.most_common() if re.match(r"[A-Za-z_]", symbol)]
+
+
+def callgrind(start, directory, requests):
+    """What callgrind writes about a proxy that answers so many requests."""
+    written = Path(directory) / f"callgrind.{requests}"
+    with start(["valgrind", "--tool=callgrind", "--demangle=no", f"--callgrind-out-file={written}"]) as proxy:
+        ask(proxy.port, requests)
+    return written.read_text()
 
 
 def system_calls_a_request(start, directory, connections=1):

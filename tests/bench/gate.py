@@ -15,7 +15,7 @@ TOLERANCE = 0.03
 INSTEAD = """\
 A request has become dearer. The compiler may not know any more what runs often: `tests/bench/run train`. If it is
 not that, and not what you meant, `valgrind --tool=callgrind` on a release build with
-CARGO_PROFILE_RELEASE_STRIP=none, and `strace -f`, say where. If it is worth its price, write the new figures down:
+RUSTFLAGS=-Cstrip=none, and `strace -f`, say where. If it is worth its price, write the new figures down:
     tests/bench/run gate --record"""
 
 # What valgrind shows of a processor, however new, and what ring and memchr choose their code by: it hides AVX-512 and

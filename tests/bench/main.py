@@ -37,6 +37,8 @@ def main():
                 return gate.run(chosen.record)
             case "train":
                 return train.run()
+            case "order":
+                return train.order()
             case _:
                 return measure(chosen)
     except Failed as failure:
@@ -51,6 +53,7 @@ def arguments():
     gated = commands.add_parser("gate", help="instructions and system calls a request against the recorded figures")
     gated.add_argument("--record", action="store_true", help="record the new figures instead")
     commands.add_parser("train", help="the loads by which the compiler learns what runs often")
+    commands.add_parser("order", help="the functions that run, for the linker to put beside each other")
     rows = commands.add_parser("table", help="everything, beside the others; writes results.md and results.svg")
     rows.add_argument("--quick", action="store_true", help="fewer rows, peers and rounds; nothing is written")
     rows.add_argument("--rows", type=some_of(ROWS), metavar="NAME,...", help=", ".join(ROWS))
