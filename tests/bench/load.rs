@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ usage: load open  PORT PATH EXPECTED RATE COUNT CONNECTIONS   from the intended 
        load change PORT PATH RATE COUNT CONNECTIONS CHANGES REFRESH_PATH
                                          the body is the token that came; a POST to REFRESH_PATH changes it
        load relay PORT TO_PORT DELAY_MS                       bytes come that much later, both ways
+       load tokens PORT DELAY_MS         a token server, until standard input ends; to a GET, how often it has granted
 LOAD_TOKEN in the environment is sent along: for the origin itself, where no proxy is between.";
 /// What a thread needs that only waits for an answer.
 const STACK: usize = 128 * 1024;
@@ -73,6 +74,7 @@ fn run(arguments: &[String]) -> Outcome<String> {
         ["relay", port, to, delay] => {
             relay(port.parse()?, to.parse()?, Duration::from_millis(delay.parse()?))
         }
+        ["tokens", port, delay] => tokens(port.parse()?, Duration::from_millis(delay.parse()?)),
         _ => Err(USAGE.into()),
     }
 }
@@ -129,7 +131,10 @@ struct Caller {
 
 impl Caller {
     fn connect(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Self::over(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { stream, buffer: vec![0; 256 * 1024] })
@@ -180,19 +185,23 @@ impl Caller {
     /// Reads the head of an answer, which must be of success; returns the body's length, and where what came of it
     /// ends and starts.
     fn head(&mut self) -> Outcome<(usize, usize, usize)> {
-        let mut filled = 0;
-        let end = loop {
-            filled += self.read(filled)?;
-            if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
-                break end;
-            }
-        };
-        let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
+        let (head, filled, start) = self.any_head()?;
         if !head.starts_with("http/1.1 20") {
             return Err(format!("answered: {}", head.lines().next().unwrap_or_default()).into());
         }
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-        Ok((length.map_or(Ok(0), |length| length.trim().parse())?, filled, end + 4))
+        Ok((length_in(&head)?, filled, start))
+    }
+
+    /// Reads the head of a request or an answer, in lower case, and says where what came of the body ends and starts.
+    fn any_head(&mut self) -> Outcome<(String, usize, usize)> {
+        let mut filled = 0;
+        loop {
+            filled += self.read(filled)?;
+            if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
+                return Ok((head, filled, end + 4));
+            }
+        }
     }
 
     fn read(&mut self, at: usize) -> Outcome<usize> {
@@ -201,6 +210,12 @@ impl Caller {
             read => Ok(read),
         }
     }
+}
+
+/// The length of the body that this head (in lower case) announces.
+fn length_in(head: &str) -> Outcome<usize> {
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    Ok(length.map_or(Ok(0), |length| length.trim().parse())?)
 }
 
 /// What became of the requests of an open loop.
@@ -398,6 +413,45 @@ fn delayed(mut from: TcpStream, mut into: TcpStream, delay: Duration) {
         if sender.send((Instant::now() + delay, buffer[..read].to_vec())).is_err() {
             return;
         }
+    }
+}
+
+/// Grants `change-0`, `change-1` and so on, each after the delay, until standard input ends.
+fn tokens(port: u16, delay: Duration) -> Outcome<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let granted = Arc::new(AtomicUsize::new(0));
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let granted = granted.clone();
+            // It ends with the connection, by an error at the latest.
+            thread::spawn(move || grant(&mut Caller::over(stream)?, &granted, delay));
+        }
+    });
+    say("{\"errors\": 0}");
+    wait_for_the_end();
+    Ok("{\"closed\": true}".to_owned())
+}
+
+fn grant(client: &mut Caller, granted: &AtomicUsize, delay: Duration) -> Outcome<()> {
+    loop {
+        let (head, filled, start) = client.any_head()?;
+        let mut missing = length_in(&head)?.saturating_sub(filled - start);
+        while missing > 0 {
+            missing = missing.saturating_sub(client.read(0)?);
+        }
+        let body = if head.starts_with("get ") {
+            granted.load(Ordering::Relaxed).to_string()
+        } else {
+            thread::sleep(delay);
+            let number = granted.fetch_add(1, Ordering::Relaxed);
+            format!(
+                "{{\"access_token\": \"change-{number}\", \"token_type\": \"Bearer\", \"expires_in\": 3600}}"
+            )
+        };
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+        client.stream.write_all((head + &body).as_bytes())?;
     }
 }
 

@@ -10,7 +10,7 @@ from lab import HAPROXY, NGINX, OURS, cpu_us, ratio
 from origin import TOKEN
 from peers import PEERS, ROOT, Setup
 from processes import Failed, free_port
-from tokens import TokenServer, client_credentials
+from tokens import token_server
 
 KIB = 1024
 CONNECTIONS = 64
@@ -243,22 +243,24 @@ def cold_start(lab):
 
 def token_changes(lab):
     """20 changes of the token at 2,000 requests a second, in turns with none."""
-    rate, old, ratios = 2000, 0, []
-    with TokenServer() as server:
-        with lab.start(OURS, Setup(account=client_credentials(server, lab.directory))) as proxy:
+    # From round to round p99 differs more than by what the changes do to it: so more rounds, and medians of them.
+    rate, old, p99_without, p99_with = 2000, 0, [], []
+    with token_server(lab) as server:
+        with lab.start(OURS, Setup(account=server.account(lab.directory))) as proxy:
             words = ("change", proxy.port, "/token", rate, rate * max(lab.secs, 4), 32)
-            for _ in range(lab.rounds):
-                without = lab.load(*words, 0, "/-/refresh/main")
+            for _ in range(3 * lab.rounds):
+                p99_without.append(lab.load(*words, 0, "/-/refresh/main")["p99_us"])
                 said = lab.load(*words, CHANGES, "/-/refresh/main")
                 if said["changed"] != CHANGES:
                     raise Failed(f"the token changed {said['changed']} times, not {CHANGES}")
                 old += said["old_tokens"]
-                ratios.append(said["p99_us"] / without["p99_us"])
+                p99_with.append(said["p99_us"])
+    ratio_of_p99 = statistics.median(p99_with) / statistics.median(p99_without)
     # A request that failed has ended the row.
     return Found([
         Goal("20 token changes at 2,000/s: failed requests", 0, 0, 0),
         Goal("20 token changes at 2,000/s: requests with an old token", old, 0, 0),
-        Goal("p99 with them, to p99 without", statistics.median(ratios), 1.1, 1.1, "x"),
+        Goal("p99 with them, to p99 without", ratio_of_p99, 1.1, 1.1, "x"),
     ])
 
 
@@ -327,10 +329,10 @@ def accounts(lab, count):
 
 def waiting(lab):
     """1,000 callers who wait for one token."""
-    with TokenServer(delay_secs=2) as server:
-        with lab.start(OURS, Setup(account=client_credentials(server, lab.directory))) as proxy:
+    with token_server(lab, delay_ms=2000) as server:
+        with lab.start(OURS, Setup(account=server.account(lab.directory))) as proxy:
             said = lab.load("burst", proxy.port, "/1k", lab.file("1k"), 1000)
-            granted = server.granted
+            granted = server.granted()
     return Found([
         Goal("1,000 waiting on one refresh: grants", granted, 1, 1),
         Goal("1,000 waiting 2 s on one refresh: until the last answer", said["secs"], 4, 3, " s"),

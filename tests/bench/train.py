@@ -7,7 +7,7 @@ from lab import OURS, Lab
 from origin import Origin
 from peers import Setup
 from rows import ROWS
-from tokens import TokenServer, client_credentials
+from tokens import token_server
 
 # What many requests, slow ones, large bodies and new tokens are in the table.
 LOADS = ["small", "small-http2", "500", "100k", "download", "upload", "token-changes"]
@@ -24,14 +24,15 @@ def run():
 
 def order():
     """Prints the functions that run where a token stays, and then those that run besides where one is asked for."""
-    with tempfile.TemporaryDirectory() as directory, Origin(f"{directory}/origin") as origin, TokenServer() as server:
+    with tempfile.TemporaryDirectory() as directory, Origin(f"{directory}/origin") as origin:
         lab = Lab(directory, origin, [OURS], rounds=1, secs=3)
         symbols = []
-        for setup in Setup(), Setup(account=client_credentials(server, lab.directory)):
+        with token_server(lab) as server:
+            for setup in Setup(), Setup(account=server.account(lab.directory)):
 
-            def start(prefix, setup=setup):
-                return lab.start(OURS, setup, prefix)
+                def start(prefix, setup=setup):
+                    return lab.start(OURS, setup, prefix)
 
-            symbols += counting.functions_that_run(start, lab.directory)
+                symbols += counting.functions_that_run(start, lab.directory)
         print("\n".join(dict.fromkeys(symbols)))
     return 0
