@@ -49,7 +49,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
 const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 /// What is read of an answer at a time, of TLS records as of what is in them: each read and each write may wake
 /// somebody on another core; larger buffers don't stay in the processor's caches. rustls alone reads 4 KiB at a time.
-const ANSWER_BUFFER: usize = 96 * 1024;
+const ANSWER_BUFFER: usize = 160 * 1024;
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.

@@ -72,15 +72,16 @@ class Lab:
         with ExitStack() as stack:
             proxies = {name: stack.enter_context(self.start(*setup)) for name, setup in setups.items()}
             measured = {name: [] for name in proxies}
-            for _ in range(1 + (rounds or self.rounds)):
-                for name, proxy in proxies.items():
+            for number in range(1 + (rounds or self.rounds)):
+                # There and back, lest one always profit from who was before it.
+                for name, proxy in list(proxies.items())[:: -1 if number % 2 else 1]:
                     measured[name].append(measure_named(name, measure, proxy))
             # In the first round connections, caches and code were cold.
             return {name: figures[1:] for name, figures in measured.items()}
 
-    def among_peers(self, measure, setup=Setup(), without=()):
-        """The same for all chosen peers, set up alike."""
-        return self.in_turns({peer: (peer, setup) for peer in self.peers if peer not in without}, measure)
+    def among_peers(self, measure, rounds=None):
+        """The same for all chosen peers."""
+        return self.in_turns({peer: (peer, Setup()) for peer in self.peers}, measure, rounds)
 
 
 def cpu_us(proxy, ask):
