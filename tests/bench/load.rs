@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -129,6 +130,13 @@ struct Caller {
     buffer: Vec<u8>,
 }
 
+/// The head of a request or an answer, in lower case; the body's length, and where in the buffer what came of it is.
+struct Head {
+    text: String,
+    length: usize,
+    body: Range<usize>,
+}
+
 impl Caller {
     fn connect(port: u16) -> io::Result<Self> {
         Self::over(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)
@@ -141,22 +149,10 @@ impl Caller {
     }
 
     /// Asks once and returns the body, which `look` has seen piece by piece, with the place of each.
-    fn ask(&mut self, target: &Target, mut look: impl FnMut(usize, &[u8]) -> bool) -> Outcome<()> {
+    fn ask(&mut self, target: &Target, look: impl FnMut(usize, &[u8]) -> bool) -> Outcome<()> {
         self.stream.write_all(target.head("GET", 0).as_bytes())?;
-        let (length, mut filled, start) = self.head()?;
-        let mut at = 0;
-        let mut from = start;
-        loop {
-            if !look(at, &self.buffer[from..filled]) {
-                return Err(format!("wrong bytes near {at}").into());
-            }
-            at += filled - from;
-            if at >= length {
-                break;
-            }
-            (from, filled) = (0, self.read(0)?);
-        }
-        if at == length { Ok(()) } else { Err(format!("{at} bytes came, not {length}").into()) }
+        let head = self.head_of_success()?;
+        self.body(&head, look)
     }
 
     /// Asks once; the body must be the expected one.
@@ -171,37 +167,52 @@ impl Caller {
 
     fn post(&mut self, target: &Target) -> Outcome<()> {
         self.stream.write_all(target.head("POST", 0).as_bytes())?;
-        self.head()?;
+        self.head_of_success()?;
         Ok(())
     }
 
     fn upload(&mut self, target: &Target) -> Outcome<()> {
         self.stream.write_all(target.head("PUT", target.body.len()).as_bytes())?;
         self.stream.write_all(&target.body)?;
-        let (length, filled, start) = self.head()?;
-        if filled - start == length { Ok(()) } else { Err("an upload was answered with a body".into()) }
+        let head = self.head_of_success()?;
+        if head.body.len() == head.length { Ok(()) } else { Err("an upload was answered with a body".into()) }
     }
 
-    /// Reads the head of an answer, which must be of success; returns the body's length, and where what came of it
-    /// ends and starts.
-    fn head(&mut self) -> Outcome<(usize, usize, usize)> {
-        let (head, filled, start) = self.any_head()?;
-        if !head.starts_with("http/1.1 20") {
-            return Err(format!("answered: {}", head.lines().next().unwrap_or_default()).into());
+    fn head_of_success(&mut self) -> Outcome<Head> {
+        let head = self.head()?;
+        if !head.text.starts_with("http/1.1 20") {
+            return Err(format!("answered: {}", head.text.lines().next().unwrap_or_default()).into());
         }
-        Ok((length_in(&head)?, filled, start))
+        Ok(head)
     }
 
-    /// Reads the head of a request or an answer, in lower case, and says where what came of the body ends and starts.
-    fn any_head(&mut self) -> Outcome<(String, usize, usize)> {
+    fn head(&mut self) -> Outcome<Head> {
         let mut filled = 0;
         loop {
             filled += self.read(filled)?;
             if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
-                return Ok((head, filled, end + 4));
+                let text = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
+                let length = text.lines().find_map(|line| line.strip_prefix("content-length:"));
+                let length = length.map_or(Ok(0), |length| length.trim().parse())?;
+                return Ok(Head { text, length, body: end + 4..filled });
             }
         }
+    }
+
+    /// Reads the body behind a head to its end; `look` sees it piece by piece, with the place of each.
+    fn body(&mut self, head: &Head, mut look: impl FnMut(usize, &[u8]) -> bool) -> Outcome<()> {
+        let (length, mut piece, mut at) = (head.length, head.body.clone(), 0);
+        loop {
+            if !look(at, &self.buffer[piece.clone()]) {
+                return Err(format!("wrong bytes near {at}").into());
+            }
+            at += piece.len();
+            if at >= length {
+                break;
+            }
+            piece = 0..self.read(0)?;
+        }
+        if at == length { Ok(()) } else { Err(format!("{at} bytes came, not {length}").into()) }
     }
 
     fn read(&mut self, at: usize) -> Outcome<usize> {
@@ -210,12 +221,6 @@ impl Caller {
             read => Ok(read),
         }
     }
-}
-
-/// The length of the body that this head (in lower case) announces.
-fn length_in(head: &str) -> Outcome<usize> {
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-    Ok(length.map_or(Ok(0), |length| length.trim().parse())?)
 }
 
 /// What became of the requests of an open loop.
@@ -434,12 +439,9 @@ fn tokens(port: u16, delay: Duration) -> Outcome<String> {
 
 fn grant(client: &mut Caller, granted: &AtomicUsize, delay: Duration) -> Outcome<()> {
     loop {
-        let (head, filled, start) = client.any_head()?;
-        let mut missing = length_in(&head)?.saturating_sub(filled - start);
-        while missing > 0 {
-            missing = missing.saturating_sub(client.read(0)?);
-        }
-        let body = if head.starts_with("get ") {
+        let head = client.head()?;
+        client.body(&head, |_, _| true)?;
+        let body = if head.text.starts_with("get ") {
             granted.load(Ordering::Relaxed).to_string()
         } else {
             thread::sleep(delay);
