@@ -17,7 +17,7 @@
 //! | 6 | [`oauth`] | the authorization server's client; keeps nothing |
 //! | 7 | [`notify`], [`metrics`] | events to a person, counters |
 //! | 8 | [`config`] | the file becomes a [`config::Config`]; holding one means that it is valid |
-//! | 9 | [`pulse`], [`tls`], [`token`] | signs of life; which certificates are trusted; a token and the arithmetic of its expiry |
+//! | 9 | [`pulse`], [`tls`], [`token`] | signs of life; TLS to servers that are trusted; a token and the arithmetic of its expiry |
 //!
 //! # The walk of a request
 //!
@@ -72,6 +72,9 @@ pub mod token;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/harness.rs"]
 mod fuzz;
+#[cfg(test)]
+#[path = "../tests/standin/certificates.rs"]
+mod certificates;
 #[cfg(test)]
 #[path = "../tests/it/dice.rs"]
 mod dice;

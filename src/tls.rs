@@ -1,11 +1,15 @@
-//! Which certificates are trusted: the system's and, where one is configured, an extra CA. One crypto provider
-//! for the whole program, and no key log whatever the environment says.
+//! TLS to servers. Which certificates are trusted: the system's and, where one is configured, an extra CA. One crypto
+//! provider for the whole program, and no key log whatever the environment says.
+
+mod stream;
 
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, ClientConfig, RootCertStore};
+
+pub use stream::TlsStream;
 
 /// Offered before the others, as browsers do: AES with 128 bits is strong enough for anybody (RFC 8446, section 9.1
 /// asks for it) and costs a third less than with 256.

@@ -21,11 +21,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 use tower::Service as _;
 
 use super::alarm::Alarm;
@@ -35,9 +33,9 @@ use crate::config::{HttpVersion, Limits, Listen, Route};
 use crate::metrics::Counters;
 use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, TlsError, TlsStream};
 use crate::token::Token;
-use connection::{Connection, Driver, Gate, LONGEST_USE, Wire};
+use connection::{Connection, Driver, LONGEST_USE, Wire};
 use pool::Pool;
 
 /// A body that brings nothing for that long has stalled.
@@ -47,8 +45,8 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
 /// The same for connections that carry streamed bodies: the kernel takes a peer that has no room for more for one
 /// that acknowledges nothing, and it is ours to say when a body has stalled.
 const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
-/// What is read of an answer at a time, of TLS records as of what is in them: each read and each write may wake
-/// somebody on another core; larger buffers don't stay in the processor's caches. rustls alone reads 4 KiB at a time.
+/// What is read of an answer at a time: each read and each write may wake somebody on another core; larger buffers
+/// don't stay in the processor's caches.
 const ANSWER_BUFFER: usize = 160 * 1024;
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
@@ -330,8 +328,7 @@ impl Client {
                     Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
                 }
                 Stream::Tls(tls) => {
-                    let (sender, http) =
-                        http.handshake(TokioIo::new(Gate::new(tls))).await.map_err(Failure::Http)?;
+                    let (sender, http) = http.handshake(TokioIo::new(tls)).await.map_err(Failure::Http)?;
                     Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
                 }
             }
@@ -345,7 +342,7 @@ impl Client {
         let connecting = async {
             let tcp = self.connect_tcp(ACKNOWLEDGED_WITHIN).await?;
             let Stream::Tls(tls) = self.connect_tls(tcp).await? else { return Err(Failure::NoHttp2) };
-            if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            if tls.alpn_protocol() != Some(b"h2") {
                 return Err(Failure::NoHttp2);
             }
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -383,8 +380,7 @@ impl Client {
         let (Some(name), Some(config)) = (&self.endpoint.server_name, self.endpoint.tls.load_full()) else {
             return Ok(Stream::Plain(tcp));
         };
-        let buffered = BufReader::with_capacity(ANSWER_BUFFER, tcp);
-        let tls = TlsConnector::from(config).connect(name.clone(), buffered).await.map_err(Failure::Tls)?;
+        let tls = TlsStream::connect(config, name.clone(), tcp).await.map_err(Failure::Tls)?;
         Ok(Stream::Tls(Box::new(tls)))
     }
 }
@@ -407,7 +403,7 @@ fn judged(
 
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<BufReader<TcpStream>>>),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Bodies that are streamed up go on while the caller reads nothing of the answer.

@@ -10,7 +10,6 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::super::daemon::runtime;
 use super::super::{Failure, say};
@@ -18,7 +17,7 @@ use super::{in_ms, row};
 use crate::config::{Account, Config, Environment, ExtraCa, Grant, Upstream};
 use crate::notify::with_causes;
 use crate::oauth::Oauth;
-use crate::tls;
+use crate::tls::{self, TlsStream};
 
 /// A server, and what it is for.
 struct Server {
@@ -128,7 +127,7 @@ async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> 
         tls::client(certificates, &[]).map_err(|error| with_causes(&error))?.into();
     let name = ServerName::try_from(server.upstream.host.clone()).map_err(|error| error.to_string())?;
     let started = Instant::now();
-    match timeout(within, TlsConnector::from(client).connect(name, tcp)).await {
+    match timeout(within, TlsStream::connect(client, name, tcp)).await {
         Ok(Ok(_trusted)) => Ok(format!("{connected}, trusted in {}", in_ms(started.elapsed()))),
         Ok(Err(error)) => Err(format!("{connected}, but {}", in_words(&error))),
         Err(_elapsed) => Err(format!("{connected}, but TLS took longer than {}", in_ms(within))),

@@ -1,6 +1,5 @@
 //! A connection that can be used again, and who moves it on.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +9,6 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -21,8 +19,6 @@ use crate::proxy::alarm::Alarm;
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
 /// asked for while there is a connection.
 pub(super) const LONGEST_USE: Duration = Duration::from_secs(300);
-/// Behind a record of at least this size there are often more.
-const BULK: usize = 4096;
 /// How often a connection is moved on before others get their turn.
 const MOST_TURNS: usize = 4;
 
@@ -50,16 +46,6 @@ pub(super) struct Wire {
     http: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
     bell: Arc<Bell>,
     waker: Waker,
-}
-
-/// Reads nothing while nothing can have come: to find that out costs a walk through all of TLS, and hyper asks often.
-pub(super) struct Gate<T> {
-    stream: T,
-    bell: Arc<Bell>,
-    waker: Waker,
-    is_waiting: bool,
-    /// Why nothing comes after what was read.
-    broken: Option<io::Error>,
 }
 
 /// Wakes the task that uses a connection, unless it is at it anyway.
@@ -147,74 +133,6 @@ impl Wire {
                 tracing::debug!(%error, "a connection to the upstream ended");
             }
         }
-    }
-}
-
-impl<T> Gate<T> {
-    pub(super) fn new(stream: T) -> Self {
-        let bell = Arc::<Bell>::default();
-        Self { stream, waker: Waker::from(Arc::clone(&bell)), bell, is_waiting: false, broken: None }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Gate<T> {
-    /// Fills the buffer with what is there of a large body: TLS gives a record at a time, and each turn of hyper's
-    /// costs.
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if let Some(error) = this.broken.take() {
-            return Poll::Ready(Err(error));
-        }
-        let before = buffer.filled().len();
-        loop {
-            if this.is_waiting && this.bell.listen(cx.waker()) {
-                return Poll::Pending;
-            }
-            this.bell.hush();
-            let had = buffer.filled().len();
-            let read = Pin::new(&mut this.stream).poll_read(&mut Context::from_waker(&this.waker), buffer);
-            this.is_waiting = read.is_pending();
-            match read {
-                Poll::Pending if had == before => {}
-                Poll::Pending => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(error)) if had > before => {
-                    this.broken = Some(error);
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Ok(())) if buffer.filled().len() >= had + BULK && buffer.remaining() > 0 => {}
-                Poll::Ready(done) => return Poll::Ready(done),
-            }
-        }
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gate<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
