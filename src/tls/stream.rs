@@ -539,28 +539,26 @@ mod tests {
         let (config, acceptor) = line.configured();
         let (near, mut near_end) = duplex(1 << 16);
         let (mut far_end, far) = duplex(1 << 16);
-        let serving = tokio::spawn({
-            let truth = truth.to_vec();
-            async move {
-                let mut server = acceptor.accept(far).await?;
-                server.write_all(&truth).await?;
-                server.shutdown().await
+        let serving = async {
+            let mut server = acceptor.accept(far).await?;
+            server.write_all(truth).await?;
+            server.shutdown().await
+        };
+        let between = async {
+            let (from_client, to_client) = tokio::io::split(&mut near_end);
+            let (from_server, to_server) = tokio::io::split(&mut far_end);
+            let up = pass_on_changed(from_client, to_server, usize::MAX, Dice(0));
+            tokio::join!(up, pass_on_changed(from_server, to_client, changed, dice))
+        };
+        let asking = async {
+            let mut came = Vec::new();
+            let name = ServerName::try_from("localhost").unwrap();
+            if let Ok(mut client) = Client::connect(config, name, near).await {
+                let _ended = client.read_to_end(&mut came).await;
             }
-        });
-        let between = tokio::spawn(async move {
-            let (mut from_client, to_client) = tokio::io::split(&mut near_end);
-            let (from_server, mut to_server) = tokio::io::split(&mut far_end);
-            let up = tokio::io::copy(&mut from_client, &mut to_server);
-            let (_up, _down) = tokio::join!(up, pass_on_changed(from_server, to_client, changed, dice));
-        });
-        let mut came = Vec::new();
-        let name = ServerName::try_from("localhost").unwrap();
-        if let Ok(mut client) = Client::connect(config, name, near).await {
-            let _ended = client.read_to_end(&mut came).await;
-        }
-        between.abort();
-        serving.abort();
-        came
+            came
+        };
+        tokio::join!(serving, between, asking).2
     }
 
     /// Passes on what comes in pieces of all sizes, with a bit of this byte turned over.
