@@ -21,6 +21,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
@@ -323,19 +324,26 @@ impl Client {
             // What is not streamed is small: one piece costs less than several.
             http.writev(is_for_uploads).max_buf_size(ANSWER_BUFFER);
             match self.connect_tls(tcp).await? {
-                Stream::Plain(tcp) => {
-                    let (sender, http) = http.handshake(TokioIo::new(tcp)).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
-                }
-                Stream::Tls(tls) => {
-                    let (sender, http) = http.handshake(TokioIo::new(tls)).await.map_err(Failure::Http)?;
-                    Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
-                }
+                Stream::Plain(tcp) => self.connection_over(tcp, &http, is_for_uploads).await,
+                Stream::Tls(tls) => self.connection_over(tls, &http, is_for_uploads).await,
             }
         };
         timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
             .map_err(|_elapsed| Failure::ConnectTimeout)?
+    }
+
+    async fn connection_over<T>(
+        &self,
+        stream: T,
+        http: &http1::Builder,
+        is_for_uploads: bool,
+    ) -> Result<Connection, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, http) = http.handshake(TokioIo::new(stream)).await.map_err(Failure::Http)?;
+        Ok(Connection::new(sender, driver(http, is_for_uploads), self.counters.upstream()))
     }
 
     async fn connect_http2(&self) -> Result<Http2, Failure> {

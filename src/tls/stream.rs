@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf, BytesMut};
 use rustls::ClientConfig;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
@@ -62,8 +62,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         let tls = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
         let (begun, plain, unsent) = (Vec::new(), BytesMut::new(), BytesMut::new());
         let mut stream = Self { io, tls, begun, plain, unsent, end: None };
-        let mut is_made = stream.process(&mut [], &mut ReadBuf::new(&mut []), |_| ()).1.is_some();
-        poll_fn(|cx| stream.poll_handshake(cx, &mut is_made)).await?;
+        stream.process(&mut [], &mut ReadBuf::new(&mut []), |_| ());
+        poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
     }
 
@@ -72,21 +72,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         self.tls.alpn_protocol()
     }
 
-    fn poll_handshake(&mut self, cx: &mut Context<'_>, is_made: &mut bool) -> Poll<io::Result<()>> {
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let sent = self.poll_send(cx);
             if let Some(end) = &self.end {
                 return Poll::Ready(Err(end.error()));
             }
-            if *is_made || matches!(sent, Poll::Ready(Err(_))) {
+            if !self.tls.is_handshaking() || matches!(sent, Poll::Ready(Err(_))) {
                 return sent;
             }
-            *is_made = ready!(self.poll_receive(cx, &mut ReadBuf::new(&mut [])))?;
+            ready!(self.poll_receive(cx, &mut ReadBuf::new(&mut [])))?;
         }
     }
 
-    /// Receives once, and decrypts all records that are whole. True when the handshake is over.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+    /// Receives once, and decrypts all records that are whole.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let begun = self.begun.len();
             // A record adds 22 bytes to 16 KiB.
@@ -97,14 +97,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
             let received = received.filled().len();
             if received == 0 {
                 self.end = Some(End::Cut);
-                return Poll::Ready(Ok(false));
+                return Poll::Ready(Ok(()));
             }
             scratch[..begun].copy_from_slice(&self.begun);
             let records = &mut scratch[..begun + received];
-            let (done, is_made) = self.process(records, into, |_| ());
+            let (done, _) = self.process(records, into, |_| ());
             // Mostly nothing is left, and nothing held.
             self.begun = records[done..].to_vec();
-            Poll::Ready(Ok(is_made.is_some()))
+            Poll::Ready(Ok(()))
         })
     }
 
@@ -166,39 +166,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
 
     /// Sends what there is room for, and keeps the rest.
     fn send(&mut self, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
-        while self.unsent.is_empty() && !bytes.is_empty() {
-            match Pin::new(&mut self.io).poll_write(cx, bytes)? {
-                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(sent) => bytes = &bytes[sent..],
-                Poll::Pending => break,
+        if let Poll::Ready(sent) = self.poll_send(cx) {
+            sent?;
+            if let Poll::Ready(sent) = poll_write_all(&mut self.io, cx, &mut bytes) {
+                return sent;
             }
         }
         self.unsent.extend_from_slice(bytes);
-        match self.poll_send(cx) {
-            Poll::Ready(sent) => sent,
-            Poll::Pending => Ok(()),
-        }
+        Ok(())
     }
 
     /// Sends what was kept.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.unsent.advance(sent),
-            }
-            if self.unsent.is_empty() {
-                self.unsent = BytesMut::new();
-            }
+        if !self.unsent.is_empty() {
+            ready!(poll_write_all(&mut self.io, cx, &mut self.unsent))?;
+            self.unsent = BytesMut::new();
         }
         Poll::Ready(Ok(()))
     }
 
     /// Gives what was decrypted before.
     fn give(&mut self, into: &mut ReadBuf<'_>) {
-        let fits = self.plain.len().min(into.remaining());
-        into.put_slice(&self.plain[..fits]);
-        self.plain.advance(fits);
+        let given = put(into, &self.plain);
+        self.plain.advance(given);
         if self.plain.is_empty() {
             self.plain = BytesMut::new();
         }
@@ -216,7 +206,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<T> {
         }
         while into.filled().len() == before && into.remaining() > 0 {
             match &this.end {
-                None => _ = ready!(this.poll_receive(cx, into))?,
+                None => ready!(this.poll_receive(cx, into))?,
                 Some(End::Closed) => break,
                 Some(end) => return Poll::Ready(Err(end.error())),
             }
@@ -293,12 +283,33 @@ fn hand_out(
 ) -> usize {
     let mut done = 0;
     while let Some(Ok(record)) = traffic.next_record() {
-        let (fits, rest) = record.payload.split_at(record.payload.len().min(into.remaining()));
-        into.put_slice(fits);
-        kept.extend_from_slice(rest);
+        let given = put(into, record.payload);
+        kept.extend_from_slice(&record.payload[given..]);
         done += record.discard;
     }
     done
+}
+
+/// Copies what fits. Returns how much that is.
+fn put(into: &mut ReadBuf<'_>, bytes: &[u8]) -> usize {
+    let fits = bytes.len().min(into.remaining());
+    into.put_slice(&bytes[..fits]);
+    fits
+}
+
+/// Writes as long as there is room; what is not written stays in `bytes`.
+fn poll_write_all<T: AsyncWrite + Unpin>(
+    io: &mut T,
+    cx: &mut Context<'_>,
+    bytes: &mut impl Buf,
+) -> Poll<io::Result<()>> {
+    while bytes.has_remaining() {
+        match ready!(Pin::new(&mut *io).poll_write(cx, bytes.chunk()))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            sent => bytes.advance(sent),
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 fn encode(mut data: EncodeTlsData<'_, ClientConnectionData>, into: &mut BytesMut) {
