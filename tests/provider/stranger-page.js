@@ -5,16 +5,24 @@
 
 const PATIENCE_MS = 3000;
 const NOTHING = '';
+const taken = [];
 
-/** Takes all ways at once, each at `BASE/NAME`; what was learned, by name. */
-async function takeAllWays(base) {
-  const take = async ([name, way]) => {
-    const late = new Promise((resolve) => setTimeout(() => resolve(NOTHING), PATIENCE_MS));
-    const taken = (async () => way(`${base}/${name}`))();
-    const learned = await Promise.race([taken, late]).catch(() => NOTHING);
-    return [name, `${learned ?? NOTHING}`];
-  };
-  return Object.fromEntries(await Promise.all(Object.entries(WAYS).map(take)));
+/** Takes these ways at once, each at `BASE/NAME`. */
+function take(names, base) {
+  for (const name of names) {
+    taken.push([name, (async () => WAYS[name](`${base}/${name}`))().catch(() => NOTHING)]);
+  }
+}
+
+/** What was learned by each way until now and for a while, by name: some ways say nothing of their end. */
+async function whatWasLearned() {
+  const late = new Promise((resolve) => setTimeout(() => resolve(NOTHING), PATIENCE_MS));
+  const all = {};
+  await Promise.all(taken.map(async ([name, learned]) => {
+    const more = await Promise.race([learned, late]) ?? NOTHING;
+    all[name] = `${all[name] ?? NOTHING}${more}`;
+  }));
+  return all;
 }
 
 /** Lets the browser fetch what the person might open next; says what. */

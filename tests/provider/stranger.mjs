@@ -19,6 +19,7 @@ import { startWiretap } from './wiretap.mjs';
 
 const TIMEOUT_MS = 60_000;
 const SPECULATION_MS = 5_000;
+const AGAIN_MS = 5_000;
 const SCENARIOS = { attack, rebind, call, open, use };
 const PAGE = '<!doctype html><title>stranger</title><body><script src="/page.js"></script>';
 
@@ -81,28 +82,38 @@ async function attack(context) {
     const speculations = await page.evaluate((to) => speculate(to), base);
     const isSpeculation = ({ target }) => speculations.includes(`${daemon}${target}`);
     const framed = ['/-/', '/-/login', '/-/callback'].map((path) => `${daemon}${path}?framed=${at}`);
-    await page.evaluate((all) => all.forEach((src) => add('iframe', { src })), framed);
-    for (const to of framed) {
-      await heard((entry) => `${daemon}${entry.target}` === to, `${to} from ${origin}`);
-    }
+    await sent(framed, (to, { target }) => `${daemon}${target}` === to, origin, async (left) => {
+      await page.evaluate((all) => all.forEach((src) => add('iframe', { src })), left);
+    });
     await until(() => wiretap.heard.filter(isSpeculation).length === speculations.length, SPECULATION_MS);
     pages.push([page, origin, base]);
   }
-  const learned = await Promise.all(pages.map(async ([page, origin, base]) => {
-    const all = await page.evaluate((to) => takeAllWays(to), base);
-    const clicked = await page.evaluate(([to, local]) => addThingsToClick(to, local), [base, daemon]);
-    for (const { name } of clicked) {
-      await page.evaluate((id) => document.getElementById(id).click(), name); // with a user's gesture, as by a hand
-    }
+  const learned = [];
+  for (const [page, origin, base] of pages) {
+    const isFromHere = (to, entry) => isTo(to, origin, entry);
+    const addresses = (names) => names.map((name) => `${base}/${name}`);
+    const names = await page.evaluate(() => Object.keys(WAYS));
+    const [unsure, sure] = [true, false].map((is) => names.filter((name) => given.not_always_sent.includes(name) === is));
+    await page.bringToFront(); // what is not looked at loads late, or never
+    await page.evaluate(([ways, to]) => take(ways, to), [unsure, base]);
+    await sent(addresses(sure), isFromHere, origin, async (left) => {
+      await page.bringToFront();
+      await page.evaluate(([ways, to]) => take(ways, to), [left.map((to) => to.slice(base.length + 1)), base]);
+    });
+    await sent(addresses(['report']), isFromHere, origin);
+    learned.push(await page.evaluate(() => whatWasLearned()));
+
+    const toClick = await page.evaluate(([to, local]) => addThingsToClick(to, local), [base, daemon]);
+    await sent(toClick.map(({ to }) => to), isFromHere, origin, async (left) => {
+      await page.bringToFront();
+      for (const { name } of toClick.filter(({ to }) => left.includes(to))) {
+        await page.evaluate((id) => document.getElementById(id).click(), name); // with a user's gesture, as by a hand
+      }
+    });
     await page.evaluate((to) => sendWhenLeaving(to), base);
     await page.evaluate((to) => { location = to; }, `${base}/location`).catch(() => {});
-
-    const ways = Object.keys(all).filter((name) => !given.not_always_sent.includes(name));
-    const sent = [...ways.map((name) => `${base}/${name}`), ...clicked.map(({ to }) => to), `${base}/report`,
-      `${base}/location`, `${base}/beacon-leaving`, `${base}/keepalive-leaving`];
-    for (const address of sent) await heard((entry) => isTo(address, origin, entry), `${address} from ${origin}`);
-    return all;
-  }));
+    await sent(addresses(['location', 'beacon-leaving', 'keepalive-leaving']), isFromHere, origin);
+  }
   const typed = await context.newPage();
   const answer = await typed.goto(`${daemon}/echo/typed`);
   return { learned, typed: answer.status() };
@@ -228,6 +239,22 @@ async function use(context) {
   await page.waitForFunction(() => document.getElementById('fragment').textContent.includes('start the login again'));
   await look();
   return { seen, ...minded };
+}
+
+/**
+ * Waits until the browser has sent a request to each of these addresses and was answered. `send` asks it to, and does so
+ * anew for what is left after a while: it forgets some when it has much to do.
+ */
+async function sent(addresses, isFor, origin, send = async () => {}) {
+  const isLeft = (to) => !wiretap.heard.some((entry) => isFor(to, entry) && entry.status !== null);
+  const deadline = Date.now() + TIMEOUT_MS;
+  let left = addresses;
+  while (left.length > 0) {
+    if (Date.now() > deadline) throw new Error(`the browser did not send this from ${origin}: ${left}`);
+    await send(left);
+    await until(() => !left.some(isLeft), AGAIN_MS);
+    left = left.filter(isLeft);
+  }
 }
 
 /** Waits until the browser has sent such a request and was answered. */
