@@ -27,15 +27,16 @@
 //!   -> guard.admit                         one of a few refusals, each with its problem
 //!   -> longest_prefix -> may_use           the route; whether the caller's key reaches it
 //!   -> session.token                       one ArcSwap load; waits only when one is on its way
-//!   -> Message::new                        the caller's bytes behind a constant scheme and authority; strip
-//!   -> inject                              the pre-built Authorization, last
-//!   -> client.send                         once more when a pooled connection was dead
+//!   -> rebase                              the caller's target, byte for byte, behind the upstream's own path
+//!   -> client.send                         the fields that may go up, and the pre-built Authorization, last;
+//!                                          once more when a pooled connection was dead
 //!   -> 401? refreshed_since, and once more from the bounded copy
 //!   -> for_caller -> the body streams
 //! ```
 //!
 //! It is [`proxy::Proxy::forward`], one function on one thread: every worker is a current-thread runtime with its
-//! own connections, so a request never hops.
+//! own connections, so a request never hops. hyper speaks HTTP/1.1 with callers, and HTTP/2 with upstreams that want
+//! it; HTTP/1.1 with upstreams is [`proxy::upstream`]'s own, driven by the request's task.
 //!
 //! # The walk of a token
 //!
@@ -50,7 +51,7 @@
 //! - Only the keeper obtains, persists and publishes tokens; a refresh never lives in a request's future.
 //! - Room for a successor is on disk before a refresh token is spent; the successor is durable before it is used.
 //! - Scheme and authority of an upstream request are constants; nothing of the request changes them.
-//! - Exactly one Authorization leaves, put on after everything else was stripped.
+//! - Exactly one Authorization leaves, behind everything else, and none of the caller's.
 //! - Only `server` and `session` start tasks, and `proxy::upstream` the drivers of its connections; only
 //!   [`token::now`] reads the wall clock; only `cli` reads the environment and prints.
 

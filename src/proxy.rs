@@ -37,7 +37,7 @@ use access_log::{Counted, Entry};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Copy, Upload};
-use upstream::{Client, Download, DownloadError, Endpoint, Tried};
+use upstream::{Client, Download, DownloadError, Endpoint, Message, Tried};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
@@ -146,12 +146,14 @@ impl Proxy {
 
         let token = self.token(session).await?;
 
+        let route = &client.endpoint.route;
+        rebase(&mut parts.uri, &route.prefix, &route.upstream.base_path)?;
         // Only a chunked body has no length.
-        readdress(parts, body.size_hint().exact().is_none(), &client.endpoint)?;
+        let message = Message { parts, is_chunked: body.size_hint().exact().is_none() };
         let (upload, source) = source(body, &self.shared.limits, &self.counters).await?;
 
         let departure = Instant::now();
-        let answer = self.send(client, parts, upload, &source, &token, departure).await;
+        let answer = self.send(client, &message, upload, &source, &token, departure).await;
         let took = departure.elapsed();
         if let Some(entry) = entry {
             entry.upstream_took(took);
@@ -159,7 +161,7 @@ impl Proxy {
         let answer = answer?;
         self.counters.upstream_answered(took);
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
-            Box::pin(self.replayed(client, session, parts, &source, token, answer)).await?
+            Box::pin(self.replayed(client, session, &message, &source, token, answer)).await?
         } else {
             (answer, token)
         };
@@ -209,30 +211,27 @@ impl Proxy {
     async fn send(
         &self,
         client: &Client,
-        message: &mut Parts,
+        message: &Message<'_>,
         upload: Upload,
         source: &Source,
         token: &Arc<Token>,
         now: Instant,
     ) -> Result<Response<Box<Download>>, Problem> {
-        headers::inject(&mut message.headers, token);
-        let request = try_of(message, upload);
-        let (unsent, failure) = match client.send(request, token, source.progress(), true, now).await {
+        let (unsent, failure) = match client.send(message, upload, token, source.progress(), true, now).await
+        {
             Ok(Tried::Answered(answer)) => return Ok(answer),
             Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
             Err(failure) => return Err(failure.problem()),
         };
         let again = match unsent {
-            Some(request) => Some(*request),
-            None if message.method.is_idempotent() => {
-                source.again().await.map(|upload| try_of(message, upload))
-            }
+            Some(upload) => Some(upload),
+            None if message.parts.method.is_idempotent() => source.again().await,
             None => None,
         };
-        let Some(request) = again else { return Err(failure.problem()) };
+        let Some(upload) = again else { return Err(failure.problem()) };
 
         self.counters.replayed();
-        match Box::pin(client.send(request, token, source.progress(), false, Instant::now())).await {
+        match Box::pin(client.send(message, upload, token, source.progress(), false, Instant::now())).await {
             Ok(Tried::Answered(answer)) => Ok(answer),
             Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
         }
@@ -244,7 +243,7 @@ impl Proxy {
         &self,
         client: &Client,
         session: &Session,
-        message: &mut Parts,
+        message: &Message<'_>,
         source: &Source,
         token: Arc<Token>,
         refusal: Response<Box<Download>>,
@@ -298,23 +297,6 @@ pub fn login_url(listening: &[Listen], account: &str) -> Option<String> {
         _ => address.to_string(),
     };
     Some(format!("http://{host}/-/login/{account}"))
-}
-
-/// Makes of a caller's request what goes up, but for the token.
-fn readdress(parts: &mut Parts, is_chunked: bool, endpoint: &Endpoint) -> Result<(), Problem> {
-    let route = &endpoint.route;
-    rebase(&mut parts.uri, &route.prefix, &route.upstream.base_path)?;
-    headers::for_upstream(&mut parts.headers, is_chunked, &endpoint.host);
-    Ok(())
-}
-
-/// The request of one try. The next one may carry another token.
-fn try_of(message: &Parts, upload: Upload) -> Request<Upload> {
-    let mut request = Request::new(upload);
-    *request.method_mut() = message.method.clone();
-    *request.uri_mut() = message.uri.clone();
-    *request.headers_mut() = message.headers.clone();
-    request
 }
 
 impl Source {

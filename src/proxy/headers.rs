@@ -17,23 +17,37 @@ const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame
 #[derive(Debug)]
 pub struct AllowedOrigin(pub HeaderValue);
 
-/// Leaves what the upstream may see.
-pub(super) fn for_upstream(fields: &mut HeaderMap, is_chunked: bool, upstream: &HeaderValue) {
-    remove(fields, |name, _| {
-        is_hop_by_hop(name) || is_the_callers(name) || (name == "trailer" && !is_chunked)
-    });
-    fields.insert(HOST, upstream.clone());
+/// Gives each field of a request that goes up to `put`: the upstream's own `Host`, what of the caller's fields the
+/// upstream may see, and our token, last.
+pub(super) fn for_upstream(
+    fields: &HeaderMap,
+    is_chunked: bool,
+    host: &HeaderValue,
+    token: &Token,
+    mut put: impl FnMut(&HeaderName, &HeaderValue),
+) {
+    put(&HOST, host);
+    let named = named_by_connection(fields);
+    for (name, value) in fields {
+        let text = name.as_str();
+        let is_replaced = match text {
+            "host" | "authorization" => true,
+            "trailer" => !is_chunked,
+            // Where the body ends is said once (RFC 9112, section 6.3).
+            "content-length" => is_chunked,
+            _ => is_hop_by_hop(text) || is_the_callers(text),
+        };
+        if !is_replaced && !named.contains(name) {
+            put(name, value);
+        }
+    }
     if is_chunked {
-        fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        put(&TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
     }
-}
-
-/// Puts our token on a request, last.
-pub(super) fn inject(fields: &mut HeaderMap, token: &Token) {
-    fields.insert(AUTHORIZATION, token.authorization().clone());
     if token.is_personal() {
-        fields.insert(AUTHORIZATION_TYPE, HeaderValue::from_static("pat"));
+        put(&AUTHORIZATION_TYPE, &HeaderValue::from_static("pat"));
     }
+    put(&AUTHORIZATION, token.authorization());
 }
 
 /// Leaves what the caller may see, and makes the answer inert in a browser.
@@ -48,7 +62,7 @@ pub(super) fn for_caller(
     remove(fields, |name, value| {
         is_chunked |= name == "transfer-encoding";
         is_redirect |= name == "location";
-        is_hop_by_hop(name) || is_the_apis(name) || token.occurs_in(value.as_bytes())
+        is_the_apis(name) || token.occurs_in(value.as_bytes())
     });
     // Where the body ends is said once (RFC 9112, section 6.3).
     if is_chunked {
@@ -78,42 +92,43 @@ pub(super) fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
 /// (RFC 9110, section 6.5.1).
 pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
     remove(fields, |name, value| {
-        is_hop_by_hop(name)
-            || is_the_callers(name)
+        is_the_callers(name)
             || is_the_apis(name)
             || ["authorization", "content-length", "host"].contains(&name)
             || token.is_some_and(|token| token.occurs_in(value.as_bytes()))
     });
 }
 
-/// Removes the fields that go, `Connection`, and what it names; but the length of the message only when it goes. One
-/// walk over all fields: most messages have few, and nothing else to remove.
+/// Removes the fields that go, and what `Connection` names. One walk over all fields: most messages have few, and
+/// nothing else to remove.
 fn remove(fields: &mut HeaderMap, mut goes: impl FnMut(&str, &HeaderValue) -> bool) {
-    let (mut gone, mut has_connection) = (Vec::new(), false);
+    let mut gone = named_by_connection(fields);
     for (name, value) in &*fields {
-        if name == CONNECTION {
-            has_connection = true;
-            let named = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            let named = named.filter(|name| *name != b"keep-alive");
-            let named = named.filter_map(|name| HeaderName::from_bytes(name).ok());
-            gone.extend(named.filter(|name| name != CONTENT_LENGTH && fields.contains_key(name)));
-        } else if goes(name.as_str(), value) {
+        if goes(name.as_str(), value) || is_hop_by_hop(name.as_str()) {
             gone.push(name.clone());
         }
-    }
-    if has_connection {
-        fields.remove(CONNECTION);
     }
     for name in gone {
         fields.remove(name);
     }
 }
 
-/// Of one connection, not of the message, as `Connection` is (RFC 9110, section 7.6.1).
+/// The fields that are there and that `Connection` names; but not the length of the message, which only goes when it
+/// is wrong.
+fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
+    let values = fields.get_all(CONNECTION).into_iter();
+    let named = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let named = named.map(<[u8]>::trim_ascii).filter(|name| *name != b"keep-alive");
+    let named = named.filter_map(|name| HeaderName::from_bytes(name).ok());
+    named.filter(|name| name != CONTENT_LENGTH && fields.contains_key(name)).collect()
+}
+
+/// Of one connection, not of the message (RFC 9110, section 7.6.1).
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
-        "keep-alive"
+        "connection"
+            | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
             | "proxy-authorization"
@@ -213,9 +228,17 @@ mod tests {
         fields.iter().map(pair).collect()
     }
 
+    fn going_up(fields: &HeaderMap, is_personal: bool) -> Vec<(String, String)> {
+        let (host, mut put) = (HeaderValue::from_static("api.example"), Vec::new());
+        for_upstream(fields, false, &host, &token(is_personal), |name, value| {
+            put.push((name.as_str().to_owned(), value.to_str().unwrap().to_owned()));
+        });
+        put
+    }
+
     #[test]
     fn exactly_one_authorization_leaves_whatever_the_caller_names() {
-        let mut fields = map(&[
+        let fields = map(&[
             ("connection", "close, Authorization, \"authorization\";q=1,, x-mine"),
             ("authorization", "Bearer evil"),
             ("authorization", "Basic evil"),
@@ -239,35 +262,29 @@ mod tests {
             ("x-keep", "v"),
         ]);
 
-        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"));
-        inject(&mut fields, &token(false));
-
-        let mut left: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
-        left.sort_unstable();
-        assert_eq!(left, [("authorization", "Bearer the-token"), ("host", "api.example"), ("x-keep", "v")]);
+        assert_eq!(
+            going_up(&fields, false),
+            [("host", "api.example"), ("x-keep", "v"), ("authorization", "Bearer the-token")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
     }
 
     #[test]
     fn a_personal_token_says_that_it_is_one() {
-        let mut fields = HeaderMap::new();
+        let going_up = going_up(&HeaderMap::new(), true);
 
-        inject(&mut fields, &token(true));
-
-        assert_eq!(fields["authorization-type"], "pat");
+        assert!(going_up.contains(&("authorization-type".to_owned(), "pat".to_owned())), "{going_up:?}");
     }
 
     #[test]
     fn framing_survives_a_connection_field_that_names_it() {
-        let mut fields =
-            map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
+        let fields = map(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "x")]);
 
-        for_upstream(&mut fields, false, &HeaderValue::from_static("api.example"));
-        inject(&mut fields, &token(false));
+        let going_up = going_up(&fields, false);
 
-        assert_eq!(
-            (&fields["content-length"], &fields["host"]),
-            (&"5".parse().unwrap(), &"api.example".parse().unwrap())
-        );
+        for (name, value) in [("content-length", "5"), ("host", "api.example")] {
+            assert!(going_up.contains(&(name.to_owned(), value.to_owned())), "{going_up:?}");
+        }
     }
 
     #[test]
