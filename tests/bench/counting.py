@@ -23,11 +23,22 @@ def instructions_a_request(start, directory):
 
 
 def functions_that_run(start, directory):
-    """The symbols of all functions that run in a program which starts, answers and ends; those that cost most first."""
+    """The symbols of all functions that run in a program which starts, answers and ends: first those of a request, the
+    others by what they cost in all."""
+    few, many = (costs_of_functions(callgrind(start, directory, requests)) for requests in (FEW, MANY))
+
+    def importance(symbol):
+        return (many[symbol] - few[symbol]) // (MANY - FEW), many[symbol]
+
+    # What has no symbol is an address.
+    return [symbol for symbol in sorted(many, key=importance, reverse=True) if re.match(r"[A-Za-z_]", symbol)]
+
+
+def costs_of_functions(written):
+    """Instructions by symbol, without those of callees. https://valgrind.org/docs/manual/cl-format.html"""
     symbols, costs = {}, Counter()
     function, is_of_callee = None, False
-    for line in callgrind(start, directory, FEW).splitlines():
-        # https://valgrind.org/docs/manual/cl-format.html
+    for line in written.splitlines():
         if named := re.fullmatch(r"(c?)fn=(\(\d+\))(?: (.+))?", line):
             is_callee, number, symbol = named.groups()
             # With the depth of a recursion behind it.
@@ -39,8 +50,7 @@ def functions_that_run(start, directory):
         elif cost := re.match(r"[-+*\d]\S* (\d+)", line):
             costs[symbols[function]] += 0 if is_of_callee else int(cost[1])
             is_of_callee = False
-    # What has no symbol is an address.
-    return [symbol for symbol, _ in costs.most_common() if re.match(r"[A-Za-z_]", symbol)]
+    return costs
 
 
 def callgrind(start, directory, requests):
