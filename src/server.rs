@@ -245,7 +245,9 @@ fn start_workers(
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _alive = alive;
-                runtime.block_on(worker::run(Worker::new(shared, local, control, room), bound, &pulse, stop));
+                // As a task: a runtime that wakes what it blocks on does so by a system call.
+                let worker = Worker::new(shared, local, control, room);
+                let _ended = runtime.block_on(runtime.spawn(worker::run(worker, bound, pulse, stop)));
                 runtime.shutdown_background();
             })
             .context("starting a worker thread")?;

@@ -14,9 +14,9 @@ use crate::pulse::Pulse;
 use crate::session::{Session, State};
 
 /// It is told of changes, and that we are alive, at least this often.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A worker that is silent for longer is stuck, or has lost a listener.
-const WORKER_MOVES_WITHIN: Duration = Duration::from_secs(10);
+const WORKER_MOVES_WITHIN: Duration = Duration::from_secs(12);
 /// A keeper sleeps 30 s at a stretch, and waits for servers for 41 s at most.
 const KEEPER_MOVES_WITHIN: Duration = Duration::from_secs(50);
 

@@ -117,7 +117,7 @@ impl Worker {
 }
 
 /// Accepts from all listeners until `stop`, then waits until what was accepted is served.
-pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: &Pulse, stop: CancellationToken) {
+pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: Arc<Pulse>, stop: CancellationToken) {
     let worker = Arc::new(worker);
     let served = TaskTracker::new();
     let accepting = TaskTracker::new();
@@ -133,7 +133,7 @@ pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: &Pulse, stop: 
     accepting.close();
     tokio::select! {
         () = accepting.wait() => {}
-        () = live(pulse, &accepting, listeners) => {}
+        () = live(&pulse, &accepting, listeners) => {}
     }
     served.close();
     served.wait().await;
