@@ -215,6 +215,8 @@ fn an_answer_that_is_no_http_is_not_passed_on() {
         "HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\nhello".to_owned(),
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!".to_owned(),
         "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello".to_owned(),
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".to_owned(),
         format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n"),
         format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n", "v".repeat(2_000_000)),
