@@ -146,7 +146,6 @@ impl Connection {
     pub(super) fn is_good(&mut self, now: Instant) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         now.saturating_duration_since(self.made_at) < LONGEST_USE
-            && self.received.is_empty()
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
     }
 
@@ -426,4 +425,64 @@ fn put_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
     head.extend_from_slice(b": ");
     head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::future::poll_fn;
+
+    use http::Request;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use crate::metrics::Metrics;
+    use crate::token::{Lifetime, now};
+
+    /// A request on a connection, and the connection's far end.
+    async fn begun(upload: Upload) -> (RoundTrip, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let connection = Connection::new(Stream::Plain(near), Metrics::default().worker().upstream());
+        let (parts, ()) = Request::post("/x").body(()).unwrap().into_parts();
+        let (message, host) =
+            (Message { parts: &parts, is_chunked: true }, HeaderValue::from_static("api.example"));
+        let token = Token::new(1, &"the-token".into(), false, Lifetime::endless(now())).unwrap();
+        (RoundTrip::new(Box::new(connection), &message, &host, &token, upload), far)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_before_the_connection_broke_is_heard() {
+        let whole = Bytes::from(vec![b'x'; 1 << 20]);
+        let (mut trip, mut far) = begun(Upload::Whole(Some(whole), None)).await;
+        far.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        far.set_zero_linger().unwrap();
+        drop(far);
+
+        poll_fn(|cx| trip.poll_send(cx)).await;
+        let is_broken = trip.sending.failure.is_some();
+        let head = poll_fn(|cx| trip.poll_head(cx)).await.unwrap();
+
+        assert!(is_broken, "the rest could not be sent");
+        assert_eq!(head.status, 413);
+        assert!(trip.into_connection().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_goes_up_in_chunks_with_its_trailers_behind() {
+        let trailers: HeaderMap = [("x-sum".parse().unwrap(), "7".parse().unwrap())].into_iter().collect();
+        let body = Bytes::from_static(b"ten bytes!");
+        let (mut trip, mut far) = begun(Upload::Whole(Some(body), Some(Box::new(trailers)))).await;
+        let expected = "POST /x HTTP/1.1\r\nhost: api.example\r\ntransfer-encoding: chunked\r\n\
+                        authorization: Bearer the-token\r\n\r\na\r\nten bytes!\r\n0\r\nx-sum: 7\r\n\r\n";
+
+        poll_fn(|cx| trip.poll_send(cx)).await;
+        drop(trip);
+        let mut sent = String::new();
+        far.read_to_string(&mut sent).await.unwrap();
+
+        assert_eq!(sent, expected);
+    }
 }

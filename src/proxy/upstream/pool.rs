@@ -78,8 +78,10 @@ impl Pool {
 mod tests {
     use super::*;
 
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     use super::super::http1::Stream;
     use crate::metrics::Metrics;
@@ -128,7 +130,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(secs)).await;
 
             assert_eq!(pool.tidy(Instant::now()), stays, "after {secs} s");
-            let read = tokio::time::timeout(Duration::from_millis(1), far.read_u8()).await;
+            let read = timeout(Duration::from_millis(1), far.read_u8()).await;
             assert_eq!(read.is_err(), stays, "after {secs} s: {read:?}");
         }
     }
@@ -137,16 +139,34 @@ mod tests {
     async fn a_connection_that_the_upstream_closed_is_not_used_again() {
         let (pool, far) = with_one().await;
         drop(far);
-        while let Some(connection) = pool.take(Instant::now()) {
-            let _is_first = pool.give_back(connection);
-            tokio::task::yield_now().await;
-        }
+        soon(|| !is_there(&pool)).await;
 
         let (pool, far) = with_one().await;
         drop(far);
-        while pool.tidy(Instant::now()) {
-            tokio::task::yield_now().await;
-        }
+        soon(|| !pool.tidy(Instant::now())).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_the_upstream_speaks_unasked_is_not_used_again() {
+        let (pool, mut far) = with_one().await;
+        far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await.unwrap();
+        soon(|| !is_there(&pool)).await;
+    }
+
+    /// Waits until the kernel has told of what happened at the far end.
+    async fn soon(mut is_so: impl FnMut() -> bool) {
+        let waiting = async {
+            while !is_so() {
+                yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), waiting).await.expect("it is so within 10 s");
+    }
+
+    /// Whether there is a connection that could be used again.
+    fn is_there(pool: &Pool) -> bool {
+        let connection = pool.take(Instant::now());
+        connection.map(|connection| pool.give_back(connection)).is_some()
     }
 
     async fn with_one() -> (Pool, TcpStream) {

@@ -4,12 +4,13 @@
 use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::bodies::until_it_stands_still;
 use super::caller::Caller;
 use super::{one_worker, resident_kib};
 use crate::standin::{self, Gate, Scripted, pieces};
@@ -228,7 +229,7 @@ fn an_upstream_that_reads_a_kilobyte_a_second_costs_no_memory() {
     uploading.join().unwrap();
 }
 
-/// The upstream takes all of a body, and so does the proxy, whoever takes the answer that it sends meanwhile.
+/// The upstream answers at once, until nobody takes more of it, and then takes all of the body.
 #[test]
 fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
     let (upstream, world) = with_upstream();
@@ -237,12 +238,18 @@ fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
     let taking = spawn(move || {
         let mut taken = accepted(&upstream);
         let mut answering = taken.try_clone().unwrap();
+        let said = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&said);
         let answering = spawn(move || {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {MORE_THAN_BUFFERS}\r\n\r\n");
-            answering.write_all(&[head.as_bytes(), &vec![b'a'; MORE_THAN_BUFFERS]].concat()).unwrap();
+            answering.write_all(head.as_bytes()).unwrap();
+            for _ in 0..MORE_THAN_BUFFERS / PIECE {
+                answering.write_all(&[b'a'; PIECE]).unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
         });
-        let mut body = vec![0; MORE_THAN_BUFFERS];
-        taken.read_exact(&mut body).unwrap();
+        until_it_stands_still(|| said.load(Ordering::Relaxed));
+        taken.read_exact(&mut vec![0; MORE_THAN_BUFFERS]).unwrap();
         answering.join().unwrap();
     });
 
