@@ -1,14 +1,16 @@
-//! A body that stalls, each way and on each side, ends after 60 s; one that is slow goes on, and takes no memory.
+//! A body that stalls, each way and on each side, ends after 60 s; one that is slow goes on, takes no memory, and does
+//! not hold up the other way.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::bodies::until_it_stands_still;
 use super::caller::Caller;
 use super::{one_worker, resident_kib};
 use crate::standin::{self, Gate, Scripted, pieces};
@@ -22,6 +24,8 @@ const WATCHED: &str = "SLOW_PEER_SECS";
 const WATCHED_BY_DEFAULT: u64 = 10;
 const MOST_GROWTH_KIB: u64 = 8 * 1024;
 const PIECE: usize = 64 * 1024;
+/// More than all sockets on the way hold.
+const MORE_THAN_BUFFERS: usize = 32 * 1024 * 1024;
 
 /// lim-007
 #[test]
@@ -209,10 +213,7 @@ fn a_caller_that_reads_a_kilobyte_a_second_costs_no_memory() {
 /// lim-011
 #[test]
 fn an_upstream_that_reads_a_kilobyte_a_second_costs_no_memory() {
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", upstream.local_addr().unwrap());
-    let environment = vec![("CNBLOGS_PROXY_UPSTREAM".to_owned(), address)];
-    let world = Setup { environment, ..one_worker() }.logged_in();
+    let (upstream, world) = with_upstream();
     let before = resident_kib(&world.daemon);
     let mut caller = Caller::connect(&world.daemon);
     caller.send_head("POST /endless", "Transfer-Encoding: chunked\r\n");
@@ -226,6 +227,51 @@ fn an_upstream_that_reads_a_kilobyte_a_second_costs_no_memory() {
     assert!(most.saturating_sub(before) < MOST_GROWTH_KIB, "{} KiB more", most.saturating_sub(before));
     drop((taken, world));
     uploading.join().unwrap();
+}
+
+/// The upstream answers at once, until nobody takes more of it, and then takes all of the body.
+#[test]
+fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
+    let (upstream, world) = with_upstream();
+    let mut caller = Caller::connect(&world.daemon);
+    caller.send_head("POST /x", &format!("Content-Length: {MORE_THAN_BUFFERS}\r\n"));
+    let taking = spawn(move || {
+        let mut taken = accepted(&upstream);
+        let mut answering = taken.try_clone().unwrap();
+        let said = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&said);
+        let answering = spawn(move || {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {MORE_THAN_BUFFERS}\r\n\r\n");
+            answering.write_all(head.as_bytes()).unwrap();
+            for _ in 0..MORE_THAN_BUFFERS / PIECE {
+                answering.write_all(&[b'a'; PIECE]).unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        until_it_stands_still(|| said.load(Ordering::Relaxed));
+        // Its head as well: who closes with anything unread takes back what it has said.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.resize(head.len() + 1, 0);
+            taken.read_exact(head.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
+        }
+        taken.read_exact(&mut vec![0; MORE_THAN_BUFFERS]).unwrap();
+        answering.join().unwrap();
+    });
+
+    caller.send(&vec![b'x'; MORE_THAN_BUFFERS]);
+
+    let answer = caller.answer("POST");
+    assert_eq!((answer.status, answer.body.len()), (200, MORE_THAN_BUFFERS));
+    taking.join().unwrap();
+}
+
+/// A world whose API is this listener.
+fn with_upstream() -> (TcpListener, World) {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", upstream.local_addr().unwrap());
+    let environment = vec![("CNBLOGS_PROXY_UPSTREAM".to_owned(), address)];
+    (upstream, Setup { environment, ..one_worker() }.logged_in())
 }
 
 /// The connection that carries the upload: a login asks its upstream who it is, and gets no answer.
