@@ -61,7 +61,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// What all workers share of an upstream.
 pub struct Endpoint {
     pub(super) route: Route,
-    pub(super) host: HeaderValue,
+    host: HeaderValue,
     uri: Uri,
     server_name: Option<ServerName<'static>>,
     tls: ArcSwapOption<rustls::ClientConfig>,

@@ -367,7 +367,7 @@ fn named_by_connection(fields: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-fn listed(fields: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+pub(super) fn listed(fields: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
 }
 

@@ -1,10 +1,10 @@
 //! What an upstream answers over HTTP/1.1: where its parts begin and end.
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use super::http1::framing::{Body, Head, Next};
 use crate::fuzz::Input;
+use crate::proxy::properties::listed;
 
 /// What was read of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -134,10 +134,6 @@ impl Read {
         self.is_refused = true;
         Some(false)
     }
-}
-
-fn listed(fields: &HeaderMap) -> Fields {
-    fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
 }
 
 #[cfg(test)]
