@@ -1,9 +1,11 @@
-//! One caller's connection: hyper between a watched socket and the walk, with the deadlines that hyper lacks.
+//! One caller's connection: hyper between a watched socket and the walk, with the deadlines that hyper lacks; and no
+//! hyper, with its buffers, while nothing is asked.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,14 +13,14 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::line::{Activity, Line, in_bytes};
+use super::line::{Activity, Line, Socket, in_bytes};
 use super::room::Place;
 use super::worker::{Answered, Worker, goal_of};
+use crate::config::Limits;
 use crate::metrics::Goal;
 use crate::problem::{Code, Problem};
 use crate::proxy;
@@ -44,59 +46,138 @@ enum Kind {
     Local(axum::body::Body),
 }
 
+/// How long a connection may stay.
+struct Stay<'a> {
+    place: &'a Place,
+    leave: Pin<&'a mut (dyn Future<Output = ()> + Send)>,
+    is_asked: bool,
+    is_leaving: bool,
+    limits: Limits,
+    alarm: Alarm,
+}
+
 /// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
-pub(super) async fn serve<T>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place)
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(super) async fn serve<T: Socket>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place) {
     let activity = Arc::clone(&place.activity);
-    let line = Line::new(socket, Arc::clone(&activity));
-    let mut limits = worker.limits();
-    let service = service_fn(|request: Request<Incoming>| {
+    let limits = worker.limits();
+    let service = |request: Request<Incoming>| {
         let (worker, activity, caller) = (Arc::clone(&worker), Arc::clone(&activity), caller.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(worker, activity, caller, request).await) }
-    });
-    let connection = http1::Builder::new()
+        async move { Ok::<_, Infallible>(answer(worker, activity, caller, request).await) }
+    };
+    let mut hyper = http1::Builder::new();
+    hyper
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .half_close(true)
         .max_headers(MOST_FIELDS)
         .max_header_size(Line::<T>::HYPER_TAKES)
-        .max_buf_size(Line::<T>::HYPER_TAKES)
-        .serve_connection(TokioIo::new(line), service);
+        .max_buf_size(Line::<T>::HYPER_TAKES);
 
-    let mut connection = pin!(connection);
-    let mut leave = pin!(place.leave.cancelled());
-    let (mut is_asked, mut is_leaving, mut is_last) = (false, false, false);
-    let mut alarm = Alarm::default();
+    let mut line = Line::new(socket, Arc::clone(&activity));
+    let leave = pin!(place.leave.cancelled());
+    let mut stay =
+        Stay { place: &place, leave, is_asked: false, is_leaving: false, limits, alarm: Alarm::default() };
+    while asks(&mut line, &mut stay).await {
+        let connection = Box::new(hyper.serve_connection(TokioIo::new(line), service_fn(service)));
+        match talk(connection, &mut stay).await {
+            Some(rested) => line = rested,
+            None => return,
+        }
+    }
+}
+
+/// Waits until there is something to read. False when the connection has to end.
+async fn asks<T: Socket>(line: &mut Line<T>, stay: &mut Stay<'_>) -> bool {
     poll_fn(|cx| {
+        // First, so that what has arrived is served.
+        if line.poll_readable(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        if stay.has_to_end(cx) { Poll::Ready(false) } else { stay.poll_deadline(cx).map(|()| false) }
+    })
+    .await
+}
+
+/// Serves until nothing has been asked for a while: hyper's buffers go, and the line comes back. None when the
+/// connection has ended.
+async fn talk<T: Socket, S>(
+    mut connection: Box<http1::Connection<TokioIo<Line<T>>, S>>,
+    stay: &mut Stay<'_>,
+) -> Option<Line<T>>
+where
+    S: HttpService<Incoming, ResBody = Answer, Error = Infallible>,
+{
+    let mut is_last = false;
+    let rests = poll_fn(|cx| {
         loop {
             // First, so that what has arrived is served.
-            if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+            if Pin::new(&mut *connection).poll(cx).is_ready() {
+                return Poll::Ready(false);
             }
-            // Asked once, it wakes this task; and a look costs less than to ask again.
-            let has_to_leave =
-                if is_asked { place.leave.is_cancelled() } else { leave.as_mut().poll(cx).is_ready() };
-            is_asked = true;
-            if !is_leaving && has_to_leave {
-                is_leaving = true;
-                // What does not ask anything soon is not waited for.
-                limits.header_timeout = limits.header_timeout.min(LEAVING);
-                limits.idle_timeout = limits.idle_timeout.min(LEAVING);
+            let has_to_end = stay.has_to_end(cx);
+            if is_last {
+                return stay.poll_deadline(cx).map(|()| false);
             }
-            // hyper closes a connection between requests at once, and forgets what of the answer before is unsent;
-            // and a new one before its first request, which may be on its way.
-            if !is_leaving || is_last || activity.has_tail() || activity.is_new() {
-                break;
+            if !has_to_end && !ready!(stay.poll_rest(cx)) {
+                return Poll::Ready(false);
             }
             is_last = true;
-            connection.as_mut().graceful_shutdown();
+            Pin::new(&mut *connection).graceful_shutdown();
+            if !has_to_end && let Poll::Ready(ended) = stay.hand_back(|| Pin::new(&mut *connection).poll(cx))
+            {
+                return Poll::Ready(ended.is_ok());
+            }
         }
+    });
+    rests.await.then(|| connection.into_parts().io.into_inner())
+}
+
+impl Stay<'_> {
+    /// Whether the connection has to end as soon as nothing is asked on it, and nothing is.
+    fn has_to_end(&mut self, cx: &mut Context<'_>) -> bool {
+        // Asked once, it wakes this task; and a look costs less than to ask again.
+        let has_to_leave = if self.is_asked {
+            self.place.leave.is_cancelled()
+        } else {
+            self.leave.as_mut().poll(cx).is_ready()
+        };
+        self.is_asked = true;
+        if !self.is_leaving && has_to_leave {
+            self.is_leaving = true;
+            // What does not ask anything soon is not waited for.
+            self.limits.header_timeout = self.limits.header_timeout.min(LEAVING);
+            self.limits.idle_timeout = self.limits.idle_timeout.min(LEAVING);
+        }
+        // hyper closes a connection between requests at once, and forgets what of the answer before is unsent;
+        // and a new one before its first request, which may be on its way.
+        let activity = &self.place.activity;
+        self.is_leaving && !activity.has_tail() && !activity.is_new()
+    }
+
+    /// Ready when the connection has to be given up.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // Deadlines move later with every request: the hot path never touches the timer.
-        alarm.poll(activity.deadline(&limits), cx)
-    })
-    .await;
+        self.alarm.poll(self.place.activity.deadline(&self.limits), cx)
+    }
+
+    /// Polls hyper, which was told to end, and keeps it from ending the socket. It is ready between requests; else the
+    /// connection goes on until what is under way is done.
+    fn hand_back<R>(&self, poll: impl FnOnce() -> Poll<R>) -> Poll<R> {
+        self.place.activity.hand_back(true);
+        let ended = poll();
+        self.place.activity.hand_back(false);
+        ended
+    }
+
+    /// Ready with true when nothing was asked for a while, and with false when the connection has to be given up.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let activity = &self.place.activity;
+        let deadline = activity.deadline(&self.limits);
+        match activity.rests_at().filter(|rests_at| *rests_at < deadline) {
+            Some(rests_at) => self.alarm.poll(rests_at, cx).map(|()| true),
+            None => self.alarm.poll(deadline, cx).map(|()| false),
+        }
+    }
 }
 
 /// The last words to a caller that there is no room for.

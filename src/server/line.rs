@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use crate::config::Limits;
@@ -22,6 +23,8 @@ const WRITE_STALL: Duration = Duration::from_secs(60);
 const DAWDLES: Duration = Duration::from_secs(1);
 /// Long enough for a length of twenty digits.
 const LONGEST_START: usize = "content-length: 12345678901234567890\r\n".len();
+/// Who asks nothing for that long is waited for without buffers.
+const RESTS_AFTER: Duration = Duration::from_secs(3);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Between requests.
@@ -31,6 +34,13 @@ const HEAD: u8 = 1;
 /// A request is being answered.
 const BUSY: u8 = 2;
 
+/// All that came is whole requests.
+const WHOLE: u8 = 0;
+/// A head has begun.
+const PART_OF_HEAD: u8 = 1;
+/// A body is coming in.
+const PART_OF_BODY: u8 = 2;
+
 /// What a connection does, and since when, in milliseconds since it was accepted.
 pub(super) struct Activity {
     accepted: Instant,
@@ -38,11 +48,22 @@ pub(super) struct Activity {
     since_ms: AtomicU64,
     blocked_since_ms: AtomicU64,
     is_answering: AtomicBool,
-    /// A head has begun, perhaps while the request before it was being answered.
-    has_begun: AtomicBool,
+    /// What came last, perhaps while the request before it was being answered.
+    came: AtomicU8,
+    /// hyper is asked for the socket, which stays open.
+    is_handed_back: AtomicBool,
     /// How many requests were answered, and which of those to come has a fault.
     requests: AtomicU64,
     faults: Mutex<Vec<(u64, Fault)>>,
+}
+
+/// What a caller is connected by.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Ready when there is something to read, the end included.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Writes what there is room for, without waiting.
+    fn try_last_words(&self, words: &[u8]);
 }
 
 /// The socket, watched.
@@ -110,7 +131,8 @@ impl Activity {
             since_ms: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(u64::MAX),
             is_answering: AtomicBool::new(false),
-            has_begun: AtomicBool::new(false),
+            came: AtomicU8::new(WHOLE),
+            is_handed_back: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             faults: Mutex::default(),
         })
@@ -134,7 +156,7 @@ impl Activity {
 
     /// The answer is complete or given up. Says when that is.
     pub(super) fn answered(&self) -> Instant {
-        self.enter(if self.has_begun.load(Ordering::Relaxed) { HEAD } else { IDLE })
+        self.enter(if self.came.load(Ordering::Relaxed) == PART_OF_HEAD { HEAD } else { IDLE })
     }
 
     /// When the connection has to be given up, as things are.
@@ -149,6 +171,17 @@ impl Activity {
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
         let unread = if blocked == u64::MAX { NEVER } else { Duration::from_millis(blocked) + WRITE_STALL };
         self.accepted + patience.min(unread)
+    }
+
+    /// When nothing was asked for so long that the connection can do without buffers; none while something is.
+    pub(super) fn rests_at(&self) -> Option<Instant> {
+        let is_idle = self.is(IDLE) && !self.has_tail() && self.came.load(Ordering::Relaxed) == WHOLE;
+        is_idle.then(|| self.accepted + self.since() + RESTS_AFTER)
+    }
+
+    /// Whether hyper's end of the connection leaves the socket open.
+    pub(super) fn hand_back(&self, is_handed_back: bool) {
+        self.is_handed_back.store(is_handed_back, Ordering::Relaxed);
     }
 
     /// In which order connections give way to others: those between requests first, then heads that dawdle, each
@@ -251,9 +284,13 @@ impl Inbound {
         }
     }
 
-    /// True when a head has begun and not ended.
-    fn has_begun(&self) -> bool {
-        matches!(self, Self::Head(_, head) if head.request_line > 0)
+    /// What came last.
+    fn came(&self) -> u8 {
+        match self {
+            Self::Head(_, head) if head.request_line > 0 => PART_OF_HEAD,
+            Self::Head(..) => WHOLE,
+            Self::Body(..) | Self::Chunks(..) => PART_OF_BODY,
+        }
     }
 
     /// What is wrong with the head that is coming in.
@@ -416,10 +453,10 @@ impl<T> Line<T> {
     fn watch(&mut self, read: &[u8]) {
         let activity = &self.activity;
         self.inbound.read(read, activity);
-        let has_begun = self.inbound.has_begun();
-        activity.has_begun.store(has_begun, Ordering::Relaxed);
-        if activity.is(IDLE) && has_begun {
-            activity.enter(HEAD);
+        let came = self.inbound.came();
+        let before = activity.came.swap(came, Ordering::Relaxed);
+        if activity.is(IDLE) && came != before {
+            activity.enter(if came == PART_OF_HEAD { HEAD } else { IDLE });
         }
     }
 
@@ -437,6 +474,33 @@ impl<T> Line<T> {
         };
         self.own_words = in_bytes(problem.closing());
         true
+    }
+}
+
+impl<T: Socket> Line<T> {
+    /// Ready when there is something to read, the end included.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.socket.poll_readable(cx)
+    }
+}
+
+impl Socket for TcpStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(drop)
+    }
+
+    fn try_last_words(&self, words: &[u8]) {
+        let _sent = self.try_write(words);
+    }
+}
+
+impl Socket for UnixStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(drop)
+    }
+
+    fn try_last_words(&self, words: &[u8]) {
+        let _sent = self.try_write(words);
     }
 }
 
@@ -506,6 +570,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.activity.is_handed_back.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         ready!(this.poll_own_words(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
     }

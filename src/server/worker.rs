@@ -9,14 +9,15 @@ use std::time::Duration;
 use axum::Router;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::connection::{self, turned_away};
-use super::listen::{Bound, Socket};
+use super::line::Socket;
+use super::listen::{self, Bound};
 use super::peer::{Kernel, owner_of_unix};
 use super::room::Room;
 use super::supervisor::HEARTBEAT;
@@ -157,7 +158,7 @@ async fn accept_from(
 ) -> io::Result<()> {
     let (door, is_for_remote) = (bound.door, bound.listen.is_remote());
     match bound.socket {
-        Socket::Tcp(listener) => {
+        listen::Socket::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             while let Some((stream, peer)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 // Containers come to loopback from elsewhere where `route_localnet` lets them; keys guard no such door.
@@ -170,7 +171,7 @@ async fn accept_from(
                 admit(stream, peer, &door, &worker, &served, &stop);
             }
         }
-        Socket::Unix(listener) => {
+        listen::Socket::Unix(listener) => {
             let listener = UnixListener::from_std(listener)?;
             while let Some((stream, _)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 let peer = Peer::Local(owner_of_unix(&stream));
@@ -201,16 +202,14 @@ where
     }
 }
 
-fn admit<T>(
+fn admit<T: Socket>(
     stream: T,
     peer: Peer,
     door: &Arc<Door>,
     worker: &Arc<Worker>,
     served: &TaskTracker,
     stop: &CancellationToken,
-) where
-    T: TryWrite + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let Some(place) = worker.room.enter(stop) else {
         worker.counters.turned_away();
         stream.try_last_words(&turned_away(Code::TooManyConnections, "limits.connections is reached"));
@@ -222,23 +221,6 @@ fn admit<T>(
         connection::serve(stream, caller, worker, place).await;
         drop(open);
     });
-}
-
-/// A socket that can be written to once without waiting.
-trait TryWrite {
-    fn try_last_words(&self, words: &[u8]);
-}
-
-impl TryWrite for TcpStream {
-    fn try_last_words(&self, words: &[u8]) {
-        let _sent = self.try_write(words);
-    }
-}
-
-impl TryWrite for UnixStream {
-    fn try_last_words(&self, words: &[u8]) {
-        let _sent = self.try_write(words);
-    }
 }
 
 /// A refusal at our own address carries what every answer of ours carries.

@@ -18,6 +18,8 @@ CONNECTIONS = 64
 MANY = 3
 MANY_CONNECTIONS = 9500
 GIVEN_BACK_WITHIN_SECS = 60
+# Connections are idle on which nothing was asked for that long.
+IDLE_SECS = 5
 CHANGES = 20
 
 
@@ -211,6 +213,7 @@ def memory_of(lab, peer):
         each = []
         for connections in (1000, MANY_CONNECTIONS):
             with lab.kept("hold", proxy.port, "/1k", lab.file("1k"), connections):
+                time.sleep(IDLE_SECS)
                 each.append((proxy.program.pss_kib() - idle) / connections)
         after = lowest_within(proxy, idle * 1.2)
     with lab.start(peer) as proxy:

@@ -11,6 +11,7 @@ mod guard;
 mod limits;
 mod problems;
 mod replay;
+mod resting;
 mod room;
 mod stalls;
 mod unusual;

@@ -24,6 +24,8 @@ const WATCHED: &str = "SLOW_PEER_SECS";
 const WATCHED_BY_DEFAULT: u64 = 10;
 const MOST_GROWTH_KIB: u64 = 8 * 1024;
 const PIECE: usize = 64 * 1024;
+/// Longer than it takes until a connection rests on which nothing is asked.
+const PAUSE: Duration = Duration::from_secs(5);
 /// More than all sockets on the way hold.
 const MORE_THAN_BUFFERS: usize = 32 * 1024 * 1024;
 
@@ -264,6 +266,34 @@ fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
     let answer = caller.answer("POST");
     assert_eq!((answer.status, answer.body.len()), (200, MORE_THAN_BUFFERS));
     taking.join().unwrap();
+}
+
+/// The upstream answers before it has the body, whose rest comes when an idle connection would rest.
+#[test]
+fn an_upload_goes_on_behind_its_answer_after_a_pause() {
+    let (upstream, world) = with_upstream();
+    let mut caller = Caller::connect(&world.daemon);
+    let (begins, rest) = (vec![b'x'; PIECE], vec![0xff; PIECE]);
+    caller.send_head("POST /x", "Transfer-Encoding: chunked\r\n");
+    caller.send_chunk(&begins);
+    let taking = spawn(move || {
+        let mut taken = accepted(&upstream);
+        taken.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").unwrap();
+        let mut came = Vec::new();
+        while !came.ends_with(b"0\r\n\r\n") {
+            came.resize(came.len() + 1, 0);
+            taken.read_exact(came.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
+        }
+        came.iter().filter(|byte| **byte == 0xff).count()
+    });
+    assert_eq!(caller.answer("POST").text(), "early");
+
+    sleep(PAUSE);
+    caller.send_chunk(&rest);
+    caller.send(b"0\r\n\r\n");
+
+    assert_eq!(taking.join().unwrap(), rest.len());
+    assert_eq!(caller.get("/-/healthz").status, 200, "the connection goes on");
 }
 
 /// A world whose API is this listener.
