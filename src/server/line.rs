@@ -453,8 +453,8 @@ impl<T> Line<T> {
     fn watch(&mut self, read: &[u8]) {
         let activity = &self.activity;
         self.inbound.read(read, activity);
-        let came = self.inbound.came();
-        let before = activity.came.swap(came, Ordering::Relaxed);
+        let (came, before) = (self.inbound.came(), activity.came.load(Ordering::Relaxed));
+        activity.came.store(came, Ordering::Relaxed);
         if activity.is(IDLE) && came != before {
             activity.enter(if came == PART_OF_HEAD { HEAD } else { IDLE });
         }
