@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,7 +18,7 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::line::{Activity, Line, Socket, in_bytes};
+use super::line::{Activity, Line, Transport, in_bytes};
 use super::room::Place;
 use super::worker::{Answered, Worker, goal_of};
 use crate::config::Limits;
@@ -51,34 +52,33 @@ struct Stay<'a> {
     place: &'a Place,
     leave: Pin<&'a mut (dyn Future<Output = ()> + Send)>,
     is_asked: bool,
-    is_leaving: bool,
     limits: Limits,
     alarm: Alarm,
 }
 
 /// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
-pub(super) async fn serve<T: Socket>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place) {
+pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place) {
     let activity = Arc::clone(&place.activity);
     let limits = worker.limits();
     let service = |request: Request<Incoming>| {
         let (worker, activity, caller) = (Arc::clone(&worker), Arc::clone(&activity), caller.clone());
         async move { Ok::<_, Infallible>(answer(worker, activity, caller, request).await) }
     };
-    let mut hyper = http1::Builder::new();
-    hyper
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .half_close(true)
-        .max_headers(MOST_FIELDS)
-        .max_header_size(Line::<T>::HYPER_TAKES)
-        .max_buf_size(Line::<T>::HYPER_TAKES);
-
     let mut line = Line::new(socket, Arc::clone(&activity));
     let leave = pin!(place.leave.cancelled());
-    let mut stay =
-        Stay { place: &place, leave, is_asked: false, is_leaving: false, limits, alarm: Alarm::default() };
+    let mut stay = Stay { place: &place, leave, is_asked: false, limits, alarm: Alarm::default() };
     while asks(&mut line, &mut stay).await {
-        let connection = Box::new(hyper.serve_connection(TokioIo::new(line), service_fn(service)));
+        // Nothing of hyper's is kept while a connection rests, nor what it is made with.
+        let connection = Box::new(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(None)
+                .half_close(true)
+                .max_headers(MOST_FIELDS)
+                .max_header_size(Line::<T>::HYPER_TAKES)
+                .max_buf_size(Line::<T>::HYPER_TAKES)
+                .serve_connection(TokioIo::new(line), service_fn(service)),
+        );
         match talk(connection, &mut stay).await {
             Some(rested) => line = rested,
             None => return,
@@ -87,7 +87,7 @@ pub(super) async fn serve<T: Socket>(socket: T, caller: Caller, worker: Arc<Work
 }
 
 /// Waits until there is something to read. False when the connection has to end.
-async fn asks<T: Socket>(line: &mut Line<T>, stay: &mut Stay<'_>) -> bool {
+async fn asks<T: Transport>(line: &mut Line<T>, stay: &mut Stay<'_>) -> bool {
     poll_fn(|cx| {
         // First, so that what has arrived is served.
         if line.poll_readable(cx).is_ready() {
@@ -100,7 +100,7 @@ async fn asks<T: Socket>(line: &mut Line<T>, stay: &mut Stay<'_>) -> bool {
 
 /// Serves until nothing has been asked for a while: hyper's buffers go, and the line comes back. None when the
 /// connection has ended.
-async fn talk<T: Socket, S>(
+async fn talk<T: Transport, S>(
     mut connection: Box<http1::Connection<TokioIo<Line<T>>, S>>,
     stay: &mut Stay<'_>,
 ) -> Option<Line<T>>
@@ -136,14 +136,12 @@ impl Stay<'_> {
     /// Whether the connection has to end as soon as nothing is asked on it, and nothing is.
     fn has_to_end(&mut self, cx: &mut Context<'_>) -> bool {
         // Asked once, it wakes this task; and a look costs less than to ask again.
-        let has_to_leave = if self.is_asked {
+        let is_leaving = if mem::replace(&mut self.is_asked, true) {
             self.place.leave.is_cancelled()
         } else {
             self.leave.as_mut().poll(cx).is_ready()
         };
-        self.is_asked = true;
-        if !self.is_leaving && has_to_leave {
-            self.is_leaving = true;
+        if is_leaving {
             // What does not ask anything soon is not waited for.
             self.limits.header_timeout = self.limits.header_timeout.min(LEAVING);
             self.limits.idle_timeout = self.limits.idle_timeout.min(LEAVING);
@@ -151,7 +149,7 @@ impl Stay<'_> {
         // hyper closes a connection between requests at once, and forgets what of the answer before is unsent;
         // and a new one before its first request, which may be on its way.
         let activity = &self.place.activity;
-        self.is_leaving && !activity.has_tail() && !activity.is_new()
+        is_leaving && !activity.has_tail() && !activity.is_new()
     }
 
     /// Ready when the connection has to be given up.
@@ -172,10 +170,10 @@ impl Stay<'_> {
     /// Ready with true when nothing was asked for a while, and with false when the connection has to be given up.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let activity = &self.place.activity;
-        let deadline = activity.deadline(&self.limits);
-        match activity.rests_at().filter(|rests_at| *rests_at < deadline) {
+        let rests_at = activity.rests_at().filter(|rests_at| *rests_at < activity.deadline(&self.limits));
+        match rests_at {
             Some(rests_at) => self.alarm.poll(rests_at, cx).map(|()| true),
-            None => self.alarm.poll(deadline, cx).map(|()| false),
+            None => self.poll_deadline(cx).map(|()| false),
         }
     }
 }
@@ -217,7 +215,7 @@ async fn answer(
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let ended = self.activity.answered();
+        let ended = self.activity.callers_turn();
         self.worker.counters().ended(self.goal, ended.duration_since(self.began));
     }
 }

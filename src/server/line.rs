@@ -58,7 +58,7 @@ pub(super) struct Activity {
 }
 
 /// What a caller is connected by.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Ready when there is something to read, the end included.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
@@ -154,8 +154,8 @@ impl Activity {
         faults.iter().find(|(faulty, _)| *faulty == next).map(|(_, fault)| *fault)
     }
 
-    /// The answer is complete or given up. Says when that is.
-    pub(super) fn answered(&self) -> Instant {
+    /// It is the caller's turn from now on, with the rest of a head or with a new one. Says when that is.
+    pub(super) fn callers_turn(&self) -> Instant {
         self.enter(if self.came.load(Ordering::Relaxed) == PART_OF_HEAD { HEAD } else { IDLE })
     }
 
@@ -456,7 +456,7 @@ impl<T> Line<T> {
         let (came, before) = (self.inbound.came(), activity.came.load(Ordering::Relaxed));
         activity.came.store(came, Ordering::Relaxed);
         if activity.is(IDLE) && came != before {
-            activity.enter(if came == PART_OF_HEAD { HEAD } else { IDLE });
+            activity.callers_turn();
         }
     }
 
@@ -477,14 +477,14 @@ impl<T> Line<T> {
     }
 }
 
-impl<T: Socket> Line<T> {
+impl<T: Transport> Line<T> {
     /// Ready when there is something to read, the end included.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.socket.poll_readable(cx)
     }
 }
 
-impl Socket for TcpStream {
+impl Transport for TcpStream {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_read_ready(cx).map(drop)
     }
@@ -494,7 +494,7 @@ impl Socket for TcpStream {
     }
 }
 
-impl Socket for UnixStream {
+impl Transport for UnixStream {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_read_ready(cx).map(drop)
     }

@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::connection::{self, turned_away};
-use super::line::Socket;
-use super::listen::{self, Bound};
+use super::line::Transport;
+use super::listen::{Bound, Socket};
 use super::peer::{Kernel, owner_of_unix};
 use super::room::Room;
 use super::supervisor::HEARTBEAT;
@@ -158,7 +158,7 @@ async fn accept_from(
 ) -> io::Result<()> {
     let (door, is_for_remote) = (bound.door, bound.listen.is_remote());
     match bound.socket {
-        listen::Socket::Tcp(listener) => {
+        Socket::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             while let Some((stream, peer)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 // Containers come to loopback from elsewhere where `route_localnet` lets them; keys guard no such door.
@@ -171,7 +171,7 @@ async fn accept_from(
                 admit(stream, peer, &door, &worker, &served, &stop);
             }
         }
-        listen::Socket::Unix(listener) => {
+        Socket::Unix(listener) => {
             let listener = UnixListener::from_std(listener)?;
             while let Some((stream, _)) = accepted(&stop, &worker.room, || listener.accept()).await {
                 let peer = Peer::Local(owner_of_unix(&stream));
@@ -202,7 +202,7 @@ where
     }
 }
 
-fn admit<T: Socket>(
+fn admit<T: Transport>(
     stream: T,
     peer: Peer,
     door: &Arc<Door>,

@@ -77,7 +77,7 @@ fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<Seen> {
             if reads_bodies {
                 let _whole = request.into_body().collect().await;
             }
-            activity.answered();
+            activity.callers_turn();
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });

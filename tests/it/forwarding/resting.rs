@@ -8,7 +8,7 @@ use super::{one_worker, resident_kib};
 use crate::support::{PATIENCE, Setup, eventually};
 
 /// Longer than it takes until a connection rests.
-const A_WHILE: Duration = Duration::from_secs(4);
+pub(super) const A_WHILE: Duration = Duration::from_secs(4);
 const MANY: usize = 800;
 /// What a connection may cost that rests, far below what its buffers take.
 const RESTING_KIB: u64 = 6;

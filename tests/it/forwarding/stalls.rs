@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::bodies::until_it_stands_still;
 use super::caller::Caller;
+use super::resting::A_WHILE;
 use super::{one_worker, resident_kib};
 use crate::standin::{self, Gate, Scripted, pieces};
 use crate::support::{Daemon, PATIENCE, Setup, World};
@@ -24,8 +25,6 @@ const WATCHED: &str = "SLOW_PEER_SECS";
 const WATCHED_BY_DEFAULT: u64 = 10;
 const MOST_GROWTH_KIB: u64 = 8 * 1024;
 const PIECE: usize = 64 * 1024;
-/// Longer than it takes until a connection rests on which nothing is asked.
-const PAUSE: Duration = Duration::from_secs(5);
 /// More than all sockets on the way hold.
 const MORE_THAN_BUFFERS: usize = 32 * 1024 * 1024;
 
@@ -252,11 +251,7 @@ fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
         });
         until_it_stands_still(|| said.load(Ordering::Relaxed));
         // Its head as well: who closes with anything unread takes back what it has said.
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.resize(head.len() + 1, 0);
-            taken.read_exact(head.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
-        }
+        read_to(&mut taken, b"\r\n\r\n");
         taken.read_exact(&mut vec![0; MORE_THAN_BUFFERS]).unwrap();
         answering.join().unwrap();
     });
@@ -279,16 +274,11 @@ fn an_upload_goes_on_behind_its_answer_after_a_pause() {
     let taking = spawn(move || {
         let mut taken = accepted(&upstream);
         taken.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").unwrap();
-        let mut came = Vec::new();
-        while !came.ends_with(b"0\r\n\r\n") {
-            came.resize(came.len() + 1, 0);
-            taken.read_exact(came.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
-        }
-        came.iter().filter(|byte| **byte == 0xff).count()
+        read_to(&mut taken, b"0\r\n\r\n").iter().filter(|byte| **byte == 0xff).count()
     });
     assert_eq!(caller.answer("POST").text(), "early");
 
-    sleep(PAUSE);
+    sleep(A_WHILE);
     caller.send_chunk(&rest);
     caller.send(b"0\r\n\r\n");
 
@@ -315,6 +305,16 @@ fn accepted(upstream: &TcpListener) -> TcpStream {
             return stream;
         }
     }
+}
+
+/// What comes up to this end, and nothing behind it.
+fn read_to(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+    let mut came = Vec::new();
+    while !came.ends_with(end) {
+        came.resize(came.len() + 1, 0);
+        stream.read_exact(came.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
+    }
+    came
 }
 
 /// The most memory that the daemon takes while something happens once a second.
