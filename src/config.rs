@@ -45,6 +45,7 @@ const LIMITS: Known = &[
     "header_timeout",
     "connect_timeout",
     "response_timeout",
+    "token_timeout",
     "token_wait",
     "idle_timeout",
     "drain_timeout",
@@ -202,6 +203,8 @@ pub struct Account {
     pub identity_url: Option<Url>,
     /// When the server ends a login; none when never.
     pub login_lifetime: Option<Duration>,
+    /// The end of a personal access token, in milliseconds since the Unix epoch; none when it is not known.
+    pub expires_at_ms: Option<i64>,
 }
 
 /// Where requests with a prefix go.
@@ -299,6 +302,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// To the head of the upstream's answer.
     pub response_timeout: Duration,
+    /// How long the authorization server may take to answer.
+    pub token_timeout: Duration,
     /// How long a request waits for a token that is on its way.
     pub token_wait: Duration,
     /// A keep-alive connection without a request.
@@ -482,6 +487,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),
+            token_timeout: Duration::from_secs(60),
             token_wait: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(15),
@@ -574,6 +580,7 @@ fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
         header_timeout: positive("header_timeout", default.header_timeout)?,
         connect_timeout: positive("connect_timeout", default.connect_timeout)?,
         response_timeout: positive("response_timeout", default.response_timeout)?,
+        token_timeout: positive("token_timeout", default.token_timeout)?,
         token_wait: time("token_wait", default.token_wait)?,
         idle_timeout: positive("idle_timeout", default.idle_timeout)?,
         drain_timeout: time("drain_timeout", default.drain_timeout)?,

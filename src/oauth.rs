@@ -32,8 +32,6 @@ use keys::Keys;
 
 /// To connect to the authorization server, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the first byte sent to the last one received; stopping waits that long for a refresh.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// Who it is, is nice to know: a login does not wait long for it.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -149,6 +147,7 @@ type Form = Vec<(&'static str, String)>;
 #[derive(Debug)]
 pub struct Oauth {
     account: Account,
+    timeout: Duration,
     http: reqwest::Client,
     keys: Keys,
     #[cfg(test)]
@@ -157,11 +156,11 @@ pub struct Oauth {
 
 impl Oauth {
     /// Builds the client: no redirects, no proxy from the environment, a new connection for every request, so
-    /// that a dead one never leaves a grant in doubt.
+    /// that a dead one never leaves a grant in doubt. A request takes `timeout` at most.
     ///
     /// # Errors
     /// When the TLS set-up is not usable.
-    pub fn new(account: Account) -> Result<Self, tls::TlsError> {
+    pub fn new(account: Account, timeout: Duration) -> Result<Self, tls::TlsError> {
         let extra = account.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client(extra, &[])?)
@@ -171,17 +170,26 @@ impl Oauth {
             .no_proxy()
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
+            .timeout(timeout)
             .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")))
             .build()
             .expect("constants make a valid client");
         Ok(Self {
             account,
+            timeout,
             http,
             keys: Keys::default(),
             #[cfg(test)]
             simulated: None,
         })
+    }
+
+    /// The same client with re-read secrets and certificates.
+    ///
+    /// # Errors
+    /// When the TLS set-up is not usable.
+    pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
+        Self::new(account, self.timeout)
     }
 
     /// The account that this client acts for.
@@ -447,6 +455,9 @@ pub(crate) mod simulated {
 
     use super::{Account, Form, GrantError, Keys, Oauth};
 
+    /// How long an answer is waited for.
+    pub(crate) const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
     /// What comes back for a form: an answer as it was received, or how it was lost.
     pub(crate) type Answered = Pin<Box<dyn Future<Output = Result<reqwest::Response, GrantError>> + Send>>;
 
@@ -469,7 +480,7 @@ pub(crate) mod simulated {
     /// A client whose forms go there.
     pub(crate) fn client(account: Account, network: Network) -> Oauth {
         static HTTP: OnceLock<reqwest::Client> = OnceLock::new();
-        let http = HTTP.get_or_init(|| Oauth::new(account.clone()).unwrap().http).clone();
-        Oauth { account, http, keys: Keys::default(), simulated: Some(network) }
+        let http = HTTP.get_or_init(|| Oauth::new(account.clone(), TIMEOUT).unwrap().http).clone();
+        Oauth { account, timeout: TIMEOUT, http, keys: Keys::default(), simulated: Some(network) }
     }
 }

@@ -107,7 +107,7 @@ impl Accounts {
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
-                Oauth::new(account.clone())?,
+                Oauth::new(account.clone(), config.limits.token_timeout)?,
                 Arc::clone(&store),
                 is_in_flight,
                 notifier.clone(),

@@ -35,6 +35,7 @@ const ACCOUNT: Known = &[
     "refresh_at",
     "identity_url",
     "login_lifetime",
+    "expires",
 ];
 const DEFAULT_SCOPE: &str = "openid profile CnBlogsApi offline_access";
 const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
@@ -145,6 +146,7 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
             table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME),
         )
         .filter(|lifetime| !lifetime.is_zero()),
+        expires_at_ms: read_expires(table, grant)?,
     })
 }
 
@@ -258,6 +260,14 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
     } else {
         Err(entry.error("must be a fraction from 0.01 to 0.95"))
     }
+}
+
+fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigError> {
+    let Some(entry) = table.entry("expires") else { return Ok(None) };
+    if grant != Grant::PersonalAccessToken {
+        return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
+    }
+    table.parsed("expires", parse::end_of_day)
 }
 
 /// An endpoint; none when it is set to nothing.

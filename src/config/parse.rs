@@ -38,6 +38,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if duration > LONGEST { Err("longer than ten years".to_owned()) } else { Ok(duration) }
 }
 
+/// The end of a day, in milliseconds since the Unix epoch, by universal time.
+pub(super) fn end_of_day(text: &str) -> Result<i64, String> {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let is_date = text.len() == "2027-01-31".len();
+    let midnight = humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).ok().filter(|_| is_date);
+    let since_1970 = midnight.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since_1970
+        .and_then(|since_1970| i64::try_from((since_1970 + DAY).as_millis()).ok())
+        .ok_or_else(|| "not a date: write \"2027-01-31\"".to_owned())
+}
+
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
     let unit: usize = match text[digits.len()..].trim() {
@@ -173,6 +184,10 @@ mod tests {
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86400)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         assert!(duration("10").is_err() && duration("soon").is_err() && duration("900y").is_err());
+        assert_eq!(end_of_day("1970-01-01"), Ok(86_400_000));
+        for bad in ["2027-1-31", "2027-02-30", "2027-01-31T00:00:00Z", "soon", ""] {
+            assert!(end_of_day(bad).is_err(), "{bad}");
+        }
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("10"), Ok(10));
         assert!(size("KiB").is_err() && size("6 parsecs").is_err());

@@ -349,6 +349,7 @@ mod tests {
             refresh_at: 0.5,
             identity_url: None,
             login_lifetime: None,
+            expires_at_ms: None,
         }
     }
 

@@ -489,6 +489,7 @@ fn account() -> Account {
         refresh_at: 0.5,
         identity_url: None,
         login_lifetime: None,
+        expires_at_ms: None,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::token::{Moment, now};
 
 /// The client gives up that long after it asked.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+const ANSWER_TIMEOUT: Duration = crate::oauth::simulated::TIMEOUT;
 const WINDOW: Duration = Duration::from_secs(600);
 /// `promises.md`: a server that is down is asked that often in ten minutes.
 const MOST_TRIES: usize = 12;

@@ -70,6 +70,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("refresh_at", Kind::Fraction),
             ("identity_url", Kind::Text),
             ("login_lifetime", Kind::Text),
+            ("expires", Kind::Text),
         ],
     ),
     (
@@ -110,6 +111,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("header_timeout", Kind::Text),
             ("connect_timeout", Kind::Text),
             ("response_timeout", Kind::Text),
+            ("token_timeout", Kind::Text),
             ("token_wait", Kind::Text),
             ("idle_timeout", Kind::Text),
             ("drain_timeout", Kind::Text),

@@ -36,7 +36,7 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
             unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
         }
         for account in config.accounts.values().filter(|account| account.grant == Grant::AuthorizationCode) {
-            unusable += usize::from(!try_keys(account).await);
+            unusable += usize::from(!try_keys(account, config.limits.connect_timeout).await);
         }
         unusable
     });
@@ -135,11 +135,11 @@ async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> 
 }
 
 /// Asks for the public keys, as every login does.
-async fn try_keys(account: &Account) -> bool {
+async fn try_keys(account: &Account, within: Duration) -> bool {
     let Some(url) = &account.jwks_url else { return true };
     row("keys", &format!("{url} (account {})", account.name));
     let started = Instant::now();
-    let keys = match Oauth::new(account.clone()) {
+    let keys = match Oauth::new(account.clone(), within) {
         Ok(oauth) => oauth.published_keys().await.map_err(|error| with_causes(&error)),
         Err(error) => Err(with_causes(&error)),
     };

@@ -6,7 +6,7 @@ use super::{Awaiting, Keeper, blocking};
 use crate::config::{Account, Grant};
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
-use crate::oauth::{LoggedIn, Oauth, Pending, Verified, random};
+use crate::oauth::{LoggedIn, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
 use crate::store::{Person, Record, Reservation};
@@ -141,7 +141,7 @@ impl Keeper {
 
     pub(super) fn reconfigure(&mut self, account: Account) {
         let is_personal = account.grant == Grant::PersonalAccessToken;
-        match Oauth::new(account).map(Arc::new) {
+        match self.oauth.reconfigured(account).map(Arc::new) {
             Ok(oauth) => {
                 self.shared.oauth.store(Arc::clone(&oauth));
                 self.oauth = oauth;

@@ -50,6 +50,7 @@ const KEYS: [(&str, &[&str]); 8] = [
             "refresh_at",
             "identity_url",
             "login_lifetime",
+            "expires",
             "client_secret",
             "token",
             "password",
@@ -61,7 +62,15 @@ const KEYS: [(&str, &[&str]); 8] = [
     ("[[callers.key]]", &["name", "file", "methods", "paths", "routes", "secret"]),
     (
         "[limits]",
-        &["connections", "header_timeout", "token_wait", "idle_timeout", "drain_timeout", "replay_buffer"],
+        &[
+            "connections",
+            "header_timeout",
+            "token_timeout",
+            "token_wait",
+            "idle_timeout",
+            "drain_timeout",
+            "replay_buffer",
+        ],
     ),
     ("[notify]", &["command", "comand"]),
 ];
