@@ -76,7 +76,7 @@ impl Control {
 
     /// True when every account can serve a request now.
     pub fn is_ready(&self) -> bool {
-        self.sessions.values().all(|session| session.current().is_some())
+        self.sessions.values().all(Session::is_ready)
     }
 
     /// The status document. Never a token.
@@ -345,7 +345,7 @@ fn changed(
         }
         Ok(()) => return Ok(axum_json(&json!({ "outcome": done })).into_response()),
         Err(AskError::LoginRequired(_)) => Code::LoginRequired,
-        Err(AskError::Failed(_)) => Code::TokenUnavailable,
+        Err(AskError::Failed(_) | AskError::NotBegun(_)) => Code::TokenUnavailable,
         Err(AskError::Stopping) => Code::Stopping,
     };
     let words = outcome.err().map(|error| error.to_string()).unwrap_or_default();
@@ -373,7 +373,7 @@ async fn readyz(State(control): Shared) -> Response {
     if control.is_ready() {
         return axum_json(&json!({ "status": "ready" })).into_response();
     }
-    let waiting = control.sessions.iter().filter(|(_, session)| session.current().is_none());
+    let waiting = control.sessions.iter().filter(|(_, session)| !session.is_ready());
     let states: Vec<_> = waiting.map(|(name, session)| (name, session.status().state)).collect();
     let needs_login = states.iter().any(|(_, state)| *state == AccountState::LoginRequired);
     let code = if needs_login { Code::LoginRequired } else { Code::TokenUnavailable };

@@ -33,7 +33,7 @@ pub enum Event {
 }
 
 /// An event with its circumstances.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Notice {
     /// When.
     pub at: At,

@@ -1,8 +1,8 @@
 //! The authorization server's client: the authorization URL, exchange, refresh, client credentials, revoke.
 //! It keeps nothing but the server's public keys.
 //!
-//! A grant fails in one of three ways, and the keeper acts on which: **refused** for good, **unavailable** for
-//! now, or **in doubt**, when it was sent and the answer is not known.
+//! A grant is **refused** for good, **unavailable** for now, or **in doubt**, when it was sent and the answer is not
+//! known; [`GrantError`] has the kinds that the keeper acts on.
 
 pub mod callback;
 pub mod id_token;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Url, form_urlencoded};
@@ -53,16 +53,32 @@ pub struct Granted {
 /// Why a grant failed, and what that says about the token that was presented.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum GrantError {
-    /// The server's OAuth error: the token presented is good for nothing any more (`invalid_grant`), or a
-    /// person has to change the configuration (anything else).
-    #[error("the authorization server refused: {code}{description}")]
+    /// The server's last word, `invalid_grant`: what was presented is good for nothing any more (RFC 6749,
+    /// section 5.2).
+    #[error("the authorization server refused: invalid_grant{description}")]
     Refused {
+        /// Its description, with a separator in front, or nothing.
+        description: String,
+    },
+    /// The client is refused, whatever it presents: only another configuration helps.
+    #[error("the authorization server refused: {code}{description}")]
+    Misconfigured {
         /// The `error` of RFC 6749, section 5.2.
         code: String,
         /// Its description, with a separator in front, or nothing.
         description: String,
     },
-    /// For now: the server is down, busy or hidden behind something that is not it.
+    /// Answered with something that grants nothing and is no last word.
+    #[error("{reason}")]
+    NotGranted {
+        /// What is wrong with it.
+        reason: String,
+        /// What the server asked for in `Retry-After`.
+        retry_after: Option<Duration>,
+        /// The refresh token that replaces the one presented, if the answer had one.
+        successor: Option<SecretString>,
+    },
+    /// For now: the server is down, busy or can't be reached.
     #[error("{reason}")]
     Unavailable {
         /// What happened.
@@ -72,20 +88,25 @@ pub enum GrantError {
         /// What the server asked for in `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Granted, with an access token or a lifetime that can't be used.
-    #[error("{reason}")]
-    Unusable {
-        /// What is wrong with it.
-        reason: String,
-        /// The refresh token that replaces the one presented, if the answer had one.
-        successor: Option<SecretString>,
-    },
-    /// Sent, and the answer was lost: the token presented may have been rotated.
+    /// Sent, and the answer is not known: the token presented may have been rotated.
     #[error("{reason}")]
     InDoubt {
         /// What happened.
         reason: String,
+        /// How the answer was lost.
+        loss: Loss,
     },
+}
+
+/// How an answer was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection ended before the answer did: the server does not work on the request any more.
+    Broken,
+    /// It came whole, and can't be read.
+    Unreadable,
+    /// It did not come in time: the server may still work on the request.
+    TimedOut,
 }
 
 /// A login in progress, between the authorization URL and its callback.
@@ -162,7 +183,10 @@ impl Oauth {
     /// When the TLS set-up is not usable.
     pub fn new(account: Account, timeout: Duration) -> Result<Self, tls::TlsError> {
         let extra = account.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
+        // Encoded answers are not asked for, and read when they come all the same.
+        let identity = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         let http = reqwest::Client::builder()
+            .default_headers(identity)
             .tls_backend_preconfigured(tls::client(extra, &[])?)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -190,6 +214,11 @@ impl Oauth {
     /// When the TLS set-up is not usable.
     pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
         Self::new(account, self.timeout)
+    }
+
+    /// How long an answer is waited for.
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// The account that this client acts for.
@@ -268,9 +297,9 @@ impl Oauth {
     ) -> Result<LoggedIn, LoginError> {
         let Verified { claims: front, mut remarks } = verified;
         let granted = match self.exchange(pending, code).await {
-            Err(GrantError::Unusable { reason, successor }) => {
-                self.discard(successor.as_ref()).await;
-                return Err(GrantError::Unusable { reason, successor: None }.into());
+            Err(GrantError::NotGranted { successor: Some(successor), reason, .. }) => {
+                self.discard(Some(&successor)).await;
+                return Err(GrantError::NotGranted { reason, retry_after: None, successor: None }.into());
             }
             exchanged => exchanged?,
         };
@@ -413,16 +442,13 @@ impl Pending {
 }
 
 impl GrantError {
-    /// True when the token that was presented must never be presented again.
-    pub fn is_final(&self) -> bool {
-        const OF_THE_CLIENT: [&str; 5] = [
-            "invalid_client",
-            "unauthorized_client",
-            "unsupported_grant_type",
-            "invalid_scope",
-            "invalid_request",
-        ];
-        matches!(self, Self::Refused { code, .. } if !OF_THE_CLIENT.contains(&code.as_str()))
+    /// True when the server answered, and granted nothing.
+    pub const fn is_refusal(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Misconfigured { .. } | Self::NotGranted { .. } => true,
+            Self::InDoubt { loss, .. } => matches!(loss, Loss::Unreadable),
+            Self::Unavailable { .. } => false,
+        }
     }
 }
 

@@ -163,6 +163,9 @@ impl Proxy {
         let (answer, token) = if answer.status() == StatusCode::UNAUTHORIZED {
             Box::pin(self.replayed(client, session, &message, &source, token, answer)).await?
         } else {
+            if answer.status().is_success() {
+                session.note_accepted(&token);
+            }
             (answer, token)
         };
 
@@ -238,7 +241,8 @@ impl Proxy {
     }
 
     /// A 401 says that the request was not applied (RFC 9110, section 15.5.2): the token is refreshed, once for
-    /// all who saw the same, and the request is sent once more when its body can be.
+    /// all who saw the same, and the request is sent once more when its body can be. When the login is over, only a
+    /// person can help, and the caller is told so in place of the 401.
     async fn replayed(
         &self,
         client: &Client,
@@ -248,14 +252,34 @@ impl Proxy {
         token: Arc<Token>,
         refusal: Response<Box<Download>>,
     ) -> Result<(Response<Box<Download>>, Arc<Token>), Problem> {
-        let Some(upload) = source.again().await else {
+        if token.is_personal() {
             session.report_rejected(&token);
             return Ok((refusal, token));
+        }
+        let again = match source.again().await {
+            Some(upload) => {
+                let newer = session.refreshed_since(&token, self.shared.limits.token_wait).await;
+                newer.map(|newer| (upload, newer))
+            }
+            None => {
+                session.report_rejected(&token);
+                None
+            }
         };
-        let Some(newer) = session.refreshed_since(&token).await else { return Ok((refusal, token)) };
+        let Some((upload, newer)) = again else {
+            return if session.needs_login() {
+                Err(self.login_required(session.account()))
+            } else {
+                Ok((refusal, token))
+            };
+        };
         drop(refusal);
         self.counters.replayed();
         let answer = self.send(client, message, upload, source, &newer, Instant::now()).await?;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => session.report_rejected(&newer),
+            _ => session.report_cured(&newer),
+        }
         Ok((answer, newer))
     }
 

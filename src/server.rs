@@ -304,7 +304,10 @@ async fn reload(
     }
     for account in config.accounts.values() {
         if let Some(session) = sessions.get(&account.name) {
-            session.reconfigure(account.clone()).await;
+            match session.oauth().reconfigured(account.clone()) {
+                Ok(oauth) => session.reconfigure(oauth),
+                Err(error) => tracing::error!(%error, "the configuration of an account was not taken over"),
+            }
         }
     }
     shared.guard.store(Arc::new(Guard::new(&config)));

@@ -4,7 +4,9 @@
 //! A request only reads and asks. A refresh never lives in a request's future: that is dropped when the caller
 //! hangs up, and with it a rotated refresh token that exists nowhere else.
 
+mod journal;
 mod keeper;
+mod mailbox;
 mod plan;
 #[cfg(test)]
 #[path = "../tests/histories/main.rs"]
@@ -12,29 +14,26 @@ mod histories;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use serde::Serialize;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Account;
 use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::pulse::Pulse;
 use crate::store::Store;
 use crate::token::{At, Moment, Token, now};
+use mailbox::{Ask, Mailbox, Reply};
 
 /// A person is warned that long before the server ends the login.
 pub const WARN_BEFORE: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How many events the status shows.
-const EVENTS_KEPT: usize = 20;
-/// How many refreshes the status shows.
-const REFRESHES_KEPT: usize = 10;
+/// A personal access token is taken for dead after so many 401s without a success between.
+const DEAD_AFTER_REFUSALS: u32 = 3;
 
 /// The live token of one account. Cheap to clone.
 #[derive(Clone)]
@@ -83,7 +82,7 @@ pub enum RefreshOutcome {
 }
 
 /// A refresh that is over.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refresh {
     /// When it ended.
     pub at: At,
@@ -94,7 +93,7 @@ pub struct Refresh {
 }
 
 /// What is told about an account. Never a token.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
     /// How its tokens are obtained.
     pub grant: &'static str,
@@ -125,11 +124,14 @@ pub struct Status {
 }
 
 /// What the keeper answers to a person's ask.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum AskError {
     /// It can't be done, and why.
     #[error("{0}")]
     Failed(String),
+    /// It was not begun, and why: nothing is spent, and it can be asked for again.
+    #[error("{0}")]
+    NotBegun(String),
     /// Only a login helps.
     #[error("{0}")]
     LoginRequired(String),
@@ -165,52 +167,46 @@ pub struct LoginDone {
 pub struct Confirmation {
     /// Names it in the answer.
     pub id: String,
-    /// Who is logged in.
-    pub stored: String,
-    /// Who would be.
-    pub new: String,
+    /// Who is logged in, as far as the API said.
+    pub stored: Option<String>,
+    /// Who would be, as far as the API said.
+    pub new: Option<String>,
 }
 
 struct Shared {
     account: String,
     oauth: ArcSwap<Oauth>,
     current: ArcSwapOption<Token>,
-    rejected: AtomicU64,
-    poke: Notify,
+    mailbox: Mailbox,
     pulse: Pulse,
-    asks: mpsc::Sender<Ask>,
     published: watch::Sender<Published>,
 }
 
-/// What the keeper last said. `answers` counts the times that it finished a try, or turned one down.
+/// What the keeper last said.
 #[derive(Clone)]
 struct Published {
-    answers: u64,
+    /// How many tries are over.
+    tries: u64,
+    /// How many of the upstream's 401s cause no refresh.
+    turned_down: u64,
+    /// How long after `at` the next try is allowed.
     retry_in: Duration,
-    published_at: Moment,
+    at: Moment,
     status: Arc<Status>,
 }
 
 impl Published {
     /// How long until the next try, from now on.
     fn retry_in(&self) -> Duration {
-        self.retry_in.saturating_sub(now().since(self.published_at))
+        self.retry_in.saturating_sub(now().since(self.at))
     }
 
     /// True when a token will not come from the try that was under way, or not in time.
-    fn is_hopeless(&self, seen_answers: u64, patience: Duration) -> bool {
+    fn is_hopeless(&self, seen_tries: u64, patience: Duration) -> bool {
         let state = self.status.state;
         let is_late = state != State::Refreshing && self.retry_in() > patience;
-        self.answers > seen_answers || state == State::LoginRequired || is_late
+        self.tries > seen_tries || state == State::LoginRequired || is_late
     }
-}
-
-enum Ask {
-    Refresh(oneshot::Sender<Result<(), AskError>>),
-    LogIn { login: Box<(Pending, Code, Verified)>, reply: oneshot::Sender<Result<LoginOutcome, AskError>> },
-    Confirm { id: String, yes: bool, reply: oneshot::Sender<Result<LoginOutcome, AskError>> },
-    LogOut(oneshot::Sender<Result<(), AskError>>),
-    Reconfigure(Box<Account>),
 }
 
 /// Starts the keeper of a client's account on the current runtime and returns its session. The keeper ends
@@ -223,23 +219,18 @@ pub fn start(
     notifier: Notifier,
     stop: CancellationToken,
 ) -> (Session, JoinHandle<()>) {
-    let (asks, asked) = mpsc::channel(32);
-    let oauth = Arc::new(oauth);
-    let status = keeper::first_status(oauth.account());
-    let first =
-        Published { answers: 0, retry_in: Duration::ZERO, published_at: now(), status: Arc::new(status) };
+    let status = Arc::new(keeper::first_status(oauth.account()));
+    let first = Published { tries: 0, turned_down: 0, retry_in: Duration::ZERO, at: now(), status };
     let shared = Arc::new(Shared {
         account: oauth.account().name.clone(),
-        oauth: ArcSwap::new(Arc::clone(&oauth)),
+        oauth: ArcSwap::from_pointee(oauth),
         current: ArcSwapOption::empty(),
-        rejected: AtomicU64::new(0),
-        poke: Notify::new(),
+        mailbox: Mailbox::default(),
         pulse: Pulse::new(),
-        asks,
         published: watch::Sender::new(first),
     });
-    let keeper = keeper::Keeper::new(Arc::clone(&shared), oauth, store, is_in_flight, notifier);
-    let task = tokio::spawn(keeper.keep(asked, stop));
+    let keeper = keeper::Keeper::new(Arc::clone(&shared), store, is_in_flight, notifier);
+    let task = tokio::spawn(keeper.keep(stop));
     (Session { shared }, task)
 }
 
@@ -274,29 +265,64 @@ impl Session {
     }
 
     /// A newer token than one that the upstream refused with 401: there already, or from the one refresh that
-    /// all who saw the same refusal share. None when there will be none.
-    pub async fn refreshed_since(&self, refused: &Token) -> Option<Arc<Token>> {
-        let mut published = self.shared.published.subscribe();
-        let seen = published.borrow_and_update().answers;
-        self.shared.rejected.fetch_max(refused.serial(), Ordering::AcqRel);
-        if self.newer_than(refused).is_none() {
-            self.shared.poke.notify_one();
-        }
-        loop {
-            if let Some(token) = self.newer_than(refused) {
-                return Some(token);
+    /// all who saw the same refusal share. None when there will be none, or not within `patience`.
+    pub async fn refreshed_since(&self, refused: &Token, patience: Duration) -> Option<Arc<Token>> {
+        let newer = async {
+            let mut published = self.shared.published.subscribe();
+            let (tries, turned_down) = {
+                let seen = published.borrow_and_update();
+                (seen.tries, seen.turned_down)
+            };
+            if self.newer_than(refused).is_none() {
+                self.report_rejected(refused);
             }
-            if published.borrow_and_update().answers > seen {
-                return None;
+            loop {
+                if let Some(token) = self.newer_than(refused) {
+                    return Some(token);
+                }
+                let is_over = {
+                    let seen = published.borrow_and_update();
+                    seen.tries > tries || seen.turned_down > turned_down
+                };
+                if is_over {
+                    return None;
+                }
+                published.changed().await.ok()?;
             }
-            published.changed().await.ok()?;
+        };
+        tokio::time::timeout(patience, newer).await.ok().flatten()
+    }
+
+    /// Tells the keeper that the upstream answered 401 to a token, without waiting for what comes of it. A personal
+    /// access token is dead when that happens three times without a success between.
+    pub fn report_rejected(&self, refused: &Token) {
+        if !refused.is_personal() || refused.note_refusal() >= DEAD_AFTER_REFUSALS {
+            self.shared.mailbox.tell_rejected(refused.serial());
         }
     }
 
-    /// Tells the keeper that the upstream refused a token, without waiting for what comes of it.
-    pub fn report_rejected(&self, refused: &Token) {
-        self.shared.rejected.fetch_max(refused.serial(), Ordering::AcqRel);
-        self.shared.poke.notify_one();
+    /// Tells the keeper that the upstream takes a token which replaces one that it had refused.
+    pub fn report_cured(&self, token: &Token) {
+        self.shared.mailbox.tell_accepted(token.serial());
+    }
+
+    /// Notes that the upstream takes a token: one load, unless it had refused it before.
+    pub fn note_accepted(&self, token: &Token) {
+        if token.forget_refusals() >= DEAD_AFTER_REFUSALS {
+            self.shared.mailbox.tell_accepted(token.serial());
+        }
+    }
+
+    /// True when a request can be served now.
+    pub fn is_ready(&self) -> bool {
+        self.current().is_some_and(|token| {
+            token.as_ref().is_some_and(|token| !token.is_personal() || self.status().state == State::Ready)
+        })
+    }
+
+    /// True when the account's login is known to be over: what the upstream refuses then, only a person can mend.
+    pub fn needs_login(&self) -> bool {
+        self.status().state == State::LoginRequired
     }
 
     /// What is told about the account.
@@ -314,7 +340,7 @@ impl Session {
     /// # Errors
     /// Why it failed.
     pub async fn refresh(&self) -> Result<(), AskError> {
-        self.ask(Ask::Refresh).await
+        self.ask(|reply| self.shared.mailbox.ask_for_a_refresh(reply)).await
     }
 
     /// Spends the code of a callback, once, and stores what it brings.
@@ -327,7 +353,8 @@ impl Session {
         code: Code,
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
-        self.ask(|reply| Ask::LogIn { login: Box::new((pending, code, verified)), reply }).await
+        let login = Box::new((pending, code, verified));
+        self.ask(|reply| self.shared.mailbox.ask(Ask::LogIn { login, reply })).await
     }
 
     /// Answers whether another person's login shall replace the stored one.
@@ -335,7 +362,7 @@ impl Session {
     /// # Errors
     /// When none is waiting under that id.
     pub async fn confirm(&self, id: String, yes: bool) -> Result<LoginOutcome, AskError> {
-        self.ask(|reply| Ask::Confirm { id, yes, reply }).await
+        self.ask(|reply| self.shared.mailbox.ask(Ask::Confirm { id, yes, reply })).await
     }
 
     /// Revokes the refresh token at the server and erases the stored login.
@@ -343,13 +370,14 @@ impl Session {
     /// # Errors
     /// When the stored one can't be erased, or was erased and the server did not confirm.
     pub async fn log_out(&self) -> Result<(), AskError> {
-        self.ask(Ask::LogOut).await
+        self.ask(|reply| self.shared.mailbox.ask(Ask::LogOut { reply })).await
     }
 
-    /// Takes over re-read secrets and certificates.
-    pub async fn reconfigure(&self, account: Account) {
-        // A keeper that is gone needs no configuration.
-        let _taken = self.shared.asks.send(Ask::Reconfigure(Box::new(account))).await;
+    /// Takes over another client of the same authorization server, with re-read secrets and certificates: at once for
+    /// all that begins from now on. Never waits.
+    pub fn reconfigure(&self, oauth: Oauth) {
+        self.shared.oauth.store(Arc::new(oauth));
+        self.shared.mailbox.tell_reconfigured();
     }
 
     fn usable(&self) -> Option<Arc<Token>> {
@@ -359,8 +387,8 @@ impl Session {
     /// The outcome of the keeper's next try, when that comes within `patience`.
     async fn next(&self, patience: Duration) -> Option<Arc<Token>> {
         let mut published = self.shared.published.subscribe();
-        let seen = published.borrow_and_update().answers;
-        self.shared.poke.notify_one();
+        let seen = published.borrow_and_update().tries;
+        self.shared.mailbox.tell_wanted();
         loop {
             if let Some(token) = self.usable() {
                 return Some(token);
@@ -385,14 +413,9 @@ impl Session {
         }
     }
 
-    async fn ask<T>(
-        &self,
-        ask: impl FnOnce(oneshot::Sender<Result<T, AskError>>) -> Ask,
-    ) -> Result<T, AskError> {
+    async fn ask<T>(&self, post: impl FnOnce(Reply<T>)) -> Result<T, AskError> {
         let (reply, answer) = oneshot::channel();
-        if self.shared.asks.send(ask(reply)).await.is_err() {
-            return Err(AskError::Stopping);
-        }
+        post(reply);
         answer.await.unwrap_or(Err(AskError::Stopping))
     }
 }

@@ -1,6 +1,7 @@
 //! An access token and the arithmetic of its expiry. No I/O but the two clocks.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -85,6 +86,12 @@ impl Lifetime {
         Self { obtained, expires_in: None, due_after: Duration::MAX }
     }
 
+    /// For a token that ends at a wall-clock time, in milliseconds since the Unix epoch, and is never refreshed.
+    pub fn until(ends_at_wall_ms: i64, obtained: Moment) -> Self {
+        let expires_in = millis(ends_at_wall_ms.saturating_sub(obtained.wall_ms));
+        Self { obtained, expires_in: Some(expires_in), due_after: Duration::MAX }
+    }
+
     /// For a token that an earlier process received at `obtained_wall_ms`: only the wall clock tells how long
     /// ago that was.
     pub fn restored(obtained_wall_ms: i64, expires_in: Duration, refresh_at: f64, now: Moment) -> Self {
@@ -157,6 +164,8 @@ pub struct Token {
     authorization: HeaderValue,
     is_personal: bool,
     lifetime: Lifetime,
+    /// How often the upstream refused it without a success between.
+    refusals: AtomicU32,
 }
 
 impl Token {
@@ -182,7 +191,7 @@ impl Token {
         let mut authorization =
             HeaderValue::from_maybe_shared(Bytes::from_owner(bytes)).map_err(|_invalid| NotAToken)?;
         authorization.set_sensitive(true);
-        Ok(Self { serial, authorization, is_personal, lifetime })
+        Ok(Self { serial, authorization, is_personal, lifetime, refusals: AtomicU32::new(0) })
     }
 
     /// Tells this token from the others of its session.
@@ -203,6 +212,17 @@ impl Token {
     /// True for a personal access token.
     pub const fn is_personal(&self) -> bool {
         self.is_personal
+    }
+
+    /// The upstream refused it; says how often it did without a success between.
+    pub fn note_refusal(&self) -> u32 {
+        self.refusals.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// The upstream takes it; says how often it had refused it before.
+    pub fn forget_refusals(&self) -> u32 {
+        // Nearly always none: no write then, which would take the cache line from other workers.
+        if self.refusals.load(Ordering::Relaxed) == 0 { 0 } else { self.refusals.swap(0, Ordering::Relaxed) }
     }
 
     /// When it was received and how long it serves.

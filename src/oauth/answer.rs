@@ -1,65 +1,109 @@
 //! What the token endpoint's answers mean (RFC 6749, sections 5.1 and 5.2), from whatever stands in its place:
-//! the server, a faulty one, a captive portal, nothing.
+//! the server, a faulty one, a captive portal, nothing. [`judge`] is the whole of it, without I/O.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::Bytes;
+use encoding_rs::{Encoding, GB18030, UTF_8, UTF_16BE, UTF_16LE};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{GrantError, Granted, Identity, id_token, unsent};
+use super::{GrantError, Granted, Identity, Loss, id_token, unsent};
 use crate::notify::with_causes;
-use crate::token::{is_b64token, now};
+use crate::token::{Moment, is_b64token, now};
 
 /// Answers are read up to here and not further.
 const LARGEST_ANSWER: usize = 64 * 1024;
 /// What RFC 6749 recommends to assume is up to the client; Cnblogs always says.
 const DEFAULT_EXPIRES_IN: Duration = Duration::from_secs(3600);
-/// How often others get their turn while a connection closes.
-const CLOSING_TURNS: usize = 32;
-/// A longer lifetime is taken for this one.
-const LONGEST_EXPIRES_IN: Duration = Duration::from_secs(366 * 24 * 3600);
-/// A longer `Retry-After` is taken for this one.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// A longer lifetime is taken for this one: what the store and clocks can say.
+const LONGEST_EXPIRES_IN: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// Errors by which the client is refused, whatever it presents (RFC 6749, section 5.2).
+const OF_THE_CLIENT: [&str; 4] =
+    ["invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"];
 
 /// The members of an answer, wiped when dropped.
 struct Members(Map<String, Value>);
 
-/// Why an answer's body is not known.
-enum BodyError {
-    TooLarge,
-    Lost(String),
+/// An answer as it was received.
+struct Answer {
+    status: StatusCode,
+    content_type: String,
+    retry_after: Option<Duration>,
+    body: Result<Zeroizing<Vec<u8>>, BodyError>,
 }
 
-pub(super) async fn read_grant(answer: Response) -> Result<Granted, GrantError> {
-    if !answer.status().is_success() {
-        return Err(failure(answer).await);
-    }
+/// Why an answer's body is not known.
+#[derive(Debug)]
+enum BodyError {
+    TooLarge,
+    Lost { reason: String, loss: Loss },
+}
 
-    let is_html = is_html(&answer);
-    let body = match body(answer).await {
+pub(super) async fn read_grant(response: Response) -> Result<Granted, GrantError> {
+    let answer = Answer::read(response).await;
+    judge(&answer, now())
+}
+
+/// What an answer says of the token that was presented.
+fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
+    let Answer { status, retry_after, .. } = *answer;
+    let is_elsewhere = status.is_server_error() || status.is_redirection() || status.is_informational();
+    if is_elsewhere || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
+        let reason = format!("the token endpoint answered {status}");
+        return Err(GrantError::Unavailable { reason, was_sent: true, retry_after });
+    }
+    let not_granted = |reason: String| GrantError::NotGranted { reason, retry_after, successor: None };
+    let body = match &answer.body {
         Ok(body) => body,
-        Err(BodyError::TooLarge) => {
-            return Err(unavailable("the token endpoint's answer is larger than 64 KiB".to_owned(), None));
+        Err(BodyError::Lost { reason, loss }) if status.is_success() => {
+            return Err(GrantError::InDoubt { reason: reason.clone(), loss: *loss });
         }
-        Err(BodyError::Lost(reason)) => return Err(GrantError::InDoubt { reason }),
+        Err(BodyError::Lost { reason, .. }) => return Err(not_granted(format!("{status}: {reason}"))),
+        Err(BodyError::TooLarge) => {
+            return Err(not_granted("the token endpoint's answer is larger than 64 KiB".to_owned()));
+        }
     };
-    let received = now();
-    let Ok(members) = serde_json::from_slice(&body).map(Members) else {
-        let reason = "the token endpoint's answer is not a JSON object".to_owned();
-        return Err(if is_html { unavailable(reason, None) } else { GrantError::InDoubt { reason } });
+    let Some(members) = members(body, &answer.content_type) else {
+        let reason = format!("the token endpoint answered {status} with something that is not a JSON object");
+        let may_have_granted = status.is_success() && !is_html(body, &answer.content_type);
+        return Err(if may_have_granted {
+            GrantError::InDoubt { reason, loss: Loss::Unreadable }
+        } else {
+            not_granted(reason)
+        });
     };
     let members = &members.0;
-    if let Some(error) = members.get("error").and_then(Value::as_str) {
-        return Err(refused(error, members));
+    if let Some((code, description)) = oauth_error(members) {
+        let is_of_oauth = status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED;
+        return Err(match code {
+            "invalid_grant" if is_of_oauth => GrantError::Refused { description },
+            _ if is_of_oauth && OF_THE_CLIENT.contains(&code) => {
+                GrantError::Misconfigured { code: harmless(code), description }
+            }
+            _ => not_granted(format!("the token endpoint answered {}{description}", harmless(code))),
+        });
     }
-    granted(members, received).map_err(|reason| GrantError::Unusable {
+    if !status.is_success() {
+        return Err(not_granted(format!("the token endpoint answered {status} without an OAuth error")));
+    }
+    granted(members, received).map_err(|reason| GrantError::NotGranted {
         reason,
+        retry_after,
         successor: text(members, "refresh_token").map(Into::into),
     })
+}
+
+impl Answer {
+    async fn read(response: Response) -> Self {
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default().to_ascii_lowercase();
+        Self { status, content_type, retry_after, body: body(response).await }
+    }
 }
 
 impl Drop for Members {
@@ -73,8 +117,16 @@ impl Drop for Members {
 }
 
 /// Any success will do: an unknown token is 200 as well (RFC 7009, section 2.2).
-pub(super) async fn read_revocation(answer: Response) -> Result<(), GrantError> {
-    if answer.status().is_success() { Ok(()) } else { Err(failure(answer).await) }
+pub(super) async fn read_revocation(response: Response) -> Result<(), GrantError> {
+    let answer = Answer::read(response).await;
+    if answer.status.is_success() {
+        return Ok(());
+    }
+    let members = answer.body.ok().and_then(|body| members(&body, &answer.content_type));
+    let said = members.as_ref().and_then(|members| oauth_error(&members.0));
+    let said = said.map(|(code, description)| format!(" ({}{description})", harmless(code)));
+    let reason = format!("its revocation endpoint answered {}{}", answer.status, said.unwrap_or_default());
+    Err(GrantError::Unavailable { reason, was_sent: true, retry_after: None })
 }
 
 /// The display name and id of `GET /api/users`, whichever case its members are written in.
@@ -101,7 +153,7 @@ pub(super) async fn read_person(answer: Response) -> Option<Identity> {
 pub(super) async fn small_body(answer: Response) -> Result<Zeroizing<Vec<u8>>, String> {
     body(answer).await.map_err(|error| match error {
         BodyError::TooLarge => "the answer is larger than 64 KiB".to_owned(),
-        BodyError::Lost(reason) => reason,
+        BodyError::Lost { reason, .. } => reason,
     })
 }
 
@@ -111,49 +163,55 @@ pub(super) fn not_answered(error: &reqwest::Error) -> GrantError {
     if error.is_connect() || error.is_builder() {
         unsent(format!("the authorization server can't be reached: {reason}"))
     } else {
-        GrantError::InDoubt { reason: format!("the authorization server did not answer: {reason}") }
+        let reason = format!("the authorization server did not answer: {reason}");
+        GrantError::InDoubt { reason, loss: loss_of(error) }
     }
 }
 
-async fn failure(answer: Response) -> GrantError {
-    let status = answer.status();
-    let retry_after = retry_after(&answer);
-    if !(status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED) {
-        return unavailable(format!("the token endpoint answered {status}"), retry_after);
-    }
+fn loss_of(error: &reqwest::Error) -> Loss {
+    if error.is_timeout() { Loss::TimedOut } else { Loss::Broken }
+}
 
-    let Ok(body) = body(answer).await else {
-        return GrantError::InDoubt {
-            reason: format!("the token endpoint's answer of {status} was cut off"),
-        };
+/// The error code and its description, with a separator in front, or nothing. Some servers nest both.
+fn oauth_error(members: &Map<String, Value>) -> Option<(&str, String)> {
+    let (code, description) = match members.get("error")? {
+        Value::String(code) => (code, members.get("error_description")),
+        Value::Object(nested) => match nested.get("code")? {
+            Value::String(code) => (code, nested.get("message").or_else(|| members.get("error_description"))),
+            _ => return None,
+        },
+        _ => return None,
     };
-    if let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(&body)
-        && let Some(error) = members.get("error").and_then(Value::as_str)
-    {
-        return refused(error, &members);
-    }
-    // Some servers refuse a dead refresh token without a word.
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return GrantError::Refused {
-            code: "invalid_grant".to_owned(),
-            description: " (an empty answer)".to_owned(),
-        };
-    }
-    unavailable(format!("the token endpoint answered {status} with something that is not JSON"), retry_after)
+    let description = description.and_then(Value::as_str).map(|text| format!(" ({})", harmless(text)));
+    Some((code, description.unwrap_or_default()))
 }
 
-fn refused(error: &str, members: &Map<String, Value>) -> GrantError {
-    let description = members.get("error_description").and_then(Value::as_str).map(harmless);
-    if ["temporarily_unavailable", "server_error", "slow_down"].contains(&error) {
-        return unavailable(format!("the token endpoint answered {}", harmless(error)), None);
-    }
-    GrantError::Refused {
-        code: harmless(error),
-        description: description.map(|text| format!(" ({text})")).unwrap_or_default(),
-    }
+/// The JSON object in a body, in whichever character set it is written: what is declared is often wrong.
+fn members(body: &[u8], content_type: &str) -> Option<Members> {
+    let label = content_type.split_once("charset=").map(|(_, label)| label.trim_matches(['"', ' ', ';']));
+    let declared = label.and_then(|label| Encoding::for_label(label.as_bytes()));
+    let marked = Encoding::for_bom(body).map(|(encoding, _)| encoding);
+    let wide = match body {
+        [0, _, ..] => Some(UTF_16BE),
+        [_, 0, ..] => Some(UTF_16LE),
+        _ => None,
+    };
+    let candidates = [marked, wide, Some(UTF_8), declared, Some(GB18030)];
+    let strict = candidates.into_iter().flatten().filter_map(|encoding| {
+        let (text, is_malformed) = encoding.decode_with_bom_removal(body);
+        (!is_malformed).then_some(text)
+    });
+    let lossy = std::iter::once_with(|| String::from_utf8_lossy(body));
+    strict.chain(lossy).find_map(|text| {
+        let members = serde_json::from_str(&text).ok().map(Members);
+        if let Cow::Owned(mut decoded) = text {
+            decoded.zeroize();
+        }
+        members
+    })
 }
 
-fn granted(members: &Map<String, Value>, received: crate::token::Moment) -> Result<Granted, String> {
+fn granted(members: &Map<String, Value>, received: Moment) -> Result<Granted, String> {
     let text = |name| text(members, name);
     let access_token = text("access_token").ok_or("the answer has no access_token")?;
     if !is_b64token(access_token) {
@@ -206,7 +264,7 @@ fn retry_after(answer: &Response) -> Option<Duration> {
             at.saturating_sub(Duration::from_secs(u64::try_from(now().wall_secs()).unwrap_or(0)))
         }
     };
-    Some(wait.min(LONGEST_RETRY_AFTER))
+    Some(wait)
 }
 
 async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
@@ -215,47 +273,21 @@ async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
     }
     // Room for all of it: what grows leaves copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER));
-    let mut chunks = Vec::new();
     loop {
         match answer.chunk().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => return Err(BodyError::TooLarge),
-            Ok(Some(chunk)) => {
-                body.extend_from_slice(&chunk);
-                chunks.push(chunk);
-            }
-            Ok(None) => {
-                drop(answer);
-                wipe(chunks).await;
-                return Ok(body);
-            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
             Err(error) => {
-                return Err(BodyError::Lost(format!("the answer was cut off: {}", with_causes(&error))));
+                let reason = format!("the answer was cut off: {}", with_causes(&error));
+                return Err(BodyError::Lost { reason, loss: loss_of(&error) });
             }
         }
     }
 }
 
-/// hyper's own buffers are ours to wipe as soon as their connection has ended, which takes it a few turns.
-async fn wipe(mut chunks: Vec<Bytes>) {
-    for _turn in 0..CLOSING_TURNS {
-        chunks = chunks
-            .into_iter()
-            .filter_map(|chunk| chunk.try_into_mut().map(|mut own| own.as_mut().zeroize()).err())
-            .collect();
-        if chunks.is_empty() {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-fn is_html(answer: &Response) -> bool {
-    let kind = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.to_ascii_lowercase().contains("html")
-}
-
-fn unavailable(reason: String, retry_after: Option<Duration>) -> GrantError {
-    GrantError::Unavailable { reason, was_sent: true, retry_after }
+fn is_html(body: &[u8], content_type: &str) -> bool {
+    content_type.contains("html") || body.trim_ascii_start().starts_with(b"<")
 }
 
 /// Somebody else's words, cut to what can be shown: printable, short, and no long runs that might be a token.

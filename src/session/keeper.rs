@@ -7,23 +7,23 @@
 mod login;
 mod report;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::Plan;
-use super::{Ask, AskError, Confirmation, Refresh, RefreshOutcome, Shared, State, Status};
-use crate::config::{Account, Grant};
+use super::journal::Journal;
+use super::mailbox::{Ask, Message};
+use super::plan::{Plan, Verdict};
+use super::{AskError, Confirmation, RefreshOutcome, Shared, State};
+use crate::config::Grant;
 use crate::notify::{Event, Notifier, with_causes};
-use crate::oauth::{GrantError, Granted, Oauth};
+use crate::oauth::{GrantError, Granted, Loss, Oauth};
 use crate::store::{Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
+pub(super) use report::first_status;
 
 /// Nothing sleeps longer, so that suspend and clock jumps are noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -34,23 +34,24 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    oauth: Arc<Oauth>,
     store: Arc<Store>,
-    notifier: Notifier,
     record: Option<Record>,
+    /// Room for a record that is in use and not on disk yet.
     unsaved: Option<Reservation>,
+    /// Logins that `record` replaces, to be revoked when it is on disk.
+    replaced: Vec<Record>,
     awaiting: Option<Awaiting>,
     plan: Plan,
     jitter: f64,
     is_in_doubt: bool,
     is_refreshing: bool,
-    is_misconfigured: bool,
+    /// The API takes a personal access token no more.
+    is_dead: bool,
+    /// The API refuses fresh tokens as well, and a person was told.
+    is_incurable: bool,
+    /// The serial number of the token in use.
     serial: u64,
-    refreshes: VecDeque<Refresh>,
-    events: VecDeque<crate::notify::Notice>,
-    refresh_counts: BTreeMap<RefreshOutcome, u64>,
-    event_counts: BTreeMap<Event, u64>,
-    told: HashSet<Event>,
+    journal: Journal,
 }
 
 /// A login of somebody else than the stored one.
@@ -64,67 +65,46 @@ struct Awaiting {
 /// What the wake-up was for.
 enum Wake {
     Stop,
-    Asked(Ask),
+    Message(Message),
     Time,
-}
-
-/// Before the keeper's first look at the store.
-pub(super) fn first_status(account: &Account) -> Status {
-    Status {
-        grant: account.grant.as_str(),
-        state: State::Refreshing,
-        person: None,
-        obtained_at: None,
-        expires_at: None,
-        next_refresh_at: None,
-        login_expires_at: None,
-        last_refresh: None,
-        refreshes: VecDeque::new(),
-        events: VecDeque::new(),
-        refresh_counts: BTreeMap::new(),
-        event_counts: BTreeMap::new(),
-    }
 }
 
 impl Keeper {
     /// Loads and publishes what is stored, so that the session serves at once.
     pub(super) fn new(
         shared: Arc<Shared>,
-        oauth: Arc<Oauth>,
         store: Arc<Store>,
         is_in_flight: bool,
         notifier: Notifier,
     ) -> Self {
+        let journal = Journal::new(shared.account.clone(), notifier);
         let mut keeper = Self {
             shared,
-            oauth,
             store,
-            notifier,
             record: None,
             unsaved: None,
+            replaced: Vec::new(),
             awaiting: None,
             plan: Plan::default(),
             jitter: dice(),
             is_in_doubt: is_in_flight,
             is_refreshing: false,
-            is_misconfigured: false,
+            is_dead: false,
+            is_incurable: false,
             serial: 0,
-            refreshes: VecDeque::new(),
-            events: VecDeque::new(),
-            refresh_counts: BTreeMap::new(),
-            event_counts: BTreeMap::new(),
-            told: HashSet::new(),
+            journal,
         };
         keeper.load();
-        keeper.look_around();
+        keeper.refresh_status();
         keeper
     }
 
     /// Runs until `stop`; what has begun is finished first.
-    pub(super) async fn keep(mut self, mut asked: mpsc::Receiver<Ask>, stop: CancellationToken) {
+    pub(super) async fn keep(mut self, stop: CancellationToken) {
+        let shared = Arc::clone(&self.shared);
         loop {
-            self.shared.pulse.beat();
-            if !stop.is_cancelled() && self.should_refresh() {
+            shared.pulse.beat();
+            if !stop.is_cancelled() && self.until_refresh().is_some_and(|wait| wait.is_zero()) {
                 // Its outcome is published and, when it failed, planned for.
                 let _outcome = self.refresh().await;
                 continue;
@@ -132,15 +112,15 @@ impl Keeper {
             let wake = tokio::select! {
                 biased;
                 () = stop.cancelled() => Wake::Stop,
-                Some(ask) = asked.recv() => Wake::Asked(ask),
-                () = self.shared.poke.notified() => Wake::Time,
+                message = shared.mailbox.next() => Wake::Message(message),
                 () = tokio::time::sleep(self.until_next()) => Wake::Time,
             };
             match wake {
                 Wake::Stop => return self.end().await,
-                Wake::Asked(ask) => self.obey(ask).await,
-                Wake::Time => self.on_time().await,
+                Wake::Message(message) => self.act_on(message).await,
+                Wake::Time => {}
             }
+            self.on_time().await;
         }
     }
 
@@ -152,32 +132,70 @@ impl Keeper {
 
     /// Publishes the stored login of this application, or the personal access token.
     fn load(&mut self) {
-        let account = self.oauth.account();
-        let lifetime = if account.grant == Grant::PersonalAccessToken {
-            Some((account.secret.value.clone(), Lifetime::endless(now())))
+        let oauth = self.oauth();
+        let account = oauth.account();
+        let token = if account.grant == Grant::PersonalAccessToken {
+            let ends = |at_ms| Lifetime::until(at_ms, now());
+            let lifetime = account.expires_at_ms.map_or_else(|| Lifetime::endless(now()), ends);
+            Some((account.secret.value.clone(), lifetime))
         } else {
-            self.record =
-                self.store.record(&account.name).filter(|record| record.client_id == account.client_id);
+            self.record = self.stored();
             self.record.as_ref().map(|record| (record.access_token.clone(), self.lifetime_of(record)))
         };
-        let Some((access_token, lifetime)) = lifetime else { return };
-        self.publish_token(&access_token, lifetime);
+        if let Some((access_token, lifetime)) = token {
+            self.publish_token(&access_token, lifetime);
+        }
+    }
+
+    /// The stored login, when it is of the application that is configured.
+    fn stored(&self) -> Option<Record> {
+        let oauth = self.oauth();
+        let account = oauth.account();
+        self.store.record(&account.name).filter(|record| record.client_id == account.client_id)
     }
 
     /// Counted from the receipt of the answer, in this process or an earlier one.
     fn lifetime_of(&self, record: &Record) -> Lifetime {
         let expires_in = Duration::from_secs(record.expires_in_secs);
-        Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth.account().refresh_at, now())
+        Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth().account().refresh_at, now())
     }
 
     fn publish_token(&mut self, access_token: &SecretString, lifetime: Lifetime) {
         self.serial += 1;
-        let is_personal = self.oauth.account().grant == Grant::PersonalAccessToken;
-        match Token::new(self.serial, access_token, is_personal, lifetime) {
+        self.is_dead = false;
+        match Token::new(self.serial, access_token, self.grant() == Grant::PersonalAccessToken, lifetime) {
             Ok(token) => self.shared.current.store(Some(Arc::new(token))),
             Err(error) => tracing::error!(account = self.shared.account, %error, "the token can't be used"),
         }
         self.jitter = dice();
+    }
+
+    async fn act_on(&mut self, message: Message) {
+        match message {
+            Message::Reconfigured => self.reconfigured(),
+            Message::Asked(Ask::LogIn { login, reply }) => {
+                let (pending, code, verified) = *login;
+                let outcome = self.log_in(&pending, &code, verified).await;
+                let _listening = reply.send(outcome);
+            }
+            Message::Asked(Ask::Confirm { id, yes, reply }) => {
+                let outcome = self.confirm(&id, yes).await;
+                let _listening = reply.send(outcome);
+            }
+            Message::Asked(Ask::LogOut { reply }) => {
+                let outcome = self.log_out().await;
+                let _listening = reply.send(outcome);
+            }
+            Message::Refresh => {
+                if let Err(error) = self.refresh_for_a_person().await {
+                    self.answer_refreshes(&Err(error));
+                }
+            }
+            Message::Rejected(serial) => self.rejected(serial).await,
+            Message::Accepted(serial) => self.accepted(serial),
+            // What there is to do about it is done at every wake-up.
+            Message::Wanted => {}
+        }
     }
 
     async fn on_time(&mut self) {
@@ -185,104 +203,116 @@ impl Keeper {
         if self.awaiting.as_ref().is_some_and(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN) {
             self.drop_awaiting().await;
         }
-        self.look_around();
-        let lifetime = self.lifetime();
-        let is_rejected = self.serial != 0 && self.shared.rejected.load(Ordering::Acquire) >= self.serial;
-        if !is_rejected {
-            return;
+        self.refresh_status();
+    }
+
+    /// One 401 is one ask: it causes a refresh or is turned down, and those who wait for it are told.
+    async fn rejected(&mut self, serial: u64) {
+        let is_current = serial == self.serial;
+        if is_current && self.grant() == Grant::PersonalAccessToken {
+            self.is_dead = true;
+        } else if is_current && self.may_present() {
+            match self.plan.judge_rejection(serial, now()) {
+                Verdict::Refresh => return self.refresh_rejected().await,
+                Verdict::Incurable => self.tell_incurable(),
+                Verdict::TooEarly => {}
+            }
         }
-        // One 401 is one ask: it is granted or turned down, and those who wait for it are told.
-        self.shared.rejected.store(0, Ordering::Release);
-        if self.can_refresh() && lifetime.is_some() && self.plan.admit_rejection(now()) {
-            tracing::info!(account = self.shared.account, "the upstream refused the token: refreshing it");
-            let _outcome = self.refresh().await;
-        } else {
-            self.answer();
+        self.turn_down();
+    }
+
+    async fn refresh_rejected(&mut self) {
+        tracing::info!(account = self.shared.account, "the upstream refused the token: refreshing it");
+        if self.refresh().await.is_ok() {
+            self.plan.rejection_brought(self.serial);
         }
     }
 
-    async fn obey(&mut self, ask: Ask) {
-        match ask {
-            Ask::Refresh(reply) => {
-                let outcome = self.refresh_for_a_person().await;
-                let _listening = reply.send(outcome);
-            }
-            Ask::LogIn { login, reply } => {
-                let (pending, code, verified) = *login;
-                let outcome = self.log_in(&pending, &code, verified).await;
-                let _listening = reply.send(outcome);
-            }
-            Ask::Confirm { id, yes, reply } => {
-                let outcome = self.confirm(&id, yes).await;
-                let _listening = reply.send(outcome);
-            }
-            Ask::LogOut(reply) => {
-                let outcome = self.log_out().await;
-                let _listening = reply.send(outcome);
-            }
-            Ask::Reconfigure(account) => self.reconfigure(*account),
+    fn accepted(&mut self, serial: u64) {
+        if serial == self.serial {
+            self.plan.rejection_cured();
+            self.is_incurable = false;
+            self.is_dead = false;
         }
-        self.look_around();
+    }
+
+    fn tell_incurable(&mut self) {
+        if !std::mem::replace(&mut self.is_incurable, true) {
+            let message = "the API answers 401 to a fresh token as well, so no refresh helps: is this token for that \
+                           host, and the route's account the right one?";
+            self.journal.note(Event::RefreshFailing, message.to_owned());
+        }
     }
 
     async fn refresh_for_a_person(&mut self) -> Result<(), AskError> {
-        if self.oauth.account().grant == Grant::PersonalAccessToken {
+        if self.grant() == Grant::PersonalAccessToken {
             return Err(AskError::Failed("a personal access token is not refreshed".to_owned()));
         }
-        if !self.can_refresh() {
+        if !self.may_present() {
             return Err(AskError::LoginRequired(
                 "there is nothing to refresh: a login is required".to_owned(),
             ));
         }
-        self.plan.forgive();
-        match self.refresh().await {
-            Ok(()) => Ok(()),
-            Err(message) if self.state() == State::LoginRequired => Err(AskError::LoginRequired(message)),
-            Err(message) => Err(AskError::Failed(message)),
+        let wait = self.plan.until_answered(now());
+        if !wait.is_zero() {
+            return Err(AskError::Failed(format!(
+                "the authorization server may still work on the last refresh, so nothing is sent for {} s",
+                wait.as_secs() + 1
+            )));
         }
+        self.plan.forgive();
+        self.refresh().await
     }
 
-    /// Reserve, spend, commit, publish.
-    async fn refresh(&mut self) -> Result<(), String> {
+    /// Reserve, spend, commit, publish; one outcome for all who asked meanwhile.
+    async fn refresh(&mut self) -> Result<(), AskError> {
         self.is_refreshing = true;
         self.publish();
         let outcome = self.try_refresh().await;
         self.is_refreshing = false;
-        self.look_around();
-        self.answer();
+        self.refresh_status();
+        let outcome = outcome.map_err(|message| match self.state() {
+            State::LoginRequired => AskError::LoginRequired(message),
+            _ => AskError::Failed(message),
+        });
+        self.answer_refreshes(&outcome);
+        self.finish_try();
         outcome
+    }
+
+    fn answer_refreshes(&self, outcome: &Result<(), AskError>) {
+        for reply in self.shared.mailbox.take_refreshes() {
+            let _listening = reply.send(outcome.clone());
+        }
     }
 
     async fn try_refresh(&mut self) -> Result<(), String> {
         let reservation = match self.reserve().await {
             Ok(reservation) => Some(reservation),
             // Nothing is spent and nothing can be lost.
-            Err(_) if self.oauth.account().grant == Grant::ClientCredentials => None,
+            Err(_) if self.grant() == Grant::ClientCredentials => None,
             Err(message) => return Err(message),
         };
         if self.unsaved.is_none() && self.is_superseded() {
             self.load();
             return Ok(());
         }
+        let reservation = self.mark_last_try(reservation).await?;
 
-        self.plan.sending(now());
         let mut outcome = self.spend().await;
-        if let Err(GrantError::InDoubt { reason }) = &outcome {
-            tracing::warn!(
-                account = self.shared.account,
-                reason,
-                "the answer to a refresh was lost: trying once more"
-            );
+        if let Err(GrantError::InDoubt { reason, loss }) = &outcome {
+            tracing::warn!(account = self.shared.account, reason, "the answer to a refresh was lost");
             self.is_in_doubt = true;
-            self.plan.sending(now());
-            outcome = self.spend().await;
+            if *loss == Loss::Broken {
+                outcome = self.spend().await;
+            }
         }
         match outcome {
             Ok(granted) => {
                 let record = self.renewed(&granted);
                 // Nothing, be it a line in the log, comes between the answer and its saving.
                 self.keep_login(reservation, record).await;
-                self.note_refresh(RefreshOutcome::Ok, None);
+                self.journal.note_refresh(RefreshOutcome::Ok, None);
                 Ok(())
             }
             Err(error) => {
@@ -293,37 +323,81 @@ impl Keeper {
         }
     }
 
-    async fn spend(&self) -> Result<Granted, GrantError> {
-        match self.record.as_ref().and_then(|record| record.refresh_token.as_ref()) {
-            Some(refresh_token) => self.oauth.refresh(refresh_token).await,
-            None => self.oauth.client_credentials().await,
+    /// A refused refresh token is shown once more only: that is on disk before it is.
+    async fn mark_last_try(
+        &mut self,
+        reservation: Option<Reservation>,
+    ) -> Result<Option<Reservation>, String> {
+        match &mut self.record {
+            Some(record) if record.is_refused => record.is_retried = true,
+            _ => return Ok(reservation),
+        }
+        self.unsaved = reservation;
+        let reserved = self.reserve().await;
+        if reserved.is_err() {
+            self.forget_last_try();
+        }
+        reserved.map(Some)
+    }
+
+    /// It did not reach the server.
+    fn forget_last_try(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_retried = false;
         }
     }
 
-    async fn failed(&mut self, mut reservation: Option<Reservation>, error: GrantError) {
-        let outcome = match &error {
-            GrantError::Refused { .. } => RefreshOutcome::Refused,
-            GrantError::Unavailable { .. } | GrantError::Unusable { .. } => RefreshOutcome::Unavailable,
-            GrantError::InDoubt { .. } => RefreshOutcome::InDoubt,
+    async fn spend(&mut self) -> Result<Granted, GrantError> {
+        self.plan.sending(now());
+        // The server may take its time, which says nothing of this task.
+        self.shared.pulse.hold();
+        let oauth = self.oauth();
+        let outcome = match self.record.as_ref().and_then(|record| record.refresh_token.as_ref()) {
+            Some(refresh_token) => oauth.refresh(refresh_token).await,
+            None => oauth.client_credentials().await,
         };
-        self.note_refresh(outcome, Some(error.to_string()));
+        self.shared.pulse.beat();
+        outcome
+    }
+
+    async fn failed(&mut self, mut reservation: Option<Reservation>, error: GrantError) {
+        let (outcome, retry_after) = match &error {
+            GrantError::Refused { .. } | GrantError::Misconfigured { .. } => (RefreshOutcome::Refused, None),
+            GrantError::Unavailable { retry_after, .. } | GrantError::NotGranted { retry_after, .. } => {
+                (RefreshOutcome::Unavailable, *retry_after)
+            }
+            GrantError::InDoubt { .. } => (RefreshOutcome::InDoubt, None),
+        };
+        self.journal.note_refresh(outcome, Some(error.to_string()));
         if matches!(error, GrantError::Unavailable { was_sent: false, .. }) {
             self.plan.was_not_sent();
+            self.forget_last_try();
         }
-        let is_wanted = self.lifetime().is_none_or(|lifetime| !lifetime.is_usable(now()));
-        self.plan.failed(&error, is_wanted, dice(), now());
+        let remaining = self.lifetime().and_then(|lifetime| lifetime.remaining(now())).unwrap_or_default();
+        self.plan.failed(&error, remaining, self.oauth().timeout(), dice(), now());
 
-        if let GrantError::Unusable { successor: Some(successor), .. } = &error {
-            self.keep_successor(reservation.take(), successor.clone()).await;
+        match &error {
+            GrantError::NotGranted { successor: Some(successor), .. } => {
+                self.keep_successor(reservation.take(), successor.clone()).await;
+            }
+            GrantError::Refused { .. } if self.grant() == Grant::AuthorizationCode => {
+                return self.refused(reservation).await;
+            }
+            GrantError::Refused { .. } | GrantError::Misconfigured { .. } => {
+                self.journal.raise(Event::RefreshFailing, || {
+                    format!("{error}: check client_id and client secret")
+                });
+            }
+            _ => {}
         }
-        let needs_login = self.oauth.account().grant == Grant::AuthorizationCode;
-        if error.is_final() && needs_login {
-            self.refused(reservation).await;
-        } else if matches!(error, GrantError::Refused { .. }) {
-            self.is_misconfigured = true;
-            self.tell(Event::RefreshFailing, format!("{error}: check client_id and client secret"));
-        } else if self.plan.should_tell(now()) {
-            self.tell(Event::RefreshFailing, format!("refreshing fails: {error}"));
+        if self.plan.should_tell(retry_after, remaining, now()) {
+            self.journal.raise(Event::RefreshFailing, || match retry_after {
+                Some(asked) => format!(
+                    "refreshing fails: {error}, and asks not to be tried again for {} s",
+                    asked.as_secs()
+                ),
+                None => format!("refreshing fails: {error}"),
+            });
         }
     }
 
@@ -332,35 +406,37 @@ impl Keeper {
     async fn keep_successor(&mut self, reservation: Option<Reservation>, successor: SecretString) {
         if let Some(record) = &mut self.record {
             record.refresh_token = Some(successor);
+            record.is_refused = false;
+            record.is_retried = false;
             self.is_in_doubt = false;
             self.unsaved = reservation;
             self.save_if_needed().await;
         }
     }
 
-    /// The refresh token is dead. It is marked, not deleted, and never presented again.
+    /// The refresh token is dead, by the server's word. It is marked, not deleted: while the access token serves it is
+    /// shown once more, since servers err, unless it was shown twice already.
     async fn refused(&mut self, reservation: Option<Reservation>) {
+        let was_lost = std::mem::take(&mut self.is_in_doubt);
         if let (Some(record), Some(reservation)) = (&mut self.record, reservation) {
+            record.is_retried |= record.is_refused || was_lost;
             record.is_refused = true;
             self.unsaved = Some(reservation);
             self.save_if_needed().await;
         }
-        if self.is_in_doubt {
-            self.is_in_doubt = false;
-            self.tell(
-                Event::RotationInDoubt,
-                "the answer to a refresh was lost and the refresh token with it: a new login is needed"
-                    .to_owned(),
-            );
+        if was_lost {
+            self.journal.raise(Event::RotationInDoubt, || {
+                "the answer to a refresh was lost and the refresh token with it: a new login is needed".to_owned()
+            });
         }
     }
 
     /// The login with what a refresh brought.
     fn renewed(&self, granted: &Granted) -> Record {
-        let account = self.oauth.account();
+        let oauth = self.oauth();
         let old = self.record.as_ref();
         Record {
-            client_id: account.client_id.clone(),
+            client_id: oauth.account().client_id.clone(),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
@@ -369,6 +445,7 @@ impl Keeper {
                 .clone()
                 .or_else(|| old.and_then(|record| record.refresh_token.clone())),
             is_refused: false,
+            is_retried: false,
             login_at_ms: old.map_or_else(|| granted.received.wall_ms(), |record| record.login_at_ms),
             subject: old.and_then(|record| record.subject.clone()),
             issuer: old.and_then(|record| record.issuer.clone()),
@@ -384,10 +461,14 @@ impl Keeper {
             return Err("the login before can't be saved, so nothing new is begun".to_owned());
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let reserved = blocking(move || store.reserve(&account)).await;
+        let reserved = self.on_disk(move || store.reserve(&account)).await;
+        if self.grant() == Grant::ClientCredentials {
+            // Its token can be had again at any time, and needs no disk.
+            return reserved.map_err(|error| with_causes(&error));
+        }
         match reserved {
             Ok(reservation) => {
-                self.untell(Event::StoreFailing, "the login can be saved again");
+                self.store_works("the login can be saved again");
                 Ok(reservation)
             }
             Err(error) => {
@@ -396,7 +477,7 @@ impl Keeper {
                     "the login can't be saved, so the refresh token is not spent: {}",
                     with_causes(&error)
                 );
-                self.tell(Event::StoreFailing, message.clone());
+                self.journal.raise(Event::StoreFailing, || message.clone());
                 Err(message)
             }
         }
@@ -413,12 +494,12 @@ impl Keeper {
         self.save_if_needed().await;
         self.publish_token(&access_token, lifetime);
         self.is_in_doubt = false;
-        self.is_misconfigured = false;
         let was_told = self.plan.succeeded();
-        let was_failing = self.told.remove(&Event::RefreshFailing) | self.told.remove(&Event::LoginRequired);
-        self.told.remove(&Event::RotationInDoubt);
-        if was_told || was_failing {
-            self.note_event(Event::Recovered, "there is a fresh token again".to_owned());
+        let was_failing = self.journal.clear(Event::RefreshFailing);
+        let was_required = self.journal.clear(Event::LoginRequired);
+        self.journal.clear(Event::RotationInDoubt);
+        if was_told || was_failing || was_required {
+            self.journal.note(Event::Recovered, "there is a fresh token again".to_owned());
         }
     }
 
@@ -427,24 +508,36 @@ impl Keeper {
             return;
         };
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        // A disk that hangs is no reason to be restarted and lose what is nowhere else.
-        self.shared.pulse.hold();
-        let (reservation, saved) = blocking(move || {
-            let saved = store.commit(&mut reservation, &account, &record);
-            (reservation, saved)
-        })
-        .await;
-        self.shared.pulse.beat();
+        let (reservation, saved) = self
+            .on_disk(move || {
+                let saved = store.commit(&mut reservation, &account, &record);
+                (reservation, saved)
+            })
+            .await;
         match saved {
-            Ok(()) => self.untell(Event::StoreFailing, "the login is saved again"),
+            Ok(()) => {
+                self.store_works("the login is saved again");
+                self.revoke_replaced().await;
+            }
+            Err(error) if self.grant() == Grant::ClientCredentials => {
+                tracing::warn!(account = self.shared.account, error = with_causes(&error), "a token is not saved");
+                reservation.give_up();
+            }
             Err(error) => {
                 self.unsaved = Some(reservation);
-                let message = format!(
-                    "the new login is in use but can't be saved, and a restart would lose it: {}",
-                    with_causes(&error)
-                );
-                self.tell(Event::StoreFailing, message);
+                self.journal.raise(Event::StoreFailing, || {
+                    format!(
+                        "the new login is in use but can't be saved, and a restart would lose it: {}",
+                        with_causes(&error)
+                    )
+                });
             }
+        }
+    }
+
+    fn store_works(&mut self, message: &str) {
+        if self.journal.clear(Event::StoreFailing) {
+            self.journal.note(Event::Recovered, message.to_owned());
         }
     }
 
@@ -452,33 +545,41 @@ impl Keeper {
     fn is_superseded(&self) -> bool {
         let secret =
             |record: &Record| record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
-        let stored = self.store.record(&self.shared.account);
-        match (&stored, &self.record) {
+        match (&self.stored(), &self.record) {
             (Some(stored), Some(ours)) => secret(stored) != secret(ours),
             _ => false,
         }
     }
 
-    fn should_refresh(&self) -> bool {
+    /// How long until a refresh is to be tried; none when there is nothing to be tried.
+    fn until_refresh(&self) -> Option<Duration> {
         let lifetime = self.lifetime();
-        let can = self.can_refresh() && self.unsaved.is_none();
-        let in_doubt_at_start = self.is_in_doubt && self.refreshes.is_empty();
-        let wait = self.plan.until_refresh(lifetime.as_ref(), self.jitter, now());
-        can && (wait.is_zero() || (in_doubt_at_start && self.plan.until_allowed(now()).is_zero()))
+        if self.unsaved.is_some() {
+            return None;
+        }
+        if self.may_present() {
+            let in_doubt_at_start = self.is_in_doubt && self.journal.has_no_refresh();
+            return Some(if in_doubt_at_start {
+                self.plan.until_allowed(now())
+            } else {
+                self.plan.until_refresh(lifetime.as_ref(), self.jitter, now())
+            });
+        }
+        let may_try_once_more =
+            self.record.as_ref().is_some_and(|record| record.is_refused && !record.is_retried);
+        lifetime.filter(|_| may_try_once_more).and_then(|lifetime| self.plan.until_last_try(&lifetime, now()))
     }
 
     fn until_next(&self) -> Duration {
         if self.unsaved.is_some() {
             return STORE_RETRY;
         }
-        if !self.can_refresh() {
-            return LONGEST_SLEEP;
-        }
-        self.plan.until_refresh(self.lifetime().as_ref(), self.jitter, now()).min(LONGEST_SLEEP)
+        self.until_refresh().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
     }
 
-    fn can_refresh(&self) -> bool {
-        match self.oauth.account().grant {
+    /// True when there is something to present that the server has not refused.
+    fn may_present(&self) -> bool {
+        match self.grant() {
             Grant::PersonalAccessToken => false,
             Grant::ClientCredentials => true,
             Grant::AuthorizationCode => self
@@ -491,11 +592,29 @@ impl Keeper {
     fn lifetime(&self) -> Option<Lifetime> {
         self.shared.current.load().as_ref().map(|token| *token.lifetime())
     }
+
+    fn oauth(&self) -> Arc<Oauth> {
+        self.shared.oauth.load_full()
+    }
+
+    fn grant(&self) -> Grant {
+        self.oauth().account().grant
+    }
+
+    /// Runs something that waits for the disk, which is no reason to take this task for stuck: it may hold what is
+    /// nowhere else.
+    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.shared.pulse.hold();
+        let done = tokio::task::spawn_blocking(work).await.expect("work on the store does not panic");
+        self.shared.pulse.beat();
+        done
+    }
 }
 
-/// Runs something that may block beside the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.mailbox.close();
+    }
 }
 
 /// A number from 0 to 1.

@@ -35,6 +35,8 @@ pub struct Record {
     pub refresh_token: Option<SecretString>,
     /// True when the server refused the refresh token: it is never presented again.
     pub is_refused: bool,
+    /// True when a refused refresh token was shown for the last time.
+    pub is_retried: bool,
     /// When the person logged in, in milliseconds since the Unix epoch.
     pub login_at_ms: i64,
     /// The `sub` of the `id_token`.
@@ -94,6 +96,8 @@ struct RecordForm {
     refresh_token: Option<Zeroizing<String>>,
     #[serde(default)]
     is_refused: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_retried: bool,
     login_at_ms: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
@@ -187,6 +191,7 @@ impl From<&Record> for RecordForm {
             expires_in_secs: record.expires_in_secs,
             refresh_token: record.refresh_token.as_ref().map(expose),
             is_refused: record.is_refused,
+            is_retried: record.is_retried,
             login_at_ms: record.login_at_ms,
             subject: record.subject.clone(),
             issuer: record.issuer.clone(),
@@ -205,6 +210,7 @@ impl From<RecordForm> for Record {
             expires_in_secs: form.expires_in_secs,
             refresh_token: form.refresh_token.map(secret),
             is_refused: form.is_refused,
+            is_retried: form.is_retried,
             login_at_ms: form.login_at_ms,
             subject: form.subject,
             issuer: form.issuer,
@@ -232,6 +238,7 @@ mod tests {
             expires_in_secs: 3600,
             refresh_token: Some("refresh-secret".into()),
             is_refused: false,
+            is_retried: false,
             login_at_ms: 1_700_000_000_000,
             subject: None,
             issuer: None,

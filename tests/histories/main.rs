@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::server::{Books, Weather, network};
-use super::{Session, State};
+use super::{LoginOutcome, Session, State};
 use crate::config::{Account, ClientAuth, Grant, ResponseMode, ResponseType, Secret};
 use crate::dice::Dice;
 use crate::notify::{self, Event, Notice};
@@ -263,7 +263,7 @@ impl History {
 
     /// From now on tokens last so long, and the daemon has one that does.
     async fn has_tokens_for(&self, lifetime: Duration) {
-        self.books().lifetime = lifetime;
+        self.books().lasts(lifetime);
         self.daemon.session.refresh().await.expect("the weather is clear");
     }
 
@@ -296,6 +296,7 @@ impl History {
     async fn restart(&mut self) {
         self.books().tell("restart");
         self.daemon.stop().await;
+        self.books().process_ended();
         let directory = self.daemon.directory.clone();
         self.start_again(directory);
     }
@@ -303,6 +304,7 @@ impl History {
     /// SIGKILL: what is on disk at this instant is all that is left.
     fn crash(&mut self) {
         self.books().tell("crash");
+        self.books().process_ended();
         let copy = self.copy_of(&self.daemon.directory.clone());
         self.daemon.keeper.abort();
         self.start_again(copy);
@@ -370,7 +372,11 @@ impl History {
         let pending = Pending::start();
         let code = Code { code: "code".into(), id_token: None };
         let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
-        let outcome = self.daemon.session.log_in(pending, code, verified).await;
+        let mut outcome = self.daemon.session.log_in(pending, code, verified).await;
+        // Nothing here says who it is, so a person is asked when somebody is logged in.
+        if let Ok(LoginOutcome::NeedsConfirmation(asked)) = outcome {
+            outcome = self.daemon.session.confirm(asked.id, true).await;
+        }
         let usable = self.daemon.session.current().is_some();
         if outcome.is_err() || !usable {
             self.books().violate(format!("a login in clear weather failed: {outcome:?}"));
@@ -393,9 +399,15 @@ impl History {
         }
         let status = self.daemon.session.status();
         let is_recorded = status.events.iter().any(|notice| notice.event == Event::LoginRequired);
-        let verdict = match (self.books().is_login_alive(), status.state) {
+        let (is_alive, is_refused) = {
+            let books = self.books();
+            (books.is_login_alive(), books.is_login_refused())
+        };
+        let verdict = match (is_alive, status.state) {
             (true, State::Ready) => None,
             (false, State::LoginRequired) if is_recorded => None,
+            // The server honours what it has called dead twice, or once when the last try came too late.
+            (true, State::LoginRequired) if is_refused && is_recorded => None,
             (is_alive, state) => {
                 Some(format!("at the end the login is alive: {is_alive}, but it is {state:?}"))
             }
@@ -463,7 +475,7 @@ async fn request(session: Session, books: Arc<Mutex<Books>>) {
     };
     if let Some(refused) = refused {
         // A keeper that never answered would hang here, and the history with it.
-        let newer = session.refreshed_since(&refused).await;
+        let newer = session.refreshed_since(&refused, PATIENCE).await;
         assert!(newer.is_none_or(|newer| newer.serial() > refused.serial()));
     }
 }

@@ -1,6 +1,6 @@
 //! The simulated authorization server: what it knows, what the daemon has been told, and what must not happen.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use reqwest::Response;
 
 use super::stored_refresh_token;
 use crate::dice::Dice;
-use crate::oauth::GrantError;
+use crate::oauth::{GrantError, Loss};
 use crate::oauth::simulated::Network;
 use crate::session::NoToken;
 use crate::store::Store;
@@ -58,10 +58,17 @@ pub(super) struct Books {
     grace: Duration,
     kills_family: bool,
     rotates: bool,
+    /// Refuses to refresh while the access token has long to live.
+    refuses_early: bool,
+    /// Calls a dead refresh token something else than `invalid_grant`.
+    mumbles: bool,
     current: u64,
     previous: Option<(u64, Moment)>,
     is_dead: bool,
-    refused: BTreeSet<u64>,
+    /// How often the daemon was told that a refresh token is dead.
+    refused: BTreeMap<u64, u32>,
+    /// Until when the server works on the last request, whether or not anybody waits for it.
+    works_until: Moment,
     access: Vec<Access>,
     held_access: Option<usize>,
     held_since: Moment,
@@ -99,7 +106,7 @@ impl Weather {
     }
 
     pub(super) fn any(dice: &mut Dice) -> Self {
-        let clear = Self { slowest_ms: dice.pick(&[10, 1000, 20_000]), ..Self::clear() };
+        let clear = Self { slowest_ms: dice.pick(&[10, 1000, 20_000, 55_000]), ..Self::clear() };
         match dice.below(8) {
             0 | 1 => clear,
             2 => Self { unreachable: 100, ..clear },
@@ -160,16 +167,17 @@ async fn carry(books: Arc<Mutex<Books>>, form: Vec<(&'static str, String)>) -> R
         tokio::time::sleep(there.min(Duration::from_secs(5))).await;
         return Err(unreachable("unreachable"));
     }
-    let lost = || GrantError::InDoubt { reason: "lost".to_owned() };
-    tokio::time::sleep(there.min(ANSWER_TIMEOUT)).await;
-    if fate == Fate::LostOnTheWay || there >= ANSWER_TIMEOUT {
-        return Err(lost());
+    let lost = |loss| GrantError::InDoubt { reason: "lost".to_owned(), loss };
+    tokio::time::sleep(there).await;
+    if fate == Fate::LostOnTheWay {
+        return Err(lost(Loss::Broken));
     }
     let answer = books.lock().unwrap().answer(fate, &form);
-    tokio::time::sleep(back.min(ANSWER_TIMEOUT - there)).await;
-    if fate == Fate::LostOnTheWayBack || there + back >= ANSWER_TIMEOUT {
+    let is_late = there + back >= ANSWER_TIMEOUT;
+    tokio::time::sleep(if is_late { ANSWER_TIMEOUT - there } else { back }).await;
+    if fate == Fate::LostOnTheWayBack || is_late {
         books.lock().unwrap().tell("the answer is lost");
-        return Err(lost());
+        return Err(lost(if is_late { Loss::TimedOut } else { Loss::Broken }));
     }
     books.lock().unwrap().deliver(&answer);
     let mut response = http::Response::builder().status(answer.status);
@@ -191,6 +199,10 @@ impl Answer {
     fn new(status: u16, body: &str) -> Self {
         Self { status, retry_after: None, body: body.to_owned(), granted: None, refuses: None }
     }
+
+    fn last_word(number: u64) -> Self {
+        Self { refuses: Some(number), ..Self::new(400, r#"{"error": "invalid_grant"}"#) }
+    }
 }
 
 impl Books {
@@ -204,11 +216,14 @@ impl Books {
             grace: Duration::from_secs(dice.pick(&[0, 0, 30])),
             kills_family: dice.chance(30),
             rotates: dice.chance(90),
+            refuses_early: dice.chance(10),
+            mumbles: dice.chance(20),
             dice: Dice(dice.next()),
             current: 0,
             previous: None,
             is_dead: true,
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            works_until: now(),
             access: Vec::new(),
             held_access: None,
             held_since: now(),
@@ -244,6 +259,12 @@ impl Books {
         let (there, back) = (delay(), delay());
         if let Some(refresh_token) = parameter(form, "refresh_token").filter(|_| is_refresh) {
             self.presented(number_of(refresh_token), fate);
+            let works_for = match fate {
+                Fate::Unreachable => Duration::ZERO,
+                Fate::LostOnTheWay => there,
+                _ => there + back,
+            };
+            self.works_until = now().plus(works_for);
         }
         (fate, there, back)
     }
@@ -253,8 +274,11 @@ impl Books {
         if number != self.held {
             self.violate(format!("rt-{number} was presented, but rt-{} has superseded it", self.held));
         }
-        if self.refused.contains(&number) {
-            self.violate(format!("rt-{number} was presented again after the server had refused it"));
+        if self.refused.get(&number).is_some_and(|times| *times > 1) {
+            self.violate(format!("rt-{number} was presented again after the server had refused it twice"));
+        }
+        if self.works_until.since(now()) > Duration::ZERO {
+            self.violate(format!("rt-{number} was presented while the server works on an earlier request"));
         }
         if fate == Fate::Unreachable {
             return;
@@ -307,6 +331,13 @@ impl Books {
             (429, "{}"),
             (200, "<html>log in to the hotel</html>"),
             (404, ""),
+            (400, ""),
+            (401, "<html>who are you?</html>"),
+            (400, r#"{"error": "internal_error"}"#),
+            (400, r#"{"error": {"code": "token_expired"}}"#),
+            (403, r#"{"error": "invalid_grant"}"#),
+            (200, "{}"),
+            (200, "nonsense"),
         ];
         let (status, body) = self.dice.pick(&answers);
         if body.starts_with("<html>log in") { Answer::new(302, body) } else { Answer::new(status, body) }
@@ -332,13 +363,26 @@ impl Books {
         if self.is_dead || !(number == self.current || in_grace) {
             self.is_dead |= self.kills_family && number != self.current;
             self.tell(&format!("rt-{number} is refused"));
-            return Answer { refuses: Some(number), ..Answer::new(400, r#"{"error": "invalid_grant"}"#) };
+            return if self.mumbles {
+                Answer::new(400, r#"{"error": "invalid_request"}"#)
+            } else {
+                Answer::last_word(number)
+            };
+        }
+        if self.refuses_early && self.access_has_long_to_live() {
+            self.tell(&format!("rt-{number} is refused early"));
+            return Answer::last_word(number);
         }
         if number == self.current && self.rotates {
             self.previous = Some((number, now()));
             self.current += 1;
         }
         self.grant(self.current)
+    }
+
+    fn access_has_long_to_live(&self) -> bool {
+        let age = self.access.last().map_or(Duration::MAX, |access| now().since(access.received));
+        self.lifetime.saturating_sub(age) > (self.lifetime / 10).min(Duration::from_secs(120))
     }
 
     fn grant(&mut self, refresh_token: u64) -> Answer {
@@ -361,7 +405,7 @@ impl Books {
     /// The daemon learns of it now.
     fn deliver(&mut self, answer: &Answer) {
         if let Some(number) = answer.refuses {
-            self.refused.insert(number);
+            *self.refused.entry(number).or_default() += 1;
         }
         let Some((refresh_token, access)) = answer.granted else { return };
         self.held = refresh_token;
@@ -418,6 +462,17 @@ impl Books {
         self.access.iter_mut().for_each(|access| access.is_revoked = true);
     }
 
+    /// The next process does not know what the last one had sent: it tries at once.
+    pub(super) fn process_ended(&mut self) {
+        self.works_until = now();
+    }
+
+    /// Tokens last that long, and are refreshed at any time.
+    pub(super) fn lasts(&mut self, lifetime: Duration) {
+        self.lifetime = lifetime;
+        self.refuses_early = false;
+    }
+
     /// The server ends the login by itself.
     pub(super) fn end_login(&mut self) {
         self.tell("the server ends the login");
@@ -440,7 +495,12 @@ impl Books {
 
     /// True when the refresh token that the daemon has is good.
     pub(super) fn is_login_alive(&self) -> bool {
-        self.held != 0 && self.held == self.current && !self.is_dead && !self.refused.contains(&self.held)
+        self.held != 0 && self.held == self.current && !self.is_dead
+    }
+
+    /// True when the server said of the refresh token that the daemon has that it is dead.
+    pub(super) fn is_login_refused(&self) -> bool {
+        self.refused.contains_key(&self.held)
     }
 
     /// What a process that starts finds must be what the one before knew.

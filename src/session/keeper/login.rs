@@ -1,16 +1,22 @@
 //! Logins and logouts, as the keeper carries them out: it alone obtains, persists and publishes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Awaiting, Keeper, blocking};
-use crate::config::{Account, Grant};
+use super::{Awaiting, Keeper};
+use crate::config::Grant;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
-use crate::oauth::{LoggedIn, Pending, Verified, random};
+use crate::oauth::{GrantError, LoggedIn, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
 use crate::store::{Person, Record, Reservation};
 use crate::token::now;
+
+/// How long the server may take to revoke a token: a person waits for it.
+const REVOKED_WITHIN: Duration = Duration::from_secs(12);
+/// The `sub` that Cnblogs gives to everybody.
+const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 impl Keeper {
     pub(super) async fn log_in(
@@ -19,66 +25,73 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
-        let reservation = self.reserve().await.map_err(AskError::Failed)?;
-        let LoggedIn { granted, remarks } = match self.oauth.log_in(pending, code, verified).await {
+        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        self.shared.pulse.hold();
+        let oauth = self.oauth();
+        let LoggedIn { granted, remarks } = match oauth.log_in(pending, code, verified).await {
             Ok(logged_in) => logged_in,
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let identity = self.oauth.identity(&granted.access_token).await;
+        let identity = oauth.identity(&granted.access_token).await;
+        self.shared.pulse.beat();
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
-            client_id: self.oauth.account().client_id.clone(),
+            client_id: oauth.account().client_id.clone(),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
             refresh_token: granted.refresh_token.clone(),
             is_refused: false,
+            is_retried: false,
             login_at_ms: granted.received.wall_ms(),
             subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
             person,
         };
-        let stored = self.record.as_ref().and_then(|stored| stored.person.clone());
-        if let (Some(stored), Some(new)) = (stored, record.person.clone())
-            && stored.id != new.id
-        {
-            let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
+        self.drop_awaiting().await;
+        let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
+        if let Some(stored) = stored {
+            let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
+            let confirmation =
+                Confirmation { id: random(18), stored: name(stored), new: name(&record) };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.drop_awaiting().await;
             self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
             return Ok(outcome);
         }
-        self.drop_awaiting().await;
         Ok(self.accept(reservation, record, remarks).await)
     }
 
+    /// A yes takes room for the waiting login before it is taken, so that it can be said again on a full disk.
     pub(super) async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
-        let Some(awaiting) = self.awaiting.take_if(|awaiting| awaiting.confirmation.id == id) else {
+        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id) {
             return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
-        };
+        }
         if !yes {
-            self.drop_login(awaiting.record).await;
+            self.drop_awaiting().await;
             return Ok(LoginOutcome::Declined);
         }
-        let reservation = self.reserve().await.map_err(AskError::Failed)?;
-        let replaced = self.record.take();
-        let outcome = self.accept(reservation, awaiting.record, awaiting.remarks).await;
-        if let Some(replaced) = replaced {
-            self.drop_login(replaced).await;
-        }
-        Ok(outcome)
+        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let Awaiting { record, remarks, .. } = self.awaiting.take().expect("it was there before");
+        self.replaced.extend(self.record.take());
+        Ok(self.accept(reservation, record, remarks).await)
     }
 
-    pub(super) async fn accept(
+    async fn accept(
         &mut self,
         reservation: Reservation,
         record: Record,
-        remarks: Vec<String>,
+        mut remarks: Vec<String>,
     ) -> LoginOutcome {
-        self.told.remove(&Event::LoginExpiring);
+        self.journal.clear(Event::LoginExpiring);
         self.keep_login(Some(reservation), record).await;
-        self.look_around();
-        self.answer();
+        self.refresh_status();
+        self.finish_try();
+        if self.unsaved.is_some() {
+            remarks.push(
+                "this login can't be saved now and would not survive a restart; saving it is tried again and again"
+                    .to_owned(),
+            );
+        }
         let status = self.status();
         tracing::info!(account = self.shared.account, person = status.person, "logged in");
         LoginOutcome::Done(LoginDone {
@@ -91,70 +104,114 @@ impl Keeper {
     /// A login that nobody can say yes to any more is a no.
     pub(super) async fn drop_awaiting(&mut self) {
         if let Some(awaiting) = self.awaiting.take() {
-            self.drop_login(awaiting.record).await;
+            self.drop_login(&awaiting.record).await;
+        }
+    }
+
+    /// The login in use is on disk: those that it replaces are worth nothing from now on.
+    pub(super) async fn revoke_replaced(&mut self) {
+        for record in std::mem::take(&mut self.replaced) {
+            self.drop_login(&record).await;
         }
     }
 
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
-    pub(super) async fn drop_login(&self, record: Record) {
-        if let Some(refresh_token) = &record.refresh_token {
-            let _revoked = self.oauth.revoke(refresh_token, "refresh_token").await;
+    async fn drop_login(&self, record: &Record) {
+        if record.refresh_token.is_some() {
+            let _revoked = self.revoke(record).await;
         }
     }
 
+    async fn revoke(&self, record: &Record) -> Result<(), GrantError> {
+        let oauth = self.oauth();
+        let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
+            Some(refresh_token) => oauth.revoke(refresh_token, "refresh_token"),
+            None => oauth.revoke(&record.access_token, "access_token"),
+        };
+        let unavailable = || {
+            let reason = format!("no answer within {} s", REVOKED_WITHIN.as_secs());
+            GrantError::Unavailable { reason, was_sent: true, retry_after: None }
+        };
+        tokio::time::timeout(REVOKED_WITHIN, revoked).await.unwrap_or_else(|_elapsed| Err(unavailable()))
+    }
+
+    /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
+    /// fails, it can be asked for again.
     pub(super) async fn log_out(&mut self) -> Result<(), AskError> {
-        if self.oauth.account().grant != Grant::AuthorizationCode {
+        if self.grant() != Grant::AuthorizationCode {
             return Err(AskError::Failed("this account has no login: its tokens need no person".to_owned()));
         }
-        let Some(record) = self.record.take() else {
+        let Some(record) = self.record.clone() else {
             return Err(AskError::LoginRequired("nobody is logged in".to_owned()));
         };
-        let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
-            Some(refresh_token) => self.oauth.revoke(refresh_token, "refresh_token").await,
-            None => self.oauth.revoke(&record.access_token, "access_token").await,
+        let mut reservation = match self.unsaved.take() {
+            Some(unsaved) => unsaved,
+            None => self.reserve().await.map_err(|reason| {
+                AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
+            })?,
         };
-        self.drop_awaiting().await;
-        if let Some(unsaved) = self.unsaved.take() {
-            unsaved.give_up();
+        let revoked = self.revoke(&record).await;
+        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
+        let (reservation, erased) = self
+            .on_disk(move || {
+                let erased = store.erase(&mut reservation, &account);
+                (reservation, erased)
+            })
+            .await;
+        if let Err(error) = erased {
+            // The server may have ended it: it is not presented any more.
+            self.record = Some(Record { is_refused: true, is_retried: true, ..record });
+            self.unsaved = Some(reservation);
+            self.refresh_status();
+            return Err(AskError::Failed(format!(
+                "the stored login can't be erased, please log out again: {}",
+                with_causes(&error)
+            )));
         }
-        self.shared.current.store(None);
-        let erased = self.erase().await;
-        self.plan = Plan::default();
-        self.look_around();
-        self.answer();
-        if let Err(reason) = erased {
-            return Err(AskError::Failed(format!("the stored login can't be erased: {reason}")));
-        }
+        self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
         revoked.map_err(|error| {
             AskError::Failed(format!(
-                "the login is erased here, but the server did not confirm that it is revoked: {error}"
+                "the login is erased here, but the server did not confirm that it is revoked: {error}. Until it ends \
+                 by itself, whoever has a copy of its tokens can use it"
             ))
         })
     }
 
-    async fn erase(&mut self) -> Result<(), String> {
-        let mut reservation = self.reserve().await?;
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        blocking(move || store.erase(&mut reservation, &account)).await.map_err(|error| with_causes(&error))
+    async fn forget(&mut self) {
+        self.record = None;
+        self.drop_awaiting().await;
+        self.shared.current.store(None);
+        self.plan = Plan::default();
+        self.is_in_doubt = false;
+        self.refresh_status();
+        self.finish_try();
     }
 
-    pub(super) fn reconfigure(&mut self, account: Account) {
-        let is_personal = account.grant == Grant::PersonalAccessToken;
-        match self.oauth.reconfigured(account).map(Arc::new) {
-            Ok(oauth) => {
-                self.shared.oauth.store(Arc::clone(&oauth));
-                self.oauth = oauth;
-            }
-            Err(error) => {
-                tracing::error!(account = self.shared.account, %error, "the new configuration is not used");
-                return;
-            }
-        }
-        if is_personal {
+    /// There are new secrets or certificates: what failed for want of them may work now.
+    pub(super) fn reconfigured(&mut self) {
+        if self.grant() == Grant::PersonalAccessToken {
             self.load();
         }
-        self.is_misconfigured = false;
         self.plan.forgive();
+    }
+}
+
+/// True when something says that two logins are the same person's, and nothing that they are not.
+fn is_same_person(stored: &Record, new: &Record) -> bool {
+    let persons = match (&stored.person, &new.person) {
+        (Some(stored), Some(new)) => Some(stored.id == new.id),
+        _ => None,
+    };
+    let subject = |record: &Record| record.subject.clone().filter(|subject| subject != NOBODY);
+    let subjects = match (subject(stored), subject(new)) {
+        (Some(stored_subject), Some(new_subject)) if stored.issuer == new.issuer => {
+            Some(stored_subject == new_subject)
+        }
+        _ => None,
+    };
+    match (persons, subjects) {
+        (Some(false), _) | (_, Some(false)) => false,
+        (persons, subjects) => persons.or(subjects).is_some(),
     }
 }

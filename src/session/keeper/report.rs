@@ -1,38 +1,64 @@
-//! What the keeper tells: the state, the events, the status, and an answer to all who wait.
+//! What the keeper tells: the state, the status, what a person should know, and an answer to all who wait.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Keeper;
-use crate::config::Grant;
+use crate::config::{Account, Grant};
 use crate::notify::Event;
-use crate::session::{EVENTS_KEPT, REFRESHES_KEPT, Refresh, RefreshOutcome, State, Status, WARN_BEFORE};
+use crate::session::{State, Status, WARN_BEFORE};
 use crate::token::{At, now, rfc3339};
+
+/// A person is warned that long before the end of a personal access token.
+const WARN_OF_PERSONAL: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Before the keeper's first look at the store.
+pub(in crate::session) fn first_status(account: &Account) -> Status {
+    Status {
+        grant: account.grant.as_str(),
+        state: State::Refreshing,
+        person: None,
+        obtained_at: None,
+        expires_at: None,
+        next_refresh_at: None,
+        login_expires_at: None,
+        last_refresh: None,
+        refreshes: VecDeque::new(),
+        events: VecDeque::new(),
+        refresh_counts: BTreeMap::new(),
+        event_counts: BTreeMap::new(),
+    }
+}
 
 impl Keeper {
     pub(super) fn state(&self) -> State {
-        let lifetime = self.lifetime();
-        let is_usable = lifetime.is_some_and(|lifetime| lifetime.is_usable(now()));
-        let grant = self.oauth.account().grant;
-        if grant == Grant::AuthorizationCode && !self.can_refresh() {
-            // Without a refresh token from the start, the access token is the whole login.
-            let is_whole = self.record.as_ref().is_some_and(|record| record.refresh_token.is_none());
-            return if is_usable && is_whole { State::Ready } else { State::LoginRequired };
+        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
+        match self.grant() {
+            Grant::PersonalAccessToken if is_usable && !self.is_dead => return State::Ready,
+            Grant::PersonalAccessToken => return State::LoginRequired,
+            Grant::AuthorizationCode if !self.may_present() => {
+                // Without a refresh token from the start, the access token is the whole login.
+                let is_whole = self.record.as_ref().is_some_and(|record| record.refresh_token.is_none());
+                return if is_usable && is_whole { State::Ready } else { State::LoginRequired };
+            }
+            Grant::AuthorizationCode if !is_usable && self.plan.needs_person(now()) => {
+                return State::LoginRequired;
+            }
+            Grant::AuthorizationCode | Grant::ClientCredentials => {}
         }
         if self.is_refreshing {
             return State::Refreshing;
         }
-        let is_told = self.told.contains(&Event::StoreFailing);
-        if self.plan.is_failing() || is_told || self.is_misconfigured || !is_usable {
-            State::Degraded
-        } else {
-            State::Ready
-        }
+        let is_failing = self.plan.is_failing() || self.journal.is_raised(Event::StoreFailing);
+        if is_failing || !is_usable { State::Degraded } else { State::Ready }
     }
 
     /// When the server ends the login, in milliseconds since the Unix epoch.
-    pub(super) fn login_ends_at_ms(&self) -> Option<i64> {
+    fn login_ends_at_ms(&self) -> Option<i64> {
         let record = self.record.as_ref()?;
-        let account = self.oauth.account();
+        let oauth = self.oauth();
+        let account = oauth.account();
         if account.grant != Grant::AuthorizationCode {
             return None;
         }
@@ -44,91 +70,107 @@ impl Keeper {
     }
 
     /// Tells what a person should know by now, and publishes the status.
-    pub(super) fn look_around(&mut self) {
+    pub(super) fn refresh_status(&mut self) {
         if self.state() == State::LoginRequired {
-            let usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
-            let until = if usable { " before the last token expires" } else { "" };
-            self.tell(Event::LoginRequired, format!("a person has to log in{until}"));
+            let message = self.words_for_login_required();
+            self.journal.raise(Event::LoginRequired, || message);
+        } else if self.grant() == Grant::PersonalAccessToken && self.journal.clear(Event::LoginRequired) {
+            self.journal.note(Event::Recovered, "the API takes the personal access token again".to_owned());
         }
-        let warn_ms = i64::try_from(WARN_BEFORE.as_millis()).unwrap_or(i64::MAX);
-        if let Some(ends_at) = self.login_ends_at_ms()
-            && ends_at.saturating_sub(now().wall_ms()) < warn_ms
-            && self.record.as_ref().is_some_and(|record| record.refresh_token.is_some())
-        {
-            self.tell(
-                Event::LoginExpiring,
-                format!("the server ends this login at {}: log in again before that", rfc3339(ends_at)),
-            );
-        }
+        self.warn_of_the_end();
         self.publish();
     }
 
-    pub(super) fn tell(&mut self, event: Event, message: String) {
-        if self.told.insert(event) {
-            self.note_event(event, message);
-        }
-    }
-
-    pub(super) fn untell(&mut self, event: Event, message: &str) {
-        if self.told.remove(&event) {
-            self.note_event(Event::Recovered, message.to_owned());
-        }
-    }
-
-    pub(super) fn note_event(&mut self, event: Event, message: String) {
-        *self.event_counts.entry(event).or_default() += 1;
-        let notice = self.notifier.emit(event, &self.shared.account, message);
-        self.events.push_back(notice);
-        if self.events.len() > EVENTS_KEPT {
-            self.events.pop_front();
-        }
-    }
-
-    pub(super) fn note_refresh(&mut self, outcome: RefreshOutcome, error: Option<String>) {
-        match &error {
-            None => tracing::info!(account = self.shared.account, "refreshed the token"),
-            Some(reason) => {
-                tracing::warn!(account = self.shared.account, ?outcome, reason, "the refresh failed");
+    fn warn_of_the_end(&mut self) {
+        let is_soon = |at_ms: &i64, warn_before: Duration| {
+            let warn_ms = i64::try_from(warn_before.as_millis()).unwrap_or(i64::MAX);
+            at_ms.saturating_sub(now().wall_ms()) < warn_ms
+        };
+        let personal_end = self.oauth().account().expires_at_ms.filter(|at| is_soon(at, WARN_OF_PERSONAL));
+        let is_refreshed = self.record.as_ref().is_some_and(|record| record.refresh_token.is_some());
+        let login_end = self.login_ends_at_ms().filter(|at| is_refreshed && is_soon(at, WARN_BEFORE));
+        let (at_ms, what, cure) = match (personal_end, login_end) {
+            (Some(at_ms), _) => (at_ms, "this personal access token ends", "make a new one"),
+            (None, Some(at_ms)) => (at_ms, "the server ends this login", "log in again"),
+            (None, None) => {
+                self.journal.clear(Event::LoginExpiring);
+                return;
             }
+        };
+        let at = rfc3339(at_ms);
+        self.journal.raise(Event::LoginExpiring, || format!("{what} at {at}: {cure} before that"));
+    }
+
+    fn words_for_login_required(&self) -> String {
+        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
+        if self.grant() == Grant::PersonalAccessToken {
+            let what = if is_usable { "the API refuses it" } else { "its last day (`expires`) is over" };
+            let from = self.oauth().account().secret.from.clone();
+            return format!("the personal access token serves no more, {what}: make a new one, for {from}");
         }
-        *self.refresh_counts.entry(outcome).or_default() += 1;
-        self.refreshes.push_back(Refresh { at: At(now().wall_ms()), outcome, error });
-        if self.refreshes.len() > REFRESHES_KEPT {
-            self.refreshes.pop_front();
-        }
+        let until = if is_usable { " before the last token expires" } else { "" };
+        let why = match &self.record {
+            Some(record) if record.is_refused => {
+                ": the server refuses the refresh token; it was revoked, the login has ended, or another copy of this \
+                 login is in use"
+            }
+            Some(_) if self.plan.needs_person(now()) => {
+                ": the server has given no token for ten minutes, and is asked on"
+            }
+            _ => "",
+        };
+        format!("a person has to log in{until}{why}")
     }
 
     pub(super) fn status(&self) -> Status {
         let lifetime = self.lifetime();
-        let next = self.can_refresh().then_some(lifetime).flatten();
+        let next = self.may_present().then_some(lifetime).flatten();
         Status {
-            grant: self.oauth.account().grant.as_str(),
+            grant: self.grant().as_str(),
             state: self.state(),
             person: self.record.as_ref().and_then(|record| record.person.as_ref()).map(|p| p.name.clone()),
             obtained_at: lifetime.map(|lifetime| At(lifetime.obtained_wall_ms())),
             expires_at: lifetime.and_then(|lifetime| lifetime.expires_at_wall_ms()).map(At),
             next_refresh_at: next.and_then(|lifetime| lifetime.due_at_wall_ms()).map(At),
             login_expires_at: self.login_ends_at_ms().map(At),
-            last_refresh: self.refreshes.back().cloned(),
-            refreshes: self.refreshes.clone(),
-            events: self.events.clone(),
-            refresh_counts: self.refresh_counts.clone(),
-            event_counts: self.event_counts.clone(),
+            last_refresh: self.journal.refreshes().back().cloned(),
+            refreshes: self.journal.refreshes().clone(),
+            events: self.journal.events().clone(),
+            refresh_counts: self.journal.refresh_counts().clone(),
+            event_counts: self.journal.event_counts().clone(),
         }
     }
 
+    /// Those who wait are woken when something has changed, and by nothing else.
     pub(super) fn publish(&self) {
-        let (status, retry_in) = (Arc::new(self.status()), self.plan.until_allowed(now()));
-        self.shared.published.send_modify(|published| {
-            published.status = status;
-            published.retry_in = retry_in;
-            published.published_at = now();
+        let status = self.status();
+        self.shared.published.send_if_modified(|published| {
+            let is_new = *published.status != status;
+            if is_new {
+                published.status = Arc::new(status);
+            }
+            is_new
         });
     }
 
-    /// Tells all who wait that a try is over, or that there will be none.
-    pub(super) fn answer(&self) {
-        self.publish();
-        self.shared.published.send_modify(|published| published.answers += 1);
+    /// Tells all who wait for a token that a try is over.
+    pub(super) fn finish_try(&self) {
+        self.answer(1, 0);
+    }
+
+    /// Tells all whose token the upstream refused that no refresh comes of it.
+    pub(super) fn turn_down(&self) {
+        self.answer(0, 1);
+    }
+
+    fn answer(&self, tries: u64, turned_down: u64) {
+        let (status, retry_in) = (Arc::new(self.status()), self.plan.until_allowed(now()));
+        self.shared.published.send_modify(|published| {
+            published.tries += tries;
+            published.turned_down += turned_down;
+            published.retry_in = retry_in;
+            published.at = now();
+            published.status = status;
+        });
     }
 }

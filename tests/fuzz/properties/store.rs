@@ -74,6 +74,7 @@ fn login(input: &mut Input<'_>) -> Record {
         expires_in_secs: number(input),
         refresh_token: input.flag().then(|| input.text().into()),
         is_refused: input.flag(),
+        is_retried: input.flag(),
         login_at_ms: number(input).cast_signed(),
         subject: input.flag().then(|| input.text()),
         issuer: input.flag().then(|| input.text()),
