@@ -343,7 +343,13 @@ impl Oauth {
     pub async fn client_credentials(&self) -> Result<Granted, GrantError> {
         let mut form = vec![("grant_type", "client_credentials".to_owned())];
         form.extend(self.account.scope.clone().map(|scope| ("scope", scope)));
-        self.ask(form).await
+        self.ask(form).await.map_err(|error| match error {
+            // Nothing was presented that could be dead.
+            GrantError::Refused { description } => {
+                GrantError::Misconfigured { code: "invalid_grant".to_owned(), description }
+            }
+            error => error,
+        })
     }
 
     /// Makes a token worthless at the server (RFC 7009).

@@ -380,10 +380,8 @@ impl Keeper {
             GrantError::NotGranted { successor: Some(successor), .. } => {
                 self.keep_successor(reservation.take(), successor.clone()).await;
             }
-            GrantError::Refused { .. } if self.grant() == Grant::AuthorizationCode => {
-                return self.refused(reservation).await;
-            }
-            GrantError::Refused { .. } | GrantError::Misconfigured { .. } => {
+            GrantError::Refused { .. } => return self.refused(reservation).await,
+            GrantError::Misconfigured { .. } => {
                 self.journal.raise(Event::RefreshFailing, || {
                     format!("{error}: check client_id and client secret")
                 });

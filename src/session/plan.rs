@@ -175,7 +175,9 @@ impl Plan {
         let wait = match error {
             GrantError::Unavailable { was_sent: false, .. } if is_wanted => growing(WANTED_CAP),
             GrantError::Unavailable { was_sent: false, .. } => growing(UNSENT_CAP),
-            GrantError::Refused { .. } | GrantError::Misconfigured { .. } => MISCONFIGURED,
+            // Its token is not presented again, or once, at a time of its own.
+            GrantError::Refused { .. } => Duration::ZERO,
+            GrantError::Misconfigured { .. } => MISCONFIGURED,
             GrantError::Unavailable { retry_after: Some(asked), .. }
             | GrantError::NotGranted { retry_after: Some(asked), .. } => {
                 let most = (remaining / RETRY_AFTER_PART).max(RETRY_AFTER_LEAST);

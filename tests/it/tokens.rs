@@ -1,7 +1,10 @@
 //! The walk of a token: refreshed in time, once, and kept, whoever asks and whoever leaves.
 
+mod answers;
+mod crowd;
 mod ends;
 mod faults;
+mod rejected;
 mod stopping;
 mod time;
 
@@ -10,6 +13,7 @@ use std::net::TcpStream;
 use std::time::SystemTime;
 
 use serde_json::Value;
+use url::form_urlencoded;
 
 use crate::standin::{Endpoint, Fault, Gate, Options, Person, Presented, Rotation};
 use crate::support::{Answer, Daemon, Setup, World, eventually};
@@ -43,11 +47,18 @@ impl Sent {
 
     /// Asks for a refresh of an account.
     pub(crate) fn refresh_of(daemon: &Daemon, account: &str) -> Self {
+        Self::form(daemon, &format!("/-/refresh/{account}"), &[])
+    }
+
+    /// Posts a form.
+    pub(crate) fn form(daemon: &Daemon, target: &str, form: &[(&str, &str)]) -> Self {
         let mut stream = daemon.connect();
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let head = format!(
-            "POST /-/refresh/{account} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: 0\r\n\
-             Content-Type: application/x-www-form-urlencoded\r\n\r\n",
-            daemon.authority
+            "POST {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n\r\n{body}",
+            daemon.authority,
+            body.len()
         );
         stream.write_all(head.as_bytes()).unwrap();
         Self { stream }

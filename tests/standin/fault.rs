@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     HoldAfter(Gate),
     /// The JSON answer is changed.
     Alter(Alter),
+    /// The answer is written in another way.
+    Rewrite(fn(&mut Answer)),
     /// The claims of the `id_token` in the answer are changed, and signed again.
     AlterIdToken(Alter),
 }
@@ -93,7 +95,8 @@ impl Fault {
         Self::AlterIdToken(Box::new(change))
     }
 
-    fn typed(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> Self {
+    /// An answer with a body of a type.
+    pub(crate) fn typed(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> Self {
         let fields = vec![("Content-Type".to_owned(), media_type.to_owned())];
         Self::Answer { status, fields, body: body.into() }
     }
@@ -130,6 +133,7 @@ impl Fault {
             Self::DelayAfter(time) => wait(time).await,
             Self::HoldAfter(gate) => gate.passed().await,
             Self::Alter(change) => change_json(&mut answer, change),
+            Self::Rewrite(rewrite) => rewrite(&mut answer),
             _ => {}
         }
         Reply::Answer(answer)
@@ -150,6 +154,7 @@ impl fmt::Debug for Fault {
             Self::DelayAfter(_) => "DelayAfter",
             Self::HoldAfter(_) => "HoldAfter",
             Self::Alter(_) => "Alter",
+            Self::Rewrite(_) => "Rewrite",
             Self::AlterIdToken(_) => "AlterIdToken",
         };
         f.write_str(name)

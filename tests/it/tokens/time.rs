@@ -14,12 +14,12 @@ const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
 /// The wall clock of a daemon; the boot-time clock goes on as it does.
-struct WallClock {
+pub(super) struct WallClock {
     directory: TempDir,
 }
 
 impl WallClock {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         assert!(std::path::Path::new(LIBRARY).exists(), "{LIBRARY} is missing: tests/run installs it");
         let clock = Self { directory: TempDir::new().unwrap() };
         clock.set(0);
@@ -27,7 +27,7 @@ impl WallClock {
     }
 
     /// Moves it so far from the real one.
-    fn set(&self, by_secs: i64) {
+    pub(super) fn set(&self, by_secs: i64) {
         let next = self.directory.path().join("next");
         std::fs::write(&next, format!("{by_secs:+}\n")).unwrap();
         std::fs::rename(&next, self.file()).unwrap();
@@ -37,8 +37,8 @@ impl WallClock {
         self.directory.path().join("offset")
     }
 
-    /// Alice is logged in with a token of an hour, and the daemon's wall clock is this one.
-    fn world(&self, options: Options) -> World {
+    /// Variables of a program whose wall clock is this one.
+    pub(super) fn environment(&self) -> Vec<(String, String)> {
         let file = self.file().display().to_string();
         let variables = [
             ("LD_PRELOAD", LIBRARY),
@@ -47,7 +47,12 @@ impl WallClock {
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
             ("FAKETIME_DISABLE_SHM", "1"),
         ];
-        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+    }
+
+    /// Alice is logged in with a token of an hour, and the daemon's wall clock is this one.
+    fn world(&self, options: Options) -> World {
+        let environment = self.environment();
         Setup { options, environment, ..Setup::default() }.logged_in()
     }
 }
