@@ -267,30 +267,7 @@ impl Session {
     /// A newer token than one that the upstream refused with 401: there already, or from the one refresh that
     /// all who saw the same refusal share. None when there will be none, or not within `patience`.
     pub async fn refreshed_since(&self, refused: &Token, patience: Duration) -> Option<Arc<Token>> {
-        let newer = async {
-            let mut published = self.shared.published.subscribe();
-            let (tries, turned_down) = {
-                let seen = published.borrow_and_update();
-                (seen.tries, seen.turned_down)
-            };
-            if self.newer_than(refused).is_none() {
-                self.report_rejected(refused);
-            }
-            loop {
-                if let Some(token) = self.newer_than(refused) {
-                    return Some(token);
-                }
-                let is_over = {
-                    let seen = published.borrow_and_update();
-                    seen.tries > tries || seen.turned_down > turned_down
-                };
-                if is_over {
-                    return None;
-                }
-                published.changed().await.ok()?;
-            }
-        };
-        tokio::time::timeout(patience, newer).await.ok().flatten()
+        tokio::time::timeout(patience, self.next_after(refused)).await.ok().flatten()
     }
 
     /// Tells the keeper that the upstream answered 401 to a token, without waiting for what comes of it. A personal
@@ -394,6 +371,25 @@ impl Session {
                 return Some(token);
             }
             if published.borrow_and_update().is_hopeless(seen, patience) {
+                return None;
+            }
+            published.changed().await.ok()?;
+        }
+    }
+
+    /// What becomes of the upstream's 401 to a token.
+    async fn next_after(&self, refused: &Token) -> Option<Arc<Token>> {
+        let mut published = self.shared.published.subscribe();
+        let verdicts = |published: &Published| (published.tries, published.turned_down);
+        let seen = verdicts(&published.borrow_and_update());
+        if self.newer_than(refused).is_none() {
+            self.report_rejected(refused);
+        }
+        loop {
+            if let Some(token) = self.newer_than(refused) {
+                return Some(token);
+            }
+            if verdicts(&published.borrow_and_update()) != seen {
                 return None;
             }
             published.changed().await.ok()?;

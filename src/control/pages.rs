@@ -153,7 +153,10 @@ pub(super) fn logged_in(reader: Reader, account: &str, done: &LoginDone, here: &
 /// Somebody else is logged in: asks whether to replace that login.
 pub(super) fn confirm(reader: Reader, account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
     let fill = Fill::new(reader).text("account", account).text("secret", secret);
-    let fill = fill.text("stored", asked.stored.as_deref().unwrap_or("?")).text("new", asked.new.as_deref().unwrap_or("?")).text("id", &asked.id);
+    let fill = fill
+        .text("stored", asked.stored.as_deref().unwrap_or("?"))
+        .text("new", asked.new.as_deref().unwrap_or("?"))
+        .text("id", &asked.id);
     layout(reader, "confirm.heading", None, "", fill.fill(CONFIRM))
 }
 

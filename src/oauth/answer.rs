@@ -301,6 +301,105 @@ fn harmless(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const GRANT: &str = r#"{"access_token":"a","token_type":"Bearer","refresh_token":"r"}"#;
+
+    /// What kind of thing an answer says.
+    fn verdict(status: u16, content_type: &str, body: Result<&[u8], BodyError>) -> &'static str {
+        let answer = Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            content_type: content_type.to_owned(),
+            retry_after: None,
+            body: body.map(|body| Zeroizing::new(body.to_vec())),
+        };
+        match judge(&answer, now()) {
+            Ok(_) => "granted",
+            Err(GrantError::Refused { .. }) => "last word",
+            Err(GrantError::Misconfigured { .. }) => "misconfigured",
+            Err(GrantError::NotGranted { successor: Some(_), .. }) => "spent",
+            Err(GrantError::NotGranted { .. }) => "not granted",
+            Err(GrantError::Unavailable { was_sent: true, .. }) => "unavailable",
+            Err(GrantError::Unavailable { .. }) => "not sent",
+            Err(GrantError::InDoubt { loss: Loss::Broken, .. }) => "broken",
+            Err(GrantError::InDoubt { loss: Loss::Unreadable, .. }) => "unreadable",
+            Err(GrantError::InDoubt { loss: Loss::TimedOut, .. }) => "slow",
+        }
+    }
+
+    #[test]
+    fn only_the_last_word_is_one() {
+        const JSON: &str = "application/json";
+        const DEAD: &str = r#"{"error":"invalid_grant"}"#;
+        let bad = GRANT.replace("Bearer", "mac");
+        let cases: &[(u16, &str, &str, &str)] = &[
+            (200, JSON, GRANT, "granted"),
+            (201, "text/html", GRANT, "granted"),
+            (200, JSON, &bad, "spent"),
+            (200, JSON, r#"{"access_token":"a"}"#, "not granted"),
+            (200, JSON, "{}", "not granted"),
+            (200, JSON, DEAD, "not granted"),
+            (200, JSON, "", "unreadable"),
+            (200, JSON, "[]", "unreadable"),
+            (200, JSON, r#"{"access_token":"#, "unreadable"),
+            (200, "text/html", "<h1>Wi-Fi</h1>", "not granted"),
+            (200, "", "  <!doctype html>", "not granted"),
+            (400, JSON, DEAD, "last word"),
+            (401, "", DEAD, "last word"),
+            (400, JSON, r#"{"error":{"code":"invalid_grant"}}"#, "last word"),
+            (400, JSON, r#"{"error":"Invalid_Grant"}"#, "not granted"),
+            (400, JSON, r#"{"error":"invalid_grant "}"#, "not granted"),
+            (400, JSON, r#"{"error":{"code":"token_expired"}}"#, "not granted"),
+            (400, JSON, r#"{"error":{"error":"invalid_grant"}}"#, "not granted"),
+            (400, JSON, r#"{"code":"invalid_grant"}"#, "not granted"),
+            (400, JSON, r#"{"error":"invalid_request"}"#, "not granted"),
+            (400, JSON, r#"{"error":"temporarily_unavailable"}"#, "not granted"),
+            (400, JSON, "", "not granted"),
+            (400, "text/html", "<p>invalid_grant</p>", "not granted"),
+            (400, JSON, GRANT, "not granted"),
+            (400, JSON, r#"{"error":"invalid_client"}"#, "misconfigured"),
+            (401, JSON, r#"{"error":"unauthorized_client"}"#, "misconfigured"),
+            (403, JSON, DEAD, "not granted"),
+            (404, "text/html", "", "not granted"),
+            (408, JSON, DEAD, "unavailable"),
+            (429, JSON, DEAD, "unavailable"),
+            (500, JSON, DEAD, "unavailable"),
+            (302, "text/html", "", "unavailable"),
+        ];
+        for (status, content_type, body, expected) in cases {
+            assert_eq!(verdict(*status, content_type, Ok(body.as_bytes())), *expected, "{status} {body}");
+        }
+        let lost = |loss| Err(BodyError::Lost { reason: String::new(), loss });
+        assert_eq!(verdict(200, JSON, lost(Loss::Broken)), "broken");
+        assert_eq!(verdict(200, JSON, lost(Loss::TimedOut)), "slow");
+        assert_eq!(verdict(400, JSON, lost(Loss::Broken)), "not granted");
+        assert_eq!(verdict(200, JSON, Err(BodyError::TooLarge)), "not granted");
+    }
+
+    #[test]
+    fn an_answer_is_read_in_the_character_set_that_it_is_written_in() {
+        let text = r#"{"error":"invalid_grant","error_description":"令牌无效"}"#;
+        let utf16 = |unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<_>>();
+        let cases = [
+            ("", text.as_bytes().to_vec()),
+            ("charset=gbk", text.as_bytes().to_vec()),
+            ("", GB18030.encode(text).0.into_owned()),
+            ("charset=utf-8", GB18030.encode(text).0.into_owned()),
+            ("charset=\"gb2312\"", GB18030.encode(text).0.into_owned()),
+            (
+                "charset=big5",
+                encoding_rs::BIG5.encode("{\"error\":\"invalid_grant\",\"a\":\"許功蓋\"}").0.into_owned(),
+            ),
+            ("", [b"\xef\xbb\xbf", text.as_bytes()].concat()),
+            ("", [b"\xff\xfe", &*utf16(u16::to_le_bytes)].concat()),
+            ("", [b"\xfe\xff", &*utf16(u16::to_be_bytes)].concat()),
+            ("charset=utf-16", utf16(u16::to_le_bytes)),
+            ("", utf16(u16::to_be_bytes)),
+            ("", b"{\"error\":\"invalid_grant\",\"x\":\"\xff\xfe\x80\"}".to_vec()),
+        ];
+        for (content_type, body) in cases {
+            assert_eq!(verdict(400, content_type, Ok(&body)), "last word", "{content_type} {body:?}");
+        }
+    }
+
     #[test]
     fn a_lifetime_is_a_positive_number_or_numeric_string() {
         let secs = |json: &str| expires_in(Some(&serde_json::from_str(json).unwrap())).map(|d| d.as_secs());

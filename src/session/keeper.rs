@@ -382,9 +382,8 @@ impl Keeper {
             }
             GrantError::Refused { .. } => return self.refused(reservation).await,
             GrantError::Misconfigured { .. } => {
-                self.journal.raise(Event::RefreshFailing, || {
-                    format!("{error}: check client_id and client secret")
-                });
+                self.journal
+                    .raise(Event::RefreshFailing, || format!("{error}: check client_id and client secret"));
             }
             _ => {}
         }
@@ -424,7 +423,8 @@ impl Keeper {
         }
         if was_lost {
             self.journal.raise(Event::RotationInDoubt, || {
-                "the answer to a refresh was lost and the refresh token with it: a new login is needed".to_owned()
+                "the answer to a refresh was lost and the refresh token with it: a new login is needed"
+                    .to_owned()
             });
         }
     }
@@ -518,7 +518,11 @@ impl Keeper {
                 self.revoke_replaced().await;
             }
             Err(error) if self.grant() == Grant::ClientCredentials => {
-                tracing::warn!(account = self.shared.account, error = with_causes(&error), "a token is not saved");
+                tracing::warn!(
+                    account = self.shared.account,
+                    error = with_causes(&error),
+                    "a token is not saved"
+                );
                 reservation.give_up();
             }
             Err(error) => {

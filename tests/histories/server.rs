@@ -8,8 +8,8 @@ use reqwest::Response;
 
 use super::stored_refresh_token;
 use crate::dice::Dice;
-use crate::oauth::{GrantError, Loss};
 use crate::oauth::simulated::Network;
+use crate::oauth::{GrantError, Loss};
 use crate::session::NoToken;
 use crate::store::Store;
 use crate::token::{Moment, now};

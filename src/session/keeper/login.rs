@@ -52,8 +52,7 @@ impl Keeper {
         let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
         if let Some(stored) = stored {
             let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
-            let confirmation =
-                Confirmation { id: random(18), stored: name(stored), new: name(&record) };
+            let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
             self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
             return Ok(outcome);

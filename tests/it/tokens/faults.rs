@@ -107,7 +107,11 @@ fn a_refused_refresh_token_is_shown_once_more_before_the_access_token_ends_and_n
         assert_eq!(refresh(&world.daemon).problem(), "login-required");
         world.standin.refuse_next(1);
         let refused = world.daemon.get("/api/users");
-        assert_eq!(refused.problem(), "login-required", "in place of the API's 401, which no refresh can cure");
+        assert_eq!(
+            refused.problem(),
+            "login-required",
+            "in place of the API's 401, which no refresh can cure"
+        );
         assert!(refused.json()["login_url"].as_str().unwrap().ends_with("/-/login/main"), "{refused:?}");
         world.restart();
         assert_eq!(world.home.run(&["status"], "").status.code(), Some(3));

@@ -1,7 +1,7 @@
 //! Tokens that the API refuses although they should be good: what a refresh cures, and what it does not.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::time::WallClock;
 use super::{events, main_account, refresh};
