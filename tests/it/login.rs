@@ -6,6 +6,7 @@
 mod callback;
 mod exchange;
 mod id_token;
+mod kept;
 mod keys;
 mod local;
 mod pages;

@@ -38,12 +38,12 @@ impl Strace {
     }
 
     /// What it has seen so far, one call a line.
-    pub(super) fn seen(&self) -> String {
+    pub(crate) fn seen(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     /// Lets go and returns what it has seen.
-    pub(super) fn detach(mut self) -> String {
+    pub(crate) fn detach(mut self) -> String {
         self.end();
         self.seen()
     }
