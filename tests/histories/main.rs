@@ -162,6 +162,79 @@ fn after_26_hours_of_suspend_a_request_succeeds_within_3_seconds_of_the_network(
 }
 
 #[test]
+fn a_request_that_comes_to_wait_wakes_none_of_those_that_wait() {
+    let told = in_simulated_time(7, async |history| {
+        history.has_tokens_for(HOUR).await;
+        history.books().weather = Weather::misconfigured();
+        tokio::time::sleep(HOUR + MINUTE).await;
+        let session = history.daemon.session.clone();
+        let mut published = session.shared.published.subscribe();
+        published.mark_unchanged();
+
+        for _ in 0..2000 {
+            assert!(session.token(Duration::ZERO).await.is_err());
+            tokio::task::yield_now().await;
+            session.shared.mailbox.tell_wanted();
+            tokio::task::yield_now().await;
+        }
+
+        if published.has_changed().unwrap() {
+            history.books().violate("those who wait were woken".to_owned());
+        }
+        history.books().weather = Weather::clear();
+    });
+    told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn a_dead_refresh_token_that_is_called_something_else_asks_for_a_person_after_ten_minutes() {
+    let told = in_simulated_time(9, async |history| {
+        history.has_tokens_for(HOUR).await;
+        history.books().mumbles(true);
+        history.books().end_login();
+        let before = history.told_since_the_start().len();
+        tokio::time::sleep(HOUR).await;
+        let state = history.daemon.session.status().state;
+        if state == State::LoginRequired {
+            history.books().violate("a person was asked for at once".to_owned());
+        }
+
+        tokio::time::sleep(14 * MINUTE).await;
+
+        let told = history.told_since_the_start()[before..].to_vec();
+        if told != [Event::RefreshFailing, Event::LoginRequired] {
+            history.books().violate(format!("told {told:?}"));
+        }
+        // It was the server that erred.
+        history.books().revive();
+        history.is_served_within(11 * MINUTE).await;
+    });
+    told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn a_401_that_no_token_cures_costs_forty_refreshes_a_day_at_most_and_is_told_once() {
+    let told = in_simulated_time(13, async |history| {
+        history.has_tokens_for(12 * HOUR).await;
+        let before = history.told_since_the_start().len();
+        let granted = history.books().granted();
+        for _ in 0..24 * 60 * 6 {
+            let token = history.daemon.session.token(PATIENCE).await.expect("there is one");
+            if let Some(newer) = history.daemon.session.refreshed_since(&token, PATIENCE).await {
+                history.daemon.session.report_rejected(&newer);
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        let refreshes = history.books().granted() - granted;
+        let told = history.told_since_the_start()[before..].to_vec();
+        if !(20..=40).contains(&refreshes) || told != [Event::RefreshFailing] {
+            history.books().violate(format!("{refreshes} refreshes, told {told:?}"));
+        }
+    });
+    told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
 fn a_login_that_only_a_person_can_renew_is_asked_for_once_however_long_it_takes() {
     let told = in_simulated_time(5, async |history| {
         history.has_tokens_for(HOUR).await;

@@ -69,6 +69,7 @@ pub(super) struct Books {
     refused: BTreeMap<u64, u32>,
     /// Until when the server works on the last request, whether or not anybody waits for it.
     works_until: Moment,
+    works_on: u64,
     access: Vec<Access>,
     held_access: Option<usize>,
     held_since: Moment,
@@ -101,6 +102,10 @@ impl Weather {
         Self { unreachable: 100, ..Self::clear() }
     }
 
+    pub(super) const fn misconfigured() -> Self {
+        Self { misconfigured: 100, ..Self::clear() }
+    }
+
     pub(super) fn is_clear(&self) -> bool {
         *self == Self::clear()
     }
@@ -113,7 +118,7 @@ impl Weather {
             3 => Self { broken: 100, ..clear },
             4 => Self { lost_on_the_way: 50, unreachable: 30, ..clear },
             5 => Self { lost_on_the_way_back: dice.below(60), lost_on_the_way: dice.below(40), ..clear },
-            6 => Self { misconfigured: 100, ..clear },
+            6 => Self { slowest_ms: clear.slowest_ms, ..Self::misconfigured() },
             _ => Self {
                 unreachable: dice.below(20),
                 lost_on_the_way: dice.below(20),
@@ -224,6 +229,7 @@ impl Books {
             is_dead: true,
             refused: BTreeMap::new(),
             works_until: now(),
+            works_on: 0,
             access: Vec::new(),
             held_access: None,
             held_since: now(),
@@ -264,7 +270,7 @@ impl Books {
                 Fate::LostOnTheWay => there,
                 _ => there + back,
             };
-            self.works_until = now().plus(works_for);
+            (self.works_on, self.works_until) = (number_of(refresh_token), now().plus(works_for));
         }
         (fate, there, back)
     }
@@ -277,7 +283,7 @@ impl Books {
         if self.refused.get(&number).is_some_and(|times| *times > 1) {
             self.violate(format!("rt-{number} was presented again after the server had refused it twice"));
         }
-        if self.works_until.since(now()) > Duration::ZERO {
+        if self.works_on == number && self.works_until.since(now()) > Duration::ZERO {
             self.violate(format!("rt-{number} was presented while the server works on an earlier request"));
         }
         if fate == Fate::Unreachable {
@@ -410,6 +416,7 @@ impl Books {
         let Some((refresh_token, access)) = answer.granted else { return };
         self.held = refresh_token;
         self.held_since = now();
+        self.refused.remove(&refresh_token);
         if let Some(access) = access {
             self.access[access].received = now();
             self.held_access = Some(access);
@@ -471,6 +478,18 @@ impl Books {
     pub(super) fn lasts(&mut self, lifetime: Duration) {
         self.lifetime = lifetime;
         self.refuses_early = false;
+        self.mumbles = false;
+    }
+
+    /// Whether the server calls a dead refresh token something else than that.
+    pub(super) fn mumbles(&mut self, mumbles: bool) {
+        self.mumbles = mumbles;
+    }
+
+    /// The server honours the login again.
+    pub(super) fn revive(&mut self) {
+        self.tell("the server honours the login again");
+        self.is_dead = false;
     }
 
     /// The server ends the login by itself.
