@@ -22,7 +22,7 @@ use super::{Ask, AskError, Confirmation, Refresh, RefreshOutcome, Shared, State,
 use crate::config::{Account, Grant};
 use crate::notify::{Event, Notifier, with_causes};
 use crate::oauth::{GrantError, Granted, Oauth};
-use crate::store::{Record, Reservation, Store};
+use crate::store::{Binding, Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
 
 /// Nothing sleeps longer, so that suspend and clock jumps are noticed.
@@ -156,8 +156,7 @@ impl Keeper {
         let lifetime = if account.grant == Grant::PersonalAccessToken {
             Some((account.secret.value.clone(), Lifetime::endless(now())))
         } else {
-            self.record =
-                self.store.record(&account.name).filter(|record| record.client_id == account.client_id);
+            self.record = self.store.record(&account.name, &Binding::of(account));
             self.record.as_ref().map(|record| (record.access_token.clone(), self.lifetime_of(record)))
         };
         let Some((access_token, lifetime)) = lifetime else { return };
@@ -360,7 +359,7 @@ impl Keeper {
         let account = self.oauth.account();
         let old = self.record.as_ref();
         Record {
-            client_id: account.client_id.clone(),
+            binding: Binding::of(account),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
@@ -369,6 +368,7 @@ impl Keeper {
                 .clone()
                 .or_else(|| old.and_then(|record| record.refresh_token.clone())),
             is_refused: false,
+            is_retried: false,
             login_at_ms: old.map_or_else(|| granted.received.wall_ms(), |record| record.login_at_ms),
             subject: old.and_then(|record| record.subject.clone()),
             issuer: old.and_then(|record| record.issuer.clone()),
@@ -452,7 +452,7 @@ impl Keeper {
     fn is_superseded(&self) -> bool {
         let secret =
             |record: &Record| record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
-        let stored = self.store.record(&self.shared.account);
+        let stored = self.store.record(&self.shared.account, &Binding::of(self.oauth.account()));
         match (&stored, &self.record) {
             (Some(stored), Some(ours)) => secret(stored) != secret(ours),
             _ => false,

@@ -9,7 +9,7 @@ use crate::oauth::callback::Code;
 use crate::oauth::{LoggedIn, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
-use crate::store::{Person, Record, Reservation};
+use crate::store::{Binding, Person, Record, Reservation};
 use crate::token::now;
 
 impl Keeper {
@@ -27,12 +27,13 @@ impl Keeper {
         let identity = self.oauth.identity(&granted.access_token).await;
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
-            client_id: self.oauth.account().client_id.clone(),
+            binding: Binding::of(self.oauth.account()),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
             refresh_token: granted.refresh_token.clone(),
             is_refused: false,
+            is_retried: false,
             login_at_ms: granted.received.wall_ms(),
             subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
