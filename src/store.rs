@@ -150,8 +150,6 @@ pub struct Reservation {
     file: File,
     /// A login was written here, or half of it: the next start-up has to look.
     may_hold_login: bool,
-    /// Its file has become the store.
-    is_in_place: bool,
 }
 
 impl Store {
@@ -265,10 +263,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut next = self.latest().successor();
         change(&mut next);
-        if reservation.is_in_place {
+        if files::look(&reservation.path)?.is_none() {
             // An earlier try ended between the renaming and the sync of it, and the store is never written to
-            // where it stands.
-            reservation.renew()?;
+            // where it stands; or somebody has removed it.
+            reservation.file = make(&reservation.path)?;
         }
         let bytes = next.encode();
         let file = &reservation.file;
@@ -280,7 +278,6 @@ impl Store {
         // left of the room behind it.
         file.set_len(bytes.len() as u64).map_err(failed("trimming", &reservation.path))?;
         self.put_in_place(&reservation.path)?;
-        reservation.is_in_place = true;
         self.directory.sync()?;
         *self.latest() = next;
         Ok(())
@@ -409,14 +406,7 @@ impl Store {
 impl Reservation {
     fn new(path: PathBuf) -> Result<Self, StoreError> {
         let file = make(&path)?;
-        Ok(Self { path, file, may_hold_login: false, is_in_place: false })
-    }
-
-    /// Begins again under the same name, when its file has become the store.
-    fn renew(&mut self) -> Result<(), StoreError> {
-        self.file = make(&self.path)?;
-        self.is_in_place = false;
-        Ok(())
+        Ok(Self { path, file, may_hold_login: false })
     }
 
     /// Gives the room back, with the record in it if there is one: its login is not wanted any more.

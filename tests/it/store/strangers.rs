@@ -10,8 +10,9 @@ use std::process::Command;
 use super::{
     NOBODY, behind, current, errors_of, failing_start, mode, next, previous, set_mode, stored_token,
 };
+use crate::standin::{Endpoint, Fault, Gate};
 use crate::support::{World, eventually};
-use crate::tokens::{main_account, refresh};
+use crate::tokens::{Sent, held, main_account, refresh};
 
 const PRECIOUS: &[u8] = b"not to be lost\n";
 const FILES: [&str; 7] = [
@@ -168,6 +169,54 @@ fn a_running_daemon_names_what_was_put_in_the_place_of_a_file_and_spends_nothing
             assert_eq!(refresh(&world.daemon).status, 200, "{what}");
         }
     }
+    assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+/// A refresh that has taken its room and waits for the server.
+fn reserved(world: &World) -> (Sent, Gate) {
+    let gate = Gate::default();
+    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
+    let asked = Sent::refresh(&world.daemon);
+    held(&gate);
+    (asked, gate)
+}
+
+#[test]
+fn a_new_login_whose_room_was_taken_away_is_used_and_saved_once_there_is_a_place_for_it() {
+    let mut world = World::logged_in();
+    assert_eq!(refresh(&world.daemon).status, 200);
+    let precious = Precious::beside(&world);
+    for stranger in Stranger::ALL {
+        let (asked, gate) = reserved(&world);
+        fs::remove_file(next(&world.home)).unwrap();
+        stranger.put(&next(&world.home), &precious.0);
+        gate.open();
+
+        assert_eq!(asked.answer().status, 200, "{stranger:?}");
+
+        let events = main_account(&world.daemon)["events"].take();
+        let message = events.as_array().unwrap().last().unwrap()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(stranger.text()), "{stranger:?}: {message}");
+        precious.assert_untouched(&format!("{stranger:?}"));
+        stranger.remove(&next(&world.home));
+        assert_eq!(refresh(&world.daemon).status, 200, "{stranger:?}: it was saved first");
+    }
+    world.restart();
+    assert_eq!(refresh(&world.daemon).status, 200, "{}", world.daemon.output());
+    assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+#[test]
+fn a_new_login_whose_room_was_removed_is_saved_all_the_same() {
+    let mut world = World::logged_in();
+    let (asked, gate) = reserved(&world);
+    fs::remove_file(next(&world.home)).unwrap();
+    gate.open();
+
+    assert_eq!(asked.answer().status, 200);
+
+    world.start_again();
+    assert_eq!(refresh(&world.daemon).status, 200, "{}", world.daemon.output());
     assert_eq!(world.standin.superseded_presentations(), 0);
 }
 
