@@ -230,6 +230,7 @@ impl Failure {
             Some(StoreError::Newer { .. }) => failure.with_hint(
                 "use the newer program again, or move the file away and log in: this version never overwrites it",
             ),
+            Some(StoreError::NotAFile { .. }) => failure.with_hint("move it away, or set another state_dir"),
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
             _ => match error.downcast_ref() {
                 Some(ListenError::InUse(_)) => failure.with_hint(

@@ -107,7 +107,8 @@ pub enum LogFormat {
 }
 
 /// How an account obtains its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Grant {
     /// A person logs in with a browser (RFC 6749, section 4.1).
     AuthorizationCode,

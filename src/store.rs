@@ -8,32 +8,38 @@
 //! |---|---|
 //! | `store` | the current generation: a header line with version and checksum, then JSON |
 //! | `store.previous` | the generation before it, for when `store` is damaged |
-//! | `store.damaged` | what was found damaged last, for whoever wants to know why |
+//! | `store.damaged` | a `store` that was found damaged last, for whoever wants to know why |
+//! | `store.previous.damaged` | the same of `store.previous`, which is older |
 //! | `store.next.ACCOUNT` | a reservation; found at start-up, it says that a refresh was in flight |
+//! | `store.taken` | a record on its way from a reservation of the last process to `store` |
 //! | `lock` | held by the daemon; holds its process id |
+//!
+//! What is in memory has a lock of its own, which is never held across a call on the disk: looking at a login waits
+//! for no disk.
 
+mod files;
 mod record;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/store.rs"]
 pub mod properties;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
-use rustix::fs::{FlockOperation, flock};
-
+use files::{Directory, failed, make, remove_if_there, rename};
+pub use record::{Binding, Person, Record};
 use record::{Damage, Generation};
-pub use record::{Person, Record};
 
 const CURRENT: &str = "store";
 const PREVIOUS: &str = "store.previous";
 const NEXT: &str = "store.next.";
 const TAKEN: &str = "store.taken";
 const DAMAGED: &str = "store.damaged";
+const PREVIOUS_DAMAGED: &str = "store.previous.damaged";
 const LOCK: &str = "lock";
 /// A store that is larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
@@ -62,6 +68,14 @@ pub enum StoreError {
         owner: u32,
         /// Our effective user id.
         us: u32,
+    },
+    /// Something else stands where a file of the store belongs, and nothing is done to it.
+    #[error("{path} is {what}, not a file of this program's own: it is left alone")]
+    NotAFile {
+        /// Its name.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
     },
     /// The store was written by a newer version of this program.
     #[error("{path} was written by a newer version of this program (format {version})")]
@@ -107,12 +121,26 @@ pub struct Findings {
 /// The open store. Holding it means holding the lock.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
-    handle: File,
+    directory: Directory,
     lock: File,
+    /// Locked to look or to replace.
     latest: Mutex<Generation>,
+    /// Locked as long as the files are compared or changed.
+    writer: Mutex<Writer>,
+}
+
+/// What whoever changes the files has to know.
+#[derive(Debug, Default)]
+struct Writer {
     /// Accounts that an earlier process left a reservation of.
-    left_behind: Mutex<BTreeSet<String>>,
+    left_behind: BTreeSet<String>,
+}
+
+/// What a file is found to be.
+enum Found {
+    Nothing,
+    Whole(Generation),
+    Damaged(Damage),
 }
 
 /// Room on disk for the successor of a record. Dropping it gives the room back, unless a login may be in it.
@@ -122,8 +150,6 @@ pub struct Reservation {
     file: File,
     /// A login was written here, or half of it: the next start-up has to look.
     may_hold_login: bool,
-    /// Its file has become the store.
-    is_in_place: bool,
 }
 
 impl Store {
@@ -134,23 +160,15 @@ impl Store {
     /// operating system refuses.
     pub fn open(dir: &Path) -> Result<(Self, Findings), StoreError> {
         let mut findings = Findings::default();
-        make_private(dir, &mut findings)?;
-        let lock = take_lock(dir)?;
-        let handle = File::open(dir).map_err(failed("opening", dir))?;
-        // The file named `lock` can be deleted under us; the directory can't. Some network file systems can't
-        // lock directories, and there the file has to do.
-        if let Err(rustix::io::Errno::WOULDBLOCK) = flock(&handle, FlockOperation::NonBlockingLockExclusive) {
-            return Err(StoreError::InUse { dir: dir.to_owned(), holder: String::new() });
+        let directory = Directory::open(dir, &mut findings)?;
+        let lock = files::take_lock(&directory)?;
+        directory.lock()?;
+        for name in [LOCK, CURRENT, PREVIOUS, DAMAGED, PREVIOUS_DAMAGED, TAKEN] {
+            files::make_private(&directory.join(name), &mut findings)?;
         }
 
-        let latest = load(dir, &mut findings)?;
-        let store = Self {
-            dir: dir.to_owned(),
-            handle,
-            lock,
-            latest: Mutex::new(latest),
-            left_behind: Mutex::default(),
-        };
+        let latest = Mutex::new(load(dir, &mut findings)?);
+        let store = Self { directory, lock, latest, writer: Mutex::default() };
         store.settle_reservations(&mut findings)?;
         Ok((store, findings))
     }
@@ -158,19 +176,24 @@ impl Store {
     /// Says in the lock file who holds it, so that a second process can tell.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// When the file can't be written, or has other names under which it may be something else.
     pub fn name_holder(&self, who: &str) -> Result<(), StoreError> {
-        let path = self.dir.join(LOCK);
-        let write = || {
-            self.lock.set_len(0)?;
-            self.lock.write_all_at(who.as_bytes(), 0)
-        };
-        write().map_err(failed("writing", &path))
+        files::name_holder(&self.lock, &self.directory.join(LOCK), who)
     }
 
-    /// The login of an account, as last committed.
-    pub fn record(&self, account: &str) -> Option<Record> {
-        self.latest().records.get(account).cloned()
+    /// The login of an account, as last committed, when one is stored that belongs to this.
+    pub fn record(&self, account: &str, binding: &Binding) -> Option<Record> {
+        self.latest().record(account, binding).cloned()
+    }
+
+    /// All logins of an account, whatever they belong to.
+    pub fn records_of(&self, account: &str) -> Vec<Record> {
+        self.latest().records_of(account).cloned().collect()
+    }
+
+    /// The accounts that a login is stored of, configured or not.
+    pub fn accounts(&self) -> BTreeSet<String> {
+        self.latest().accounts()
     }
 
     /// Takes and syncs room for the successor of an account's record, before its refresh token is spent, and
@@ -180,19 +203,25 @@ impl Store {
     /// When there is no room, the file system refuses, or another process works on the same login. Nothing
     /// was spent then and nothing is changed.
     pub fn reserve(&self, account: &str) -> Result<Reservation, StoreError> {
-        self.adopt_foreign_change()?;
-        let path = self.dir.join(format!("{NEXT}{account}"));
-        if self.left_behind().remove(account) {
+        let path = self.directory.join(&format!("{NEXT}{account}"));
+        let mut writer = self.writer();
+        self.adopt_foreign_change(&writer)?;
+        if writer.left_behind.contains(account) {
             remove_if_there(&path)?;
+            writer.left_behind.remove(account);
         }
+        // Each account takes its room beside the others.
+        drop(writer);
+
         let room = 2 * self.latest().encoded_len() + SPARE_ROOM;
         let reservation = Reservation::new(path)?;
-        take_room(&reservation.file, room).map_err(failed("taking room in", &reservation.path))?;
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
+        files::take_room(&reservation.file, room).map_err(failed("taking room in", &reservation.path))?;
+        self.directory.sync()?;
         Ok(reservation)
     }
 
-    /// Makes a record durable in the room that was taken for it: when this returns, a crash can't lose it.
+    /// Makes a record durable in the room that was taken for it: when this returns, a crash can't lose it. It takes
+    /// the place of the account's record that belongs to the same; others stay.
     ///
     /// # Errors
     /// When the file system refuses; the stored generation is intact then, and so is the reservation, so that
@@ -204,35 +233,40 @@ impl Store {
         record: &Record,
     ) -> Result<(), StoreError> {
         reservation.may_hold_login = true;
-        self.write(reservation, |records| {
-            records.insert(account.to_owned(), record.clone());
-        })
+        self.write(&self.writer(), reservation, |next| next.put(account, record.clone()))
     }
 
-    /// Erases the login of an account, in the current generation and in the one before.
+    /// Erases all logins of an account, whatever they belong to, and every file that may hold one of them.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system refuses; it can be tried again with a new reservation.
     pub fn erase(&self, reservation: &mut Reservation, account: &str) -> Result<(), StoreError> {
-        self.write(reservation, |records| {
-            records.remove(account);
-        })?;
-        remove_if_there(&self.dir.join(PREVIOUS))?;
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))
+        let writer = self.writer();
+        self.write(&writer, reservation, |next| next.erase(account))?;
+        for name in [PREVIOUS, DAMAGED, PREVIOUS_DAMAGED, TAKEN] {
+            remove_if_there(&self.directory.join(name))?;
+        }
+        for other in &writer.left_behind {
+            // A reservation that an earlier process had half written has all accounts. Of it only the name counts.
+            let empty = self.directory.join(TAKEN);
+            make(&empty)?;
+            rename(&empty, &self.directory.join(&format!("{NEXT}{other}")))?;
+        }
+        self.directory.sync()
     }
 
     fn write(
         &self,
+        _writer: &Writer,
         reservation: &mut Reservation,
-        change: impl FnOnce(&mut BTreeMap<String, Record>),
+        change: impl FnOnce(&mut Generation),
     ) -> Result<(), StoreError> {
-        let mut latest = self.latest();
-        let mut next = latest.successor();
-        change(&mut next.records);
-        if reservation.is_in_place {
+        let mut next = self.latest().successor();
+        change(&mut next);
+        if files::look(&reservation.path)?.is_none() {
             // An earlier try ended between the renaming and the sync of it, and the store is never written to
-            // where it stands.
-            reservation.renew()?;
+            // where it stands; or somebody has removed it.
+            reservation.file = make(&reservation.path)?;
         }
         let bytes = next.encode();
         let file = &reservation.file;
@@ -244,49 +278,51 @@ impl Store {
         // left of the room behind it.
         file.set_len(bytes.len() as u64).map_err(failed("trimming", &reservation.path))?;
         self.put_in_place(&reservation.path)?;
-        reservation.is_in_place = true;
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))?;
-        *latest = next;
+        self.directory.sync()?;
+        *self.latest() = next;
         Ok(())
     }
 
     /// Makes a durable file the current generation, and what was current the one before.
     fn put_in_place(&self, path: &Path) -> Result<(), StoreError> {
-        let (current, previous) = (self.dir.join(CURRENT), self.dir.join(PREVIOUS));
-        if current.exists() {
+        let (current, previous) = (self.directory.join(CURRENT), self.directory.join(PREVIOUS));
+        if files::look(&current)?.is_some() {
             remove_if_there(&previous)?;
             // A file system without hard links keeps no generation before.
             let _kept = fs::hard_link(&current, &previous);
         }
-        fs::rename(path, &current).map_err(failed("renaming", path))
+        rename(path, &current)
     }
 
     /// Takes over what somebody else wrote, when it is whole and newer than what we know: spending a refresh
     /// token that another process has already rotated would lose the login.
-    fn adopt_foreign_change(&self) -> Result<(), StoreError> {
-        let mut latest = self.latest();
-        let current = self.dir.join(CURRENT);
-        match read_generation(&current) {
-            Ok(Some(found)) if found.number > latest.number => {
+    fn adopt_foreign_change(&self, _writer: &Writer) -> Result<(), StoreError> {
+        let current = self.directory.join(CURRENT);
+        let (number, is_empty) = {
+            let latest = self.latest();
+            (latest.number, latest.records.is_empty())
+        };
+        match read(&current)? {
+            Found::Whole(found) if found.number > number => {
                 tracing::warn!(
                     generation = found.number,
                     "the store was changed by another process: taking it over"
                 );
-                *latest = found;
+                *self.latest() = found;
             }
-            Ok(Some(found)) if found.number == latest.number => {}
-            Ok(None) if latest.records.is_empty() => {}
-            Ok(Some(found)) => {
+            Found::Whole(found) if found.number == number => {}
+            Found::Nothing if is_empty => {}
+            Found::Whole(found) => {
                 tracing::warn!(
                     generation = found.number,
                     "an older store was put in place of ours: it will be replaced"
                 );
             }
-            Ok(None) => tracing::warn!("the store was deleted while running: it will be written again"),
-            Err(damage) => {
-                let mut findings = Findings::default();
-                set_aside(&current, damage, &mut findings)?;
-                let found = findings.warnings.join("; ");
+            Found::Nothing => {
+                tracing::warn!("the store was deleted while running: it will be written again");
+            }
+            Found::Damaged(damage) => {
+                let found = set_aside(&current, &damage)?;
                 tracing::warn!(found, "the store was damaged while running: it will be written again");
             }
         }
@@ -296,50 +332,60 @@ impl Store {
     /// What reservations of the last process mean: a whole record is the newest one, anything else says that
     /// a refresh was in flight.
     fn settle_reservations(&self, findings: &mut Findings) -> Result<(), StoreError> {
-        let entries = fs::read_dir(&self.dir).map_err(failed("reading", &self.dir))?;
-        for entry in entries {
-            let entry = entry.map_err(failed("reading", &self.dir))?;
+        let dir = self.directory.path();
+        let mut writer = self.writer();
+        for entry in fs::read_dir(dir).map_err(failed("reading", dir))? {
+            let entry = entry.map_err(failed("reading", dir))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(account) = name.strip_prefix(NEXT) else { continue };
 
             let path = entry.path();
-            match read_generation(&path) {
-                Ok(Some(found)) => self.take_over(account, found, &path, findings)?,
-                Err(damage) if !damage.is_certain() => return Err(damage.into_error(&path)),
+            files::make_private(&path, findings)?;
+            match read(&path)? {
+                Found::Whole(found) => self.take_over(&writer, account, found, &path, findings)?,
                 // Its mark stays until the next refresh: whoever opens the store first need not be the daemon.
-                Ok(None) | Err(_) if self.record(account).is_some() => {
-                    self.left_behind().insert(account.to_owned());
+                _ if self.accounts().contains(account) => {
+                    writer.left_behind.insert(account.to_owned());
                     findings.in_flight.insert(account.to_owned());
                 }
-                Ok(None) | Err(_) => remove_if_there(&path)?,
+                _ => remove_if_there(&path)?,
             }
         }
-        self.handle.sync_all().map_err(failed("syncing", &self.dir))
+        self.directory.sync()
     }
 
     /// A record that was durable when the last process died, but not yet under its name: it is the newest one,
     /// unless the store has a later one.
     fn take_over(
         &self,
+        writer: &Writer,
         account: &str,
         found: Generation,
         path: &Path,
         findings: &mut Findings,
     ) -> Result<(), StoreError> {
-        let Some(record) = found.records.get(account).cloned() else { return remove_if_there(path) };
-        let is_newer = |stored: Record| stored.obtained_at_ms <= record.obtained_at_ms;
+        let is_newer = |record: &&Record| {
+            let stored = self.record(account, &record.binding);
+            stored.is_none_or(|stored| stored.obtained_at_ms <= record.obtained_at_ms)
+        };
+        let newer: Vec<_> = found.records_of(account).filter(is_newer).cloned().collect();
         // Generations tell which is newer whatever the clock did, unless another account was saved in between.
-        if found.number > self.latest().number {
+        if found.number > self.latest().number && found.accounts().contains(account) {
             // It has all accounts as they were last, and needs no room but its own.
-            let synced = File::open(path).and_then(|file| file.sync_all());
-            synced.map_err(failed("syncing", path))?;
+            if let Some(file) = files::open(path)? {
+                file.sync_all().map_err(failed("syncing", path))?;
+            }
             self.put_in_place(path)?;
             *self.latest() = found;
-        } else if self.record(account).is_none_or(is_newer) {
+        } else if !newer.is_empty() {
             // The only durable copy stays until another one is.
-            let copy = self.dir.join(TAKEN);
+            let copy = self.directory.join(TAKEN);
             remove_if_there(&copy)?;
-            self.commit(&mut Reservation::new(copy)?, account, &record)?;
+            let mut reservation = Reservation::new(copy)?;
+            reservation.may_hold_login = true;
+            self.write(writer, &mut reservation, |next| {
+                newer.into_iter().for_each(|record| next.put(account, record));
+            })?;
             remove_if_there(path)?;
         } else {
             return remove_if_there(path);
@@ -348,26 +394,19 @@ impl Store {
         Ok(())
     }
 
-    fn left_behind(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.left_behind.lock().expect("no thread panics while it holds a set of names")
+    fn latest(&self) -> MutexGuard<'_, Generation> {
+        self.latest.lock().expect("no thread panics while it holds the generation")
     }
 
-    fn latest(&self) -> std::sync::MutexGuard<'_, Generation> {
-        self.latest.lock().expect("no thread panics while it holds the store")
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().expect("no thread panics while it changes the files")
     }
 }
 
 impl Reservation {
     fn new(path: PathBuf) -> Result<Self, StoreError> {
         let file = make(&path)?;
-        Ok(Self { path, file, may_hold_login: false, is_in_place: false })
-    }
-
-    /// Begins again under the same name, when its file has become the store.
-    fn renew(&mut self) -> Result<(), StoreError> {
-        self.file = make(&self.path)?;
-        self.is_in_place = false;
-        Ok(())
+        Ok(Self { path, file, may_hold_login: false })
     }
 
     /// Gives the room back, with the record in it if there is one: its login is not wanted any more.
@@ -384,151 +423,56 @@ impl Drop for Reservation {
     }
 }
 
-/// Makes the directory with mode 0700, or repairs one of ours that others can enter.
-fn make_private(dir: &Path, findings: &mut Findings) -> Result<(), StoreError> {
-    if !dir.exists() {
-        make_durably(dir)?;
-    }
-    repair_mode(dir, 0o700, findings)?;
-    for name in [CURRENT, PREVIOUS, LOCK] {
-        let path = dir.join(name);
-        if path.symlink_metadata().is_ok() {
-            repair_mode(&path, 0o600, findings)?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes a directory and those that it is in, so that a crash can't take it away with the first login.
-fn make_durably(dir: &Path) -> Result<(), StoreError> {
-    let missing: Vec<_> = dir.ancestors().take_while(|path| !path.exists()).collect();
-    if let Some(parent) = dir.parent() {
-        fs::create_dir_all(parent).map_err(failed("making", parent))?;
-    }
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(failed("making", dir)(error));
-        }
-        _ => {}
-    }
-    for parent in missing.into_iter().filter_map(Path::parent) {
-        // One that we may write but not read can't be synced.
-        let _synced = File::open(parent).and_then(|parent| parent.sync_all());
-    }
-    Ok(())
-}
-
-fn repair_mode(path: &Path, wanted: u32, findings: &mut Findings) -> Result<(), StoreError> {
-    let metadata = fs::metadata(path).map_err(failed("looking at", path))?;
-    let us = rustix::process::geteuid().as_raw();
-    if metadata.uid() != us && us != 0 {
-        return Err(StoreError::Foreign { path: path.to_owned(), owner: metadata.uid(), us });
-    }
-    let mode = metadata.mode() & 0o777;
-    if mode & !wanted != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(wanted)).map_err(failed("closing", path))?;
-        findings.warnings.push(format!(
-            "{} could be reached by others (mode {mode:04o}): closed it to {wanted:04o}",
-            path.display()
-        ));
-    }
-    Ok(())
-}
-
-fn take_lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(LOCK);
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let mut lock = match open {
-        Ok(lock) => lock,
-        // A read-only file system: the lock of a file that is there still works.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            File::open(&path).map_err(failed("opening", &path))?
-        }
-        Err(error) => return Err(failed("opening", &path)(error)),
-    };
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            let _read = (&mut lock).take(200).read_to_string(&mut holder);
-            let holder = holder.lines().next().map(|who| format!(": {who}")).unwrap_or_default();
-            Err(StoreError::InUse { dir: dir.to_owned(), holder })
-        }
-        Err(errno) => Err(failed("locking", &path)(errno.into())),
-    }
+/// The accounts that a state directory has logins of. Takes no lock and changes nothing: a daemon may be running.
+pub fn accounts_in(dir: &Path) -> BTreeSet<String> {
+    let whole = [CURRENT, PREVIOUS].iter().find_map(|name| match read(&dir.join(name)) {
+        Ok(Found::Whole(generation)) => Some(generation),
+        _ => None,
+    });
+    whole.map(|generation| generation.accounts()).unwrap_or_default()
 }
 
 /// The current generation, else the one before, else an empty one. A damaged file is moved aside, so that it
 /// never takes the place of a good one; one that can't be read may be good, and nothing is done then.
 fn load(dir: &Path, findings: &mut Findings) -> Result<Generation, StoreError> {
-    let mut is_first = true;
-    for path in [dir.join(CURRENT), dir.join(PREVIOUS)] {
-        match read_generation(&path) {
-            Ok(Some(generation)) => {
-                if !is_first {
+    for name in [CURRENT, PREVIOUS] {
+        let path = dir.join(name);
+        match read(&path)? {
+            Found::Whole(generation) => {
+                if name == PREVIOUS {
                     findings.warnings.push(format!("using {}, the generation before", path.display()));
                 }
                 return Ok(generation);
             }
-            Ok(None) => {}
-            Err(damage) => set_aside(&path, damage, findings)?,
+            Found::Nothing => {}
+            Found::Damaged(damage) => findings.warnings.push(set_aside(&path, &damage)?),
         }
-        is_first = false;
     }
     Ok(Generation::default())
 }
 
-/// Moves a damaged file out of the way.
-fn set_aside(path: &Path, damage: Damage, findings: &mut Findings) -> Result<(), StoreError> {
-    if !damage.is_certain() {
-        return Err(damage.into_error(path));
-    }
-    findings.warnings.push(format!("{} is damaged ({damage}): it is moved aside", path.display()));
-    fs::rename(path, path.with_file_name(DAMAGED)).map_err(failed("renaming", path))
+/// Moves a damaged file out of the way, each generation under a name of its own: the current one may be the only copy
+/// of a login that somebody can still put together. Returns a sentence for the log.
+fn set_aside(path: &Path, damage: &Damage) -> Result<String, StoreError> {
+    rename(path, &path.with_added_extension("damaged"))?;
+    Ok(format!("{} is damaged ({damage}): it is moved aside", path.display()))
 }
 
-fn read_generation(path: &Path) -> Result<Option<Generation>, Damage> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Damage::Unreadable(error)),
-    };
+fn read(path: &Path) -> Result<Found, StoreError> {
+    let Some(file) = files::open(path)? else { return Ok(Found::Nothing) };
     // Room for all of it: what grows leaves copies behind.
-    let length = file.metadata().map_err(Damage::Unreadable)?.len().min(LARGEST);
+    let length = file.metadata().map_err(failed("looking at", path))?.len().min(LARGEST);
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(length as usize + 64));
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Damage::Unreadable)?;
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed("reading", path))?;
     if bytes.len() as u64 > LARGEST {
-        return Err(Damage::TooLarge);
+        return Err(StoreError::TooLarge { path: path.to_owned() });
     }
     // Behind a record there may still be the room that was taken for it: the rest is given back once the record
     // is durable.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    Generation::decode(&bytes[..end]).map(Some)
-}
-
-/// Makes a file that nobody else has made.
-fn make(path: &Path) -> Result<File, StoreError> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    made.map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => StoreError::Contended { path: path.to_owned() },
-        _ => failed("making", path)(source),
-    })
-}
-
-/// Writes zeros rather than asking for room: not every file system keeps a promise of room.
-fn take_room(mut file: &File, room: u64) -> io::Result<()> {
-    io::copy(&mut io::repeat(0).take(room), &mut file)?;
-    file.sync_all()
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
-        _ => Ok(()),
+    match Generation::decode(&bytes[..end]) {
+        Ok(generation) => Ok(Found::Whole(generation)),
+        Err(Damage::Newer { version }) => Err(StoreError::Newer { path: path.to_owned(), version }),
+        Err(damage) => Ok(Found::Damaged(damage)),
     }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
 }

@@ -21,7 +21,7 @@ use super::{AskError, Confirmation, RefreshOutcome, Shared, State};
 use crate::config::Grant;
 use crate::notify::{Event, Notifier, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
-use crate::store::{Record, Reservation, Store};
+use crate::store::{Binding, Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
 pub(super) use report::first_status;
 
@@ -147,11 +147,9 @@ impl Keeper {
         }
     }
 
-    /// The stored login, when it is of the application that is configured.
+    /// The stored login of the client, the grant and the server that are configured.
     fn stored(&self) -> Option<Record> {
-        let oauth = self.oauth();
-        let account = oauth.account();
-        self.store.record(&account.name).filter(|record| record.client_id == account.client_id)
+        self.store.record(&self.shared.account, &Binding::of(self.oauth().account()))
     }
 
     /// Counted from the receipt of the answer, in this process or an earlier one.
@@ -434,7 +432,7 @@ impl Keeper {
         let oauth = self.oauth();
         let old = self.record.as_ref();
         Record {
-            client_id: oauth.account().client_id.clone(),
+            binding: Binding::of(oauth.account()),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),

@@ -2,29 +2,42 @@
 //!
 //! ```text
 //! cnblogs-proxy store 1 sha256:<hex of the rest of the file and the version>
-//! {"generation":7,"accounts":{"main":{...}}}
+//! {"generation":7,"accounts":{"main":{...},"main@1f0c53a9":{...}}}
 //! ```
+//!
+//! An account has one record under its own name, and one under `NAME@` and a digest for each other client, grant or
+//! token endpoint that it was configured with. No account's name has an `@`, so 0.1.0 keeps those unread.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ring::digest::{Context, SHA256};
+use ring::digest::{Context, SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::StoreError;
+use crate::config::{Account, Grant};
 
 /// The format that this program writes, and the newest that it reads.
 const VERSION: u32 = 1;
 const MAGIC: &str = "cnblogs-proxy store ";
 
+/// What a login belongs to. Presented by another client, for another grant or to another server, its tokens are
+/// of no use there, and may be spent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The application.
+    pub client_id: String,
+    /// How it was obtained; None matches any (0.1.0 stored none).
+    pub grant: Option<Grant>,
+    /// The token endpoint; None matches any (0.1.0 stored none).
+    pub token_url: Option<String>,
+}
+
 /// One account's login.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The application that the login belongs to.
-    pub client_id: String,
+    /// What it belongs to.
+    pub binding: Binding,
     /// The access token.
     pub access_token: SecretString,
     /// When it was received, in milliseconds since the Unix epoch.
@@ -35,7 +48,7 @@ pub struct Record {
     pub refresh_token: Option<SecretString>,
     /// True when the server refused the refresh token: it is never presented again.
     pub is_refused: bool,
-    /// True when a refused refresh token was shown for the last time.
+    /// True when a refused refresh token was presented for the last time.
     pub is_retried: bool,
     /// When the person logged in, in milliseconds since the Unix epoch.
     pub login_at_ms: i64,
@@ -74,10 +87,6 @@ pub(super) enum Damage {
     Newer { version: u32 },
     #[error("it is not the JSON of a store")]
     Content,
-    #[error("it is larger than 1 MiB")]
-    TooLarge,
-    #[error("it can't be read: {0}")]
-    Unreadable(io::Error),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,6 +98,10 @@ struct Form {
 #[derive(Serialize, Deserialize)]
 struct RecordForm {
     client_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant: Option<Grant>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_url: Option<String>,
     access_token: Zeroizing<String>,
     obtained_at_ms: i64,
     expires_in_secs: u64,
@@ -119,27 +132,77 @@ impl Form {
     }
 }
 
-impl Damage {
-    /// True when the content itself is wrong; false for what another version or another moment may read.
-    pub(super) const fn is_certain(&self) -> bool {
-        matches!(self, Self::NotAStore | Self::Checksum | Self::Content)
-    }
-
-    /// The reason not to go on.
-    pub(super) fn into_error(self, path: &Path) -> StoreError {
-        let path = path.to_owned();
-        match self {
-            Self::Newer { version } => StoreError::Newer { path, version },
-            Self::Unreadable(source) => StoreError::Io { action: "reading", path, source },
-            _ => StoreError::TooLarge { path },
+impl Binding {
+    /// Of the logins of an account, as it is configured.
+    pub fn of(account: &Account) -> Self {
+        Self {
+            client_id: account.client_id.clone(),
+            grant: Some(account.grant),
+            token_url: Some(account.token_url.to_string()),
         }
     }
+
+    /// True when nothing that both of them say differs.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.client_id == other.client_id
+            && agree(self.grant.as_ref(), other.grant.as_ref())
+            && agree(self.token_url.as_ref(), other.token_url.as_ref())
+    }
+
+    /// The key of an account's record that does not belong to what the account's own name is taken by.
+    fn key(&self, account: &str) -> String {
+        let grant = self.grant.map_or("", Grant::as_str);
+        let token_url = self.token_url.as_deref().unwrap_or_default();
+        let sum =
+            hex(digest(&SHA256, format!("{}\0{grant}\0{token_url}", self.client_id).as_bytes()).as_ref());
+        format!("{account}@{}", &sum[..8])
+    }
+}
+
+fn agree<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
+    one.is_none() || other.is_none() || one == other
 }
 
 impl Generation {
     /// A copy with the next number.
     pub(super) fn successor(&self) -> Self {
         Self { number: self.number + 1, records: self.records.clone() }
+    }
+
+    /// The login of an account, when one is stored that belongs to this.
+    pub(super) fn record(&self, account: &str, binding: &Binding) -> Option<&Record> {
+        let stored = [binding.key(account).as_str(), account].map(|key| self.records.get(key));
+        stored.into_iter().flatten().find(|record| record.binding.matches(binding))
+    }
+
+    /// All logins of an account.
+    pub(super) fn records_of(&self, account: &str) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(move |(key, _)| account_of(key) == account).map(|(_, record)| record)
+    }
+
+    /// Which accounts have a login.
+    pub(super) fn accounts(&self) -> BTreeSet<String> {
+        self.records.keys().map(|key| account_of(key).to_owned()).collect()
+    }
+
+    /// Puts a login in the place of the one that belongs to the same, and leaves the account's others alone.
+    pub(super) fn put(&mut self, account: &str, record: Record) {
+        let beside = record.binding.key(account);
+        let is_beside = match self.records.get(account) {
+            Some(stored) => self.records.contains_key(&beside) || !stored.binding.matches(&record.binding),
+            None => false,
+        };
+        if is_beside {
+            self.records.insert(beside, record);
+        } else {
+            self.records.remove(&beside);
+            self.records.insert(account.to_owned(), record);
+        }
+    }
+
+    /// Removes all logins of an account.
+    pub(super) fn erase(&mut self, account: &str) {
+        self.records.retain(|key, _| account_of(key) != account);
     }
 
     /// The bytes of the file, wiped when dropped.
@@ -185,7 +248,9 @@ impl From<&Record> for RecordForm {
     fn from(record: &Record) -> Self {
         let expose = |secret: &SecretString| Zeroizing::new(secret.expose_secret().to_owned());
         Self {
-            client_id: record.client_id.clone(),
+            client_id: record.binding.client_id.clone(),
+            grant: record.binding.grant,
+            token_url: record.binding.token_url.clone(),
             access_token: expose(&record.access_token),
             obtained_at_ms: record.obtained_at_ms,
             expires_in_secs: record.expires_in_secs,
@@ -203,8 +268,11 @@ impl From<&Record> for RecordForm {
 impl From<RecordForm> for Record {
     fn from(form: RecordForm) -> Self {
         let secret = |text: Zeroizing<String>| SecretString::from(text.as_str());
+        // 0.1.0 did not store it, and these come with a person's login only.
+        let is_a_persons = form.refresh_token.is_some() || form.subject.is_some() || form.person.is_some();
+        let grant = form.grant.or_else(|| is_a_persons.then_some(Grant::AuthorizationCode));
         Self {
-            client_id: form.client_id,
+            binding: Binding { client_id: form.client_id, grant, token_url: form.token_url },
             access_token: secret(form.access_token),
             obtained_at_ms: form.obtained_at_ms,
             expires_in_secs: form.expires_in_secs,
@@ -219,20 +287,34 @@ impl From<RecordForm> for Record {
     }
 }
 
+/// The account whose record has this key.
+fn account_of(key: &str) -> &str {
+    key.split_once('@').map_or(key, |(account, _)| account)
+}
+
 fn checksum(version: u32, json: &[u8]) -> String {
     let mut context = Context::new(&SHA256);
     context.update(&version.to_be_bytes());
     context.update(json);
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(context.finish().as_ref())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn binding() -> Binding {
+        let grant = Some(Grant::AuthorizationCode);
+        Binding { client_id: "id".into(), grant, token_url: Some("https://a.test/token".into()) }
+    }
+
     fn generation() -> Generation {
         let record = Record {
-            client_id: "id".into(),
+            binding: binding(),
             access_token: "access-secret".into(),
             obtained_at_ms: 1_700_000_000_000,
             expires_in_secs: 3600,
@@ -255,6 +337,97 @@ mod tests {
         assert_eq!(read.number, 7);
         assert_eq!(record.refresh_token.as_ref().unwrap().expose_secret(), "refresh-secret");
         assert_eq!(record.person.as_ref().unwrap().name, "园子");
+    }
+
+    /// A login with this access token that belongs to a client, a grant and a token endpoint.
+    fn login(access_token: &str, client_id: &str, grant: Option<Grant>, token_url: Option<&str>) -> Record {
+        let binding = Binding { client_id: client_id.into(), grant, token_url: token_url.map(Into::into) };
+        let login = generation().records["main"].clone();
+        Record { binding, access_token: access_token.into(), ..login }
+    }
+
+    /// Which login of `main` is found for this one's binding.
+    fn found(generation: &Generation, login: &Record) -> Option<String> {
+        let found = generation.record("main", &login.binding)?;
+        Some(found.access_token.expose_secret().to_owned())
+    }
+
+    #[test]
+    fn logins_of_one_account_that_belong_to_different_things_are_kept_beside_one_another() {
+        use Grant::{AuthorizationCode, ClientCredentials};
+        let logins = [
+            login("one", "id", Some(AuthorizationCode), Some("https://a.test/token")),
+            login("two", "other", Some(AuthorizationCode), Some("https://a.test/token")),
+            login("three", "id", Some(ClientCredentials), Some("https://a.test/token")),
+            login("four", "id", Some(AuthorizationCode), Some("https://b.test/token")),
+        ];
+        let mut generation = Generation::default();
+        for login in &logins {
+            assert_eq!(found(&generation, login), None);
+            generation.put("main", login.clone());
+        }
+
+        for login in &logins {
+            assert_eq!(found(&generation, login).unwrap(), login.access_token.expose_secret());
+            generation.put("main", login.clone());
+        }
+        assert_eq!(generation.records_of("main").count(), 4, "each takes the place of its own kind");
+        assert_eq!(generation.records["main"].access_token.expose_secret(), "one");
+        assert_eq!(generation.accounts(), BTreeSet::from(["main".to_owned()]));
+        generation.put("mai", logins[0].clone());
+        generation.erase("main");
+        assert_eq!(generation.records.keys().collect::<Vec<_>>(), ["mai"]);
+    }
+
+    #[test]
+    fn the_key_of_a_login_beside_another_is_the_same_for_good() {
+        assert_eq!(binding().key("main"), "main@c389003b");
+    }
+
+    #[test]
+    fn a_login_that_does_not_say_what_it_belongs_to_matches_whatever_it_may_be() {
+        use Grant::{AuthorizationCode, ClientCredentials};
+        let asked = |grant| login("", "id", Some(grant), Some("https://a.test/token"));
+        let mut generation = Generation::default();
+        for (grant, expected) in [(None, [true, true]), (Some(AuthorizationCode), [true, false])] {
+            generation.records.insert("main".into(), login("old", "id", grant, None));
+            let is_found = |grant| found(&generation, &asked(grant)).is_some();
+            assert_eq!([AuthorizationCode, ClientCredentials].map(is_found), expected);
+            assert!(found(&generation, &login("", "other", grant, None)).is_none());
+        }
+
+        generation.put("main", login("new", "id", Some(AuthorizationCode), Some("https://a.test/token")));
+        assert_eq!(generation.records.len(), 1, "it takes the place of what it came from");
+        generation.put("main", login("app", "id", Some(ClientCredentials), Some("https://a.test/token")));
+        // 0.1.0 saves without what it does not know: the one beside is still the application's.
+        generation.records.insert("main".into(), login("old", "id", None, None));
+        assert_eq!(found(&generation, &asked(ClientCredentials)).unwrap(), "app");
+        generation.put("main", login("app2", "id", Some(ClientCredentials), Some("https://a.test/token")));
+        assert_eq!(found(&generation, &asked(AuthorizationCode)).unwrap(), "old");
+        assert_eq!(found(&generation, &asked(ClientCredentials)).unwrap(), "app2");
+    }
+
+    #[test]
+    fn a_login_under_a_free_name_of_its_account_has_no_other_place() {
+        let mut generation = Generation::default();
+        let one = login("one", "id", Some(Grant::AuthorizationCode), Some("https://a.test/token"));
+        generation.records.insert(one.binding.key("main"), one.clone());
+
+        generation.put("main", one);
+
+        assert_eq!(generation.records.keys().collect::<Vec<_>>(), ["main"]);
+    }
+
+    #[test]
+    fn what_was_retried_is_said_only_when_it_was() {
+        let mut generation = generation();
+        let text = |generation: &Generation| String::from_utf8(generation.encode().to_vec()).unwrap();
+        assert!(!text(&generation).contains("is_retried"));
+
+        generation.records.get_mut("main").unwrap().is_retried = true;
+
+        assert!(text(&generation).contains("\"is_retried\":true"));
+        assert!(Generation::decode(&generation.encode()).unwrap().records["main"].is_retried);
     }
 
     #[test]
@@ -284,7 +457,10 @@ mod tests {
 
             assert_eq!((read.number, read.records.len()), (41, 2), "{version}");
             let (full, bare) = (&read.records["main"], &read.records["application"]);
-            assert_eq!(full.client_id, "BDB525D7-13C9-440E-AF03-6ADF87ACC8D6", "{version}");
+            let client_id = "BDB525D7-13C9-440E-AF03-6ADF87ACC8D6".to_owned();
+            let (grant, token_url) = (Some(Grant::AuthorizationCode), None);
+            assert_eq!(full.binding, Binding { client_id, grant, token_url }, "{version}");
+            assert_eq!((bare.binding.grant, &bare.binding.token_url), (None, &None), "{version}");
             assert_eq!(full.access_token.expose_secret(), "access-token-of-main", "{version}");
             assert_eq!(
                 (full.obtained_at_ms, full.expires_in_secs),

@@ -580,7 +580,7 @@ fn account() -> Account {
 
 /// The number of the stored refresh token, and whether it is marked as refused.
 fn stored_refresh_token(store: &Store) -> Option<(u64, bool)> {
-    let record = store.record(ACCOUNT)?;
+    let record = store.records_of(ACCOUNT).pop()?;
     let refresh_token = record.refresh_token?;
     Some((server::number_of(refresh_token.expose_secret()), record.is_refused))
 }

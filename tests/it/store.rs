@@ -1,5 +1,6 @@
 //! Where a login outlives the process: who may read it, who may use it, and what a killed process leaves.
 
+mod binding;
 mod crash;
 mod damage;
 mod faults;
@@ -7,6 +8,7 @@ mod images;
 mod killed;
 mod running;
 pub(crate) mod strace;
+mod strangers;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -7,10 +7,10 @@ use super::{Awaiting, Keeper};
 use crate::config::Grant;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
-use crate::oauth::{GrantError, LoggedIn, Pending, Verified, random};
+use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
-use crate::store::{Person, Record, Reservation};
+use crate::store::{Binding, Person, Record, Reservation, Store};
 use crate::token::now;
 
 /// How long the server may take to revoke a token: a person waits for it.
@@ -36,7 +36,7 @@ impl Keeper {
         self.shared.pulse.beat();
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
-            client_id: oauth.account().client_id.clone(),
+            binding: Binding::of(oauth.account()),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
@@ -117,39 +117,35 @@ impl Keeper {
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
     async fn drop_login(&self, record: &Record) {
         if record.refresh_token.is_some() {
-            let _revoked = self.revoke(record).await;
+            let _revoked = revoke(&self.oauth(), record).await;
         }
-    }
-
-    async fn revoke(&self, record: &Record) -> Result<(), GrantError> {
-        let oauth = self.oauth();
-        let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
-            Some(refresh_token) => oauth.revoke(refresh_token, "refresh_token"),
-            None => oauth.revoke(&record.access_token, "access_token"),
-        };
-        let unavailable = || {
-            let reason = format!("no answer within {} s", REVOKED_WITHIN.as_secs());
-            GrantError::Unavailable { reason, was_sent: true, retry_after: None }
-        };
-        tokio::time::timeout(REVOKED_WITHIN, revoked).await.unwrap_or_else(|_elapsed| Err(unavailable()))
     }
 
     /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
     /// fails, it can be asked for again.
     pub(super) async fn log_out(&mut self) -> Result<(), AskError> {
-        if self.grant() != Grant::AuthorizationCode {
-            return Err(AskError::Failed("this account has no login: its tokens need no person".to_owned()));
+        let oauth = self.oauth();
+        let is_login = |record: &Record| record.binding.grant != Some(Grant::ClientCredentials);
+        let mut records = self.store.records_of(&self.shared.account);
+        // What is in use may be newer than what is stored.
+        records.retain(|record| !record.binding.matches(&Binding::of(oauth.account())));
+        records.extend(self.record.clone());
+        if !records.iter().any(is_login) {
+            return Err(match self.grant() {
+                Grant::AuthorizationCode => AskError::LoginRequired("nobody is logged in".to_owned()),
+                _ => AskError::Failed("this account has no login: its tokens need no person".to_owned()),
+            });
         }
-        let Some(record) = self.record.clone() else {
-            return Err(AskError::LoginRequired("nobody is logged in".to_owned()));
-        };
         let mut reservation = match self.unsaved.take() {
             Some(unsaved) => unsaved,
             None => self.reserve().await.map_err(|reason| {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
-        let revoked = self.revoke(&record).await;
+        let mut revoked = Ok(());
+        for record in &records {
+            revoked = revoked.and(revoke(&oauth, record).await);
+        }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let (reservation, erased) = self
             .on_disk(move || {
@@ -159,7 +155,8 @@ impl Keeper {
             .await;
         if let Err(error) = erased {
             // The server may have ended it: it is not presented any more.
-            self.record = Some(Record { is_refused: true, is_retried: true, ..record });
+            self.record =
+                self.record.take().map(|record| Record { is_refused: true, is_retried: true, ..record });
             self.unsaved = Some(reservation);
             self.refresh_status();
             return Err(AskError::Failed(format!(
@@ -194,6 +191,71 @@ impl Keeper {
         }
         self.plan.forgive();
     }
+}
+
+/// Logs out an account that is not configured any more: revokes what a configured client can, and erases all of it.
+/// Gives a sentence when something was not revoked.
+///
+/// # Errors
+/// When nothing of that name is stored, or it can't be erased.
+pub(in crate::session) async fn log_out_unconfigured(
+    store: Arc<Store>,
+    account: String,
+    clients: &[Arc<Oauth>],
+) -> Result<Option<String>, AskError> {
+    let records = store.records_of(&account);
+    if records.is_empty() {
+        return Err(AskError::LoginRequired(format!(
+            "there is no account \"{account}\", and no login of it"
+        )));
+    }
+    let mut is_revoked = true;
+    for record in &records {
+        let client = clients.iter().find(|client| is_of(client, record));
+        is_revoked &= match client {
+            Some(client) => revoke(client, record).await.is_ok(),
+            None => false,
+        };
+    }
+    let erase = move || {
+        let mut reservation = store.reserve(&account)?;
+        store.erase(&mut reservation, &account)
+    };
+    let erased = tokio::task::spawn_blocking(erase).await.expect("work on the store does not panic");
+    erased.map_err(|error| {
+        AskError::Failed(format!(
+            "the stored login can't be erased, please log out again: {}",
+            with_causes(&error)
+        ))
+    })?;
+    Ok((!is_revoked).then(|| {
+        "the server was not told, since the account is not configured any more: whoever has a copy of its tokens can \
+         use them until they end"
+            .to_owned()
+    }))
+}
+
+/// Makes a login worthless at the server.
+async fn revoke(oauth: &Oauth, record: &Record) -> Result<(), GrantError> {
+    let unavailable = |reason: String| GrantError::Unavailable { reason, was_sent: false, retry_after: None };
+    if !is_of(oauth, record) {
+        return Err(unavailable(
+            "it belongs to another client or another server than is configured".to_owned(),
+        ));
+    }
+    let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
+        Some(refresh_token) => oauth.revoke(refresh_token, "refresh_token"),
+        None => oauth.revoke(&record.access_token, "access_token"),
+    };
+    let late = || unavailable(format!("no answer within {} s", REVOKED_WITHIN.as_secs()));
+    tokio::time::timeout(REVOKED_WITHIN, revoked).await.unwrap_or_else(|_elapsed| Err(late()))
+}
+
+/// True when a client may speak for a login at its server, whatever grant it came by.
+fn is_of(oauth: &Oauth, record: &Record) -> bool {
+    let of_client = Binding::of(oauth.account());
+    let same_server = record.binding.token_url.is_none() || record.binding.token_url == of_client.token_url;
+    record.binding.client_id == of_client.client_id && same_server
 }
 
 /// True when something says that two logins are the same person's, and nothing that they are not.

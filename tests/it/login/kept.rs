@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::person::ask_for;
 use crate::standin::{Alter, Endpoint, Fault, Options, Person, Scripted, Spoil};
 use crate::store::strace::Strace;
 use crate::support::{Answer, Setup, World, eventually};
@@ -17,13 +18,6 @@ const NOT_RENAMED: (&str, &str) = ("store.next.main", "rename,renameat,renameat2
 fn refuse(world: &World, (file, injection): (&str, &str)) -> Strace {
     let path = world.home.state().join(file).display().to_string();
     Strace::attach(world.daemon.pid(), &["-f", "-P", &path, "-e", &format!("inject={injection}")])
-}
-
-#[track_caller]
-fn ask_for(world: &World, person: Person) -> Value {
-    let answer = world.paste(&world.standin.authorize(&world.begin_login(), person));
-    assert_eq!((answer.status, &answer.json()["outcome"]), (200, &json!("needs-confirmation")), "{answer:?}");
-    answer.json()
 }
 
 fn say_yes(world: &World, asked: &Value) -> Answer {
@@ -43,7 +37,7 @@ fn person(world: &World) -> Value {
 #[test]
 fn a_yes_on_a_full_disk_can_be_said_again() {
     let world = World::logged_in();
-    let asked = ask_for(&world, Person::Bob);
+    let asked = ask_for(&world, Person::Bob).json();
     let fault = refuse(&world, NO_ROOM);
 
     let answer = say_yes(&world, &asked);
@@ -60,7 +54,7 @@ fn a_yes_on_a_full_disk_can_be_said_again() {
 #[test]
 fn the_login_before_is_revoked_when_its_successor_is_on_disk_and_not_earlier() {
     let mut world = World::logged_in();
-    let asked = ask_for(&world, Person::Bob);
+    let asked = ask_for(&world, Person::Bob).json();
     let fault = refuse(&world, NOT_RENAMED);
 
     let answer = say_yes(&world, &asked);
@@ -79,7 +73,7 @@ fn the_login_before_is_revoked_when_its_successor_is_on_disk_and_not_earlier() {
 #[test]
 fn a_kill_before_the_new_login_is_on_disk_leaves_one_of_the_two() {
     let mut world = World::logged_in();
-    let asked = ask_for(&world, Person::Bob);
+    let asked = ask_for(&world, Person::Bob).json();
     let fault = refuse(&world, NOT_RENAMED);
     assert_eq!(say_yes(&world, &asked).status, 200);
 
@@ -179,7 +173,7 @@ fn a_person_is_asked_when_nothing_says_whose_login_it_is() {
     let world = World::logged_in();
     world.standin.on_api(|request| (request.path() == "/api/users").then_some(Scripted::Close));
 
-    let asked = ask_for(&world, Person::Bob);
+    let asked = ask_for(&world, Person::Bob).json();
 
     assert_eq!((&asked["stored"], &asked["new"]), (&Person::Alice.display_name().into(), &Value::Null));
     assert_eq!(person(&world), Person::Alice.display_name());

@@ -137,7 +137,7 @@ impl Loaded {
 
     fn from(directory: &Path) -> Self {
         let (store, findings) = open(directory);
-        let login = store.record("main").map(|record| {
+        let login = store.records_of("main").pop().map(|record| {
             let refresh_token = record.refresh_token.unwrap();
             (record.access_token.expose_secret().to_owned(), refresh_token.expose_secret().to_owned())
         });

@@ -143,6 +143,21 @@ fn a_store_cut_at_any_length_or_with_any_bit_flipped_is_never_used_and_the_one_b
     assert_eq!(tried, whole * 9);
 }
 
+#[test]
+fn two_damaged_generations_are_both_kept_and_told_apart() {
+    for newest in [&b"damaged last"[..], b""] {
+        let found = Opened::with(&[
+            ("store", newest),
+            ("store.previous", b"damaged before"),
+            ("store.damaged", b"damaged long ago"),
+        ]);
+
+        assert_eq!(found.token, None);
+        assert_eq!(found.left["store.damaged"], newest, "the newest may be the only copy of a login");
+        assert_eq!(found.left["store.previous.damaged"], b"damaged before");
+    }
+}
+
 /// What the program makes of files, and what it leaves of them.
 struct Opened {
     token: Option<String>,
@@ -157,7 +172,8 @@ impl Opened {
             fs::write(directory.path().join(name), bytes).unwrap();
         }
         let (store, findings) = open(directory.path());
-        let token = store.record("main").map(|record| record.access_token.expose_secret().to_owned());
+        let token =
+            store.records_of("main").pop().map(|record| record.access_token.expose_secret().to_owned());
         let entries = fs::read_dir(directory.path()).unwrap().map(Result::unwrap);
         let left = entries.map(|entry| {
             (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap_or_default())

@@ -5,9 +5,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::strace::Strace;
-use super::{current, files};
-use crate::standin::{Endpoint, Fault, Gate, Person};
-use crate::support::World;
+use super::{behind, current, files};
+use crate::standin::{Endpoint, Fault, Gate, Options, Person, Standin};
+use crate::support::{Daemon, Home, World, config, eventually};
 use crate::tokens::{Sent, events, held, main_account, refresh};
 
 /// A call on a file that fails, and how.
@@ -267,4 +267,97 @@ fn a_disk_that_takes_five_seconds_holds_up_no_request_and_no_token_gets_ahead_of
     assert_eq!(asked.answer().status, 200);
     drop(fault);
     assert_eq!((world.daemon.state(), events(&world.daemon).len()), ("ready".to_owned(), 2));
+}
+
+#[test]
+fn nobody_waits_for_the_disk_but_the_account_that_writes() {
+    const ROOM: Duration = Duration::from_secs(2);
+    const RECORD: Duration = Duration::from_secs(8);
+    let world = with_an_application();
+    let (asked, gate) = reserved(&world);
+    let delays = [("fsync", ROOM), ("fdatasync", RECORD)]
+        .map(|(call, delay)| format!("inject={call}:delay_enter={}", delay.as_micros()));
+    let fault = Strace::attach(world.daemon.pid(), &["-f", "-e", &delays[0], "-e", &delays[1]]);
+
+    // One account takes its room, for two syncs, while the other begins to write: it looks at its record meanwhile.
+    let other = Sent::refresh_of(&world.daemon, "other");
+    let room = world.home.state().join("store.next.other");
+    eventually("the other takes its room", || room.exists().then_some(()));
+    gate.open();
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < RECORD.mul_f64(0.9) {
+        let asked_at = Instant::now();
+        assert_eq!(world.daemon.get("/-/healthz").status, 200);
+        assert_eq!(world.home.run(&["status"], "").status.code(), Some(0), "the control runtime answers");
+        slowest = slowest.max(asked_at.elapsed());
+    }
+
+    assert!(slowest < RECORD / 2, "one ask took {slowest:?}");
+    assert_eq!((asked.answer().status, other.answer().status), (200, 200));
+    assert!(fault.detach().contains("DELAYED"));
+    assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+/// Alice is logged in as `main`, and `other` has an application's token.
+fn with_an_application() -> World {
+    let standin = Standin::start(Options::default());
+    let home = Home::new(Vec::new());
+    let other = format!(
+        "[account.other]\ngrant = \"client_credentials\"\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\n\
+         token_url = \"{}/connect/token\"\n",
+        standin.options().client_id,
+        home.path().join("client_secret").display(),
+        standin.auth_url(),
+    );
+    fs::write(home.config(), config(&standin, &home, "", "", "account = \"main\"", &other)).unwrap();
+    let daemon = home.serve();
+    let world = World { daemon, standin, home };
+    world.log_in(Person::Alice);
+    eventually("the application has its token", || {
+        (world.daemon.status()["accounts"]["other"]["state"] == "ready").then_some(())
+    });
+    world
+}
+
+#[test]
+fn a_file_system_that_cannot_sync_directories_holds_logins_and_that_is_said_once() {
+    for error in ["EINVAL", "EOPNOTSUPP", "EBADF"] {
+        let directory = Home::new(Vec::new());
+        let state = directory.state().display().to_string();
+        let line = format!("exec strace -D -f -o /dev/null -P '{state}' -e inject=fsync:error={error} --");
+        let standin = Standin::start(Options::default());
+        let text = config(&standin, &directory, "", "", "", "");
+        fs::write(directory.config(), text).unwrap();
+        fs::create_dir(directory.state()).unwrap();
+        let daemon = Daemon::spawn(behind(&line, &directory.command(&["serve"])));
+        let mut world = World { daemon, standin, home: directory };
+        world.log_in(Person::Alice);
+        for _ in 0..2 {
+            assert_eq!(refresh(&world.daemon).status, 200, "{error}");
+        }
+
+        let output = world.daemon.output();
+        assert_eq!(output.matches("can't sync directories").count(), 1, "{error}: {output}");
+        assert!(output.contains(&state) && output.contains("power cut"), "{error}: {output}");
+        assert_eq!(events(&world.daemon), ["login-required", "recovered"], "{error}");
+        world.restart();
+        assert_eq!(refresh(&world.daemon).status, 200, "{error}");
+        assert!(!world.daemon.output().contains("can't sync directories"), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_synced_is_an_error_whatever_the_reason() {
+    let world = World::logged_in();
+    for error in ["EINVAL", "EOPNOTSUPP"] {
+        let refused = refusal(NEXT, "fsync", error, "store.next.main");
+        let fault = refused.begin(&world);
+
+        assert_eq!(refresh(&world.daemon).problem(), "token-unavailable", "{error}");
+
+        assert_told(&world, "store-failing", refused.text, error);
+        drop(fault);
+        assert_eq!(refresh(&world.daemon).status, 200, "{error}");
+    }
 }

@@ -104,8 +104,15 @@ const RECORDED: &str = "mkdir,openat,creat,write,writev,pwrite64,pwritev,pwritev
     fdatasync,sync_file_range,rename,renameat,renameat2,link,linkat,symlink,unlink,unlinkat,sendfile,\
     copy_file_range";
 /// All names that the program may use there.
-const NAMES: [&str; 6] =
-    ["lock", "store", "store.previous", "store.next.main", "store.taken", "store.damaged"];
+const NAMES: [&str; 7] = [
+    "lock",
+    "store",
+    "store.previous",
+    "store.next.main",
+    "store.taken",
+    "store.damaged",
+    "store.previous.damaged",
+];
 
 impl Recording {
     /// Of the calls on a directory that is not yet there, and on the one it will be in.
