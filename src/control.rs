@@ -329,7 +329,7 @@ async fn logout(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    let outcome = control.asked(&account, &fields, &form)?.log_out().await;
+    let outcome = control.asked(&account, &fields, &form)?.log_out().await.map(drop);
     changed(&fields, outcome, "logged-out", "changed.failed.logout")
 }
 

@@ -342,11 +342,12 @@ impl Session {
         self.ask(|reply| self.shared.mailbox.ask(Ask::Confirm { id, yes, reply })).await
     }
 
-    /// Revokes the refresh token at the server and erases the stored login.
+    /// Revokes the refresh token at the server and erases the stored login. Gives a sentence that the person should
+    /// read, if there is one.
     ///
     /// # Errors
     /// When the stored one can't be erased, or was erased and the server did not confirm.
-    pub async fn log_out(&self) -> Result<(), AskError> {
+    pub async fn log_out(&self) -> Result<Option<String>, AskError> {
         self.ask(|reply| self.shared.mailbox.ask(Ask::LogOut { reply })).await
     }
 

@@ -63,7 +63,7 @@ pub(super) fn change(
         Some(daemon) => drop(daemon.post(&format!("/-/{route}/{account}"), &[])?.success()?),
         None => here(config, account, common, environment, async |session| match change {
             Change::Refresh => session.refresh().await,
-            Change::LogOut => session.log_out().await,
+            Change::LogOut => session.log_out().await.map(drop),
         })?,
     }
     say(&format!("{account} {done}."));

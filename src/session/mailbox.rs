@@ -35,7 +35,7 @@ struct Inbox {
 pub(super) enum Ask {
     LogIn { login: Box<(Pending, Code, Verified)>, reply: Reply<LoginOutcome> },
     Confirm { id: String, yes: bool, reply: Reply<LoginOutcome> },
-    LogOut { reply: Reply<()> },
+    LogOut { reply: Reply<Option<String>> },
 }
 
 /// What the keeper acts on.

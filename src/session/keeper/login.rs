@@ -15,6 +15,9 @@ use crate::token::now;
 
 /// How long the server may take to revoke a token: a person waits for it.
 const REVOKED_WITHIN: Duration = Duration::from_secs(12);
+/// What is said of logins that no configured client can revoke.
+const NOT_TOLD: &str = "the server was not told of a login that belongs to a client or a server which is not configured \
+    any more: whoever has a copy of its tokens can use them until they end";
 /// The `sub` that Cnblogs gives to everybody.
 const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -123,7 +126,7 @@ impl Keeper {
 
     /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
     /// fails, it can be asked for again.
-    pub(super) async fn log_out(&mut self) -> Result<(), AskError> {
+    pub(super) async fn log_out(&mut self) -> Result<Option<String>, AskError> {
         let oauth = self.oauth();
         let is_login = |record: &Record| record.binding.grant != Some(Grant::ClientCredentials);
         let mut records = self.store.records_of(&self.shared.account);
@@ -142,9 +145,13 @@ impl Keeper {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
-        let mut revoked = Ok(());
+        let (mut revoked, mut is_told) = (Ok(()), true);
         for record in &records {
-            revoked = revoked.and(revoke(&oauth, record).await);
+            if is_of(&oauth, record) {
+                revoked = revoked.and(revoke(&oauth, record).await);
+            } else {
+                is_told = false;
+            }
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let (reservation, erased) = self
@@ -166,7 +173,7 @@ impl Keeper {
         }
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
-        revoked.map_err(|error| {
+        revoked.map(|()| (!is_told).then(|| NOT_TOLD.to_owned())).map_err(|error| {
             AskError::Failed(format!(
                 "the login is erased here, but the server did not confirm that it is revoked: {error}. Until it ends \
                  by itself, whoever has a copy of its tokens can use it"
@@ -228,26 +235,19 @@ pub(in crate::session) async fn log_out_unconfigured(
             with_causes(&error)
         ))
     })?;
-    Ok((!is_revoked).then(|| {
-        "the server was not told, since the account is not configured any more: whoever has a copy of its tokens can \
-         use them until they end"
-            .to_owned()
-    }))
+    Ok((!is_revoked).then(|| NOT_TOLD.to_owned()))
 }
 
 /// Makes a login worthless at the server.
 async fn revoke(oauth: &Oauth, record: &Record) -> Result<(), GrantError> {
-    let unavailable = |reason: String| GrantError::Unavailable { reason, was_sent: false, retry_after: None };
-    if !is_of(oauth, record) {
-        return Err(unavailable(
-            "it belongs to another client or another server than is configured".to_owned(),
-        ));
-    }
     let revoked = match record.refresh_token.as_ref().filter(|_| !record.is_refused) {
         Some(refresh_token) => oauth.revoke(refresh_token, "refresh_token"),
         None => oauth.revoke(&record.access_token, "access_token"),
     };
-    let late = || unavailable(format!("no answer within {} s", REVOKED_WITHIN.as_secs()));
+    let late = || {
+        let reason = format!("no answer within {} s", REVOKED_WITHIN.as_secs());
+        GrantError::Unavailable { reason, was_sent: true, retry_after: None }
+    };
     tokio::time::timeout(REVOKED_WITHIN, revoked).await.unwrap_or_else(|_elapsed| Err(late()))
 }
 
