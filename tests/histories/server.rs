@@ -510,6 +510,7 @@ impl Books {
         self.held = held;
         self.held_access = None;
         self.refused.clear();
+        self.process_ended();
     }
 
     /// True when the refresh token that the daemon has is good.
