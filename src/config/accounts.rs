@@ -263,11 +263,11 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
 }
 
 fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigError> {
-    let Some(entry) = table.entry("expires") else { return Ok(None) };
-    if grant != Grant::PersonalAccessToken {
-        return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
+    let expires_at_ms = table.parsed("expires", parse::end_of_day)?;
+    if expires_at_ms.is_some() && grant != Grant::PersonalAccessToken {
+        return Err(table.error_at("expires", format!("does not go with grant = \"{}\"", grant.as_str())));
     }
-    table.parsed("expires", parse::end_of_day)
+    Ok(expires_at_ms)
 }
 
 /// An endpoint; none when it is set to nothing.
