@@ -24,7 +24,7 @@ impl Keeper {
             Ok(logged_in) => logged_in,
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let identity = self.oauth.identity(&granted.access_token).await;
+        let identity = self.oauth.identity(&granted).await;
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
             client_id: self.oauth.account().client_id.clone(),
