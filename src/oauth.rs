@@ -277,18 +277,18 @@ impl Oauth {
         Ok(url)
     }
 
-    /// Checks which issuer a callback names, a refusal included (RFC 9207, section 2.4). One with an `id_token` need
-    /// not name it twice.
+    /// Checks which issuer a callback names (RFC 9207, section 2.4). One with an `id_token` need not name it twice, and a
+    /// refusal, in which some servers leave it out, can do no harm.
     ///
     /// # Errors
     /// When it is not the configured one, or none although the issuer says that it always names itself.
     pub async fn check_issuer(&self, callback: &Callback) -> Result<(), LoginError> {
         let Some(issuer) = &self.account.issuer else { return Ok(()) };
-        let has_id_token = matches!(&callback.outcome, Outcome::Code(code) if code.id_token.is_some());
+        let is_bare_code = matches!(&callback.outcome, Outcome::Code(code) if code.id_token.is_none());
         match &callback.iss {
             Some(iss) if iss == issuer => Ok(()),
             Some(_) => Err(LoginError::ForeignCallback("not the configured one")),
-            None if has_id_token || !self.account.endpoints.are_discovered() => Ok(()),
+            None if !is_bare_code || !self.account.endpoints.are_discovered() => Ok(()),
             None if !self.metadata(false).await.map_err(LoginError::Discovery)?.sends_iss => Ok(()),
             None => Err(LoginError::ForeignCallback("missing")),
         }

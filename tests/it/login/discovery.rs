@@ -286,6 +286,11 @@ fn a_no_of_another_issuer_is_refused_and_leaves_the_login_open() {
 
     Before::of(&world).assert_refused(&world, &answer, "issuer (iss) is not the configured one");
     assert_eq!(world.paste(&world.standin.authorize(&url, Person::Alice)).status, 200);
+
+    // Some leave it out of refusals.
+    let no = world.standin.deny(&world.begin_login());
+    let answer = world.paste(&no.replace(&format!("&{own}"), ""));
+    Before::of(&world).assert_refused(&world, &answer, "said no (access_denied)");
 }
 
 /// With addresses that are all written, a configured issuer counts as well; without one nobody is compared.
