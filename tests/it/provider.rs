@@ -422,7 +422,7 @@ pub(crate) fn browser_script(name: &str) -> Command {
     script(name)
 }
 
-fn script(name: &str) -> Command {
+pub(crate) fn script(name: &str) -> Command {
     let dependencies = Path::new(SCRIPTS).join("node_modules");
     assert!(dependencies.exists(), "{} is missing: run `npm ci` in tests/provider", dependencies.display());
     let node = Command::new("node").arg("--version").output();
