@@ -277,8 +277,8 @@ impl Oauth {
         Ok(url)
     }
 
-    /// Checks which issuer a callback names (RFC 9207, section 2.4). One with an `id_token` need not name it twice, and a
-    /// refusal, in which some servers leave it out, can do no harm.
+    /// Checks which issuer a callback names (RFC 9207, section 2.4). One with an `id_token` need not name it twice, and
+    /// a refusal, in which some servers leave it out, can do no harm.
     ///
     /// # Errors
     /// When it is not the configured one, or none although the issuer says that it always names itself.

@@ -101,8 +101,8 @@ fn words_for_endpoints(account: &Account) -> String {
         _ if own.all().into_iter().zip(cnblogs.all()).all(is_default) => "defaults",
         _ => "configuration",
     };
-    let token = own.token.url().map(|url| format!("token endpoint {url}, ")).unwrap_or_default();
-    format!("{token}endpoints from {source}")
+    let token = own.token.url().map(|url| format!(", token endpoint {url}")).unwrap_or_default();
+    format!("endpoints from {source}{token}")
 }
 
 /// When the account's token is replaced, and when a person is needed.

@@ -177,16 +177,16 @@ fn what_would_be_done_is_said_in_words() {
 fn where_endpoints_come_from_is_said() {
     let own = "authorization_url = \"https://h/a\"\ntoken_url = \"https://h/t\"\nrevocation_url = \"\"\n\
                jwks_url = \"https://h/k\"\nissuer = \"https://i\"";
-    let cnblogs = "token endpoint https://oauth.cnblogs.com/connect/token, endpoints from";
+    let cnblogs = "token endpoint https://oauth.cnblogs.com/connect/token";
     for (account, words) in [
-        ("", format!("{cnblogs} defaults")),
-        ("grant = \"client_credentials\"", format!("{cnblogs} defaults")),
-        ("jwks_url = \"https://oauth.cnblogs.com/k\"", format!("{cnblogs} configuration")),
-        (own, "token endpoint https://h/t, endpoints from configuration".to_owned()),
+        ("", format!("endpoints from defaults, {cnblogs}")),
+        ("grant = \"client_credentials\"", format!("endpoints from defaults, {cnblogs}")),
+        ("jwks_url = \"https://oauth.cnblogs.com/k\"", format!("endpoints from configuration, {cnblogs}")),
+        (own, "endpoints from configuration, token endpoint https://h/t".to_owned()),
         ("issuer = \"https://i/x\"", "endpoints from discovery at https://i/x".to_owned()),
         (
             "issuer = \"https://i\"\ntoken_url = \"https://h/t\"",
-            "token endpoint https://h/t, endpoints from discovery at https://i".to_owned(),
+            "endpoints from discovery at https://i, token endpoint https://h/t".to_owned(),
         ),
     ] {
         let said = check(&furnished("", account, ""), &[]);

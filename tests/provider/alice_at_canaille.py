@@ -3,8 +3,8 @@
     python alice_at_canaille.py REDIRECT_URI
 
 Prints a line of JSON with its `issuer` once it accepts. The application `web` is for people, `machine` for itself; the
-secret of each is "secret-of-" and its name, sent by Basic. Then it reads an authorization URL a line, logs Alice in as a
-browser would, and prints the address at which that ends. Ends when standard input does.
+secret of each is "secret-of-" and its name, sent by Basic. Then it reads an authorization URL a line, logs Alice in as
+a browser would, and prints the address at which that ends. Ends when standard input does.
 """
 
 import json
@@ -52,7 +52,11 @@ def furnish(app, redirect_uri):
     """Alice, and two applications that ask nobody for a consent."""
     with app.app_context():
         alice = models.User(
-            formatted_name="Alice 爱丽丝", family_name="Alice", user_name="alice", emails=["a@example.org"], password=PASSWORD
+            formatted_name="Alice 爱丽丝",
+            family_name="Alice",
+            user_name="alice",
+            emails=["a@example.org"],
+            password=PASSWORD,
         )
         Backend.instance.save(alice)
         for name, grants in [
