@@ -25,6 +25,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+pub(crate) use parse::endpoint;
 use reader::{Entry, Known, Reader, Source};
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
@@ -145,9 +146,44 @@ pub enum ClientAuth {
     Body,
     /// HTTP Basic.
     Basic,
+    /// `client_id` alone: a public client has no secret (RFC 6749, section 2.1).
+    None,
 }
 
-/// A secret and where it was found; empty when it may be missing and is.
+/// The registered address that the browser is sent back to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectUri {
+    /// As it is written: authorization servers compare strings (RFC 9700, section 4.1.3).
+    pub text: String,
+    /// The same, parsed.
+    pub url: Url,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Written in the configuration, or Cnblogs' own.
+    At(Url),
+    /// In the discovery document of the account's `issuer`.
+    Discovered,
+    /// Nowhere: the server has no such endpoint, or the grant needs none.
+    None,
+}
+
+/// The authorization server's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// The authorization endpoint.
+    pub authorization: Address,
+    /// The token endpoint.
+    pub token: Address,
+    /// The revocation endpoint (RFC 7009).
+    pub revocation: Address,
+    /// The keys that sign `id_token`s.
+    pub jwks: Address,
+}
+
+/// A secret and where it was found; empty when it may be missing and is, and from nowhere when there is none.
 #[derive(Clone, Debug)]
 pub struct Secret {
     /// The secret itself.
@@ -179,21 +215,17 @@ pub struct Account {
     /// The scope to ask for.
     pub scope: Option<String>,
     /// The registered address that the browser is sent back to.
-    pub redirect_uri: Url,
+    pub redirect_uri: RedirectUri,
+    /// True when the code is bound to this client by PKCE (RFC 7636).
+    pub pkce: bool,
     /// What the authorization endpoint is asked for.
     pub response_type: ResponseType,
     /// How it answers.
     pub response_mode: ResponseMode,
     /// Compared with `iss` when set.
     pub issuer: Option<String>,
-    /// The authorization endpoint.
-    pub authorization_url: Url,
-    /// The token endpoint.
-    pub token_url: Url,
-    /// The revocation endpoint (RFC 7009); none when tokens can't be revoked.
-    pub revocation_url: Option<Url>,
-    /// The keys that sign `id_token`s; none when the server publishes none.
-    pub jwks_url: Option<Url>,
+    /// Where the authorization server is.
+    pub endpoints: Endpoints,
     /// How the client authenticates.
     pub client_auth: ClientAuth,
     /// Trusted for these URLs.
@@ -202,6 +234,8 @@ pub struct Account {
     pub refresh_at: f64,
     /// Asked after a login who it is; none when not to be asked.
     pub identity_url: Option<Url>,
+    /// True when the userinfo endpoint of the discovery document is asked first.
+    pub asks_userinfo: bool,
     /// When the server ends a login; none when never.
     pub login_lifetime: Option<Duration>,
     /// The end of a personal access token, in milliseconds since the Unix epoch; none when it is not known.
@@ -474,10 +508,42 @@ impl Grant {
     }
 }
 
+impl Account {
+    /// What a stored login is bound to beside client and grant: the token endpoint, or the issuer that names it.
+    pub fn bound_to(&self) -> &str {
+        match &self.endpoints.token {
+            Address::At(url) => url.as_str(),
+            Address::Discovered | Address::None => self.issuer.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+impl Address {
+    /// The address, where the configuration says it.
+    pub const fn url(&self) -> Option<&Url> {
+        match self {
+            Self::At(url) => Some(url),
+            Self::Discovered | Self::None => None,
+        }
+    }
+}
+
+impl Endpoints {
+    /// All of them.
+    pub const fn all(&self) -> [&Address; 4] {
+        [&self.authorization, &self.token, &self.revocation, &self.jwks]
+    }
+
+    /// True when the issuer has to be asked where one of them is.
+    pub fn are_discovered(&self) -> bool {
+        self.all().contains(&&Address::Discovered)
+    }
+}
+
 impl Secret {
     /// True for a secret that only the daemon has.
     pub fn is_missing(&self) -> bool {
-        self.value.expose_secret().is_empty()
+        self.value.expose_secret().is_empty() && !self.from.is_empty()
     }
 }
 

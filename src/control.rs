@@ -113,14 +113,18 @@ impl Control {
             return pages::no_login_needed(reader, account);
         };
         let configured = session.oauth();
-        let mut authorization_url = configured.account().authorization_url.clone();
-        authorization_url.set_query(None);
+        let authorization_url = configured.account().endpoints.authorization.url().map(|url| {
+            let mut url = url.clone();
+            url.set_query(None);
+            url.to_string()
+        });
+        let authorization_url = authorization_url.or_else(|| configured.account().issuer.clone());
         let page = LoginPage {
             account,
             accounts: &self.logins.accounts().collect::<Vec<_>>(),
             status: &session.status(),
             redirect_uri: redirect_uri.as_str(),
-            authorization_url: authorization_url.as_str(),
+            authorization_url: authorization_url.as_deref().unwrap_or_default(),
             comes_back: login::is_local(&redirect_uri),
             parts: match configured.account().response_type {
                 ResponseType::Hybrid => "code id_token state",
@@ -229,8 +233,17 @@ async fn start(
     Form(form): Form,
 ) -> Result<Response, Answer> {
     control.asked(&account, &fields, &form)?;
-    let url =
-        control.logins.start(&account).map_err(|error| Problem::new(Code::NotFound, error.to_string()))?;
+    let url = match control.logins.start(&account).await {
+        Ok(url) => url,
+        Err(why) => {
+            let is_for_now = why.reason == Reason::Server;
+            let code = if is_for_now { Code::TokenUnavailable } else { Code::NotFound };
+            if wants_html(&fields) {
+                return Ok((code.status(), pages::failed(reader(&fields), &account, &why)).into_response());
+            }
+            return Err(Problem::new(code, why.words).into());
+        }
+    };
     let location = HeaderValue::from_str(url.as_str()).expect("a URL is a field value");
     Ok((StatusCode::SEE_OTHER, [(LOCATION, location)]).into_response())
 }

@@ -1,5 +1,5 @@
 //! The authorization server's client: the authorization URL, exchange, refresh, client credentials, revoke.
-//! It keeps nothing but the server's public keys.
+//! It keeps nothing but the server's public keys and metadata.
 //!
 //! A grant is **refused** for good, **unavailable** for now, or **in doubt**, when it was sent and the answer is not
 //! known; [`GrantError`] has the kinds that the keeper acts on.
@@ -7,11 +7,14 @@
 pub mod callback;
 pub mod id_token;
 mod answer;
+mod discovery;
 mod keys;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/oauth.rs"]
 pub mod properties;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,17 +26,26 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use crate::config::{Account, ClientAuth, ResponseMode, ResponseType};
+use crate::config::{Account, Address, ClientAuth, ResponseMode, ResponseType};
 use crate::tls;
 use crate::token::{Moment, now};
-use callback::Code;
-use id_token::{Claims, IdTokenError};
+use callback::{Callback, Code, Outcome};
+use discovery::{Discovery, Metadata};
+use id_token::{Claims, Expected, IdTokenError};
 use keys::Keys;
 
 /// To connect to the authorization server, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For public keys and metadata, which can be fetched again.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(12);
 /// Who it is, is nice to know: a login does not wait long for it.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Remarks to a login.
+const OTHER_ISSUER: &str = "the id_token that came with the tokens names another issuer than the first one, which was \
+    signed and checked";
+const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was signed and checked";
+const NO_ID_TOKEN: &str = "no id_token came with the tokens (is openid in the scope?): only TLS to the token endpoint \
+    vouches for this login";
 
 /// What the token endpoint granted (RFC 6749, section 5.1).
 #[derive(Debug)]
@@ -128,9 +140,25 @@ pub enum LoginError {
     /// The `id_token` does not vouch for this login. The code was not sent.
     #[error(transparent)]
     IdToken(#[from] IdTokenError),
+    /// The callback does not name the configured issuer (RFC 9207). The code was not sent.
+    #[error(
+        "the callback's issuer (iss) is {0}: it is not from the authorization server that this login began at"
+    )]
+    ForeignCallback(&'static str),
+    /// The endpoints are not known now. The code was not sent.
+    #[error("{0}")]
+    Discovery(String),
     /// The server's keys can't be had now. The code was not sent.
-    #[error("the authorization server's keys can't be fetched, so the id_token can't be checked: {0}")]
+    #[error(
+        "the authorization server's keys can't be fetched, so the id_token can't be checked: {0}; for a server that \
+         publishes none set jwks_url = \"\": the signature is not checked then, and only TLS to the token endpoint \
+         vouches for a login"
+    )]
     Keys(String),
+    /// The `id_token` that came with the tokens does not vouch for this login. The code is burnt, the tokens are not
+    /// used.
+    #[error("{0}, in the token answer: the code is spent, so please start the login again")]
+    Answer(IdTokenError),
     /// The token endpoint said no, or its answer was lost. The code was sent, and is burnt.
     #[error(transparent)]
     Exchange(#[from] GrantError),
@@ -171,6 +199,7 @@ pub struct Oauth {
     timeout: Duration,
     http: reqwest::Client,
     keys: Keys,
+    discovery: Discovery,
     #[cfg(test)]
     simulated: Option<simulated::Network>,
 }
@@ -203,9 +232,17 @@ impl Oauth {
             timeout,
             http,
             keys: Keys::default(),
+            discovery: Discovery::default(),
             #[cfg(test)]
             simulated: None,
         })
+    }
+
+    /// The same client, which keeps what it discovers in a state directory.
+    #[must_use]
+    pub fn keeping_in(self, state_dir: &Path) -> Self {
+        let file = state_dir.join(format!("discovery.{}", self.account.name));
+        Self { discovery: Discovery::kept_in(file), ..self }
     }
 
     /// The same client with re-read secrets and certificates.
@@ -213,7 +250,7 @@ impl Oauth {
     /// # Errors
     /// When the TLS set-up is not usable.
     pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
-        Self::new(account, self.timeout)
+        Ok(Self { discovery: self.discovery.reopened(), ..Self::new(account, self.timeout)? })
     }
 
     /// How long an answer is waited for.
@@ -227,13 +264,16 @@ impl Oauth {
     }
 
     /// The address that the person's browser is sent to (OpenID Connect Core, section 3.3.2.1).
-    pub fn authorization_url(&self, pending: &Pending) -> Url {
+    ///
+    /// # Errors
+    /// When the authorization endpoint is not known now.
+    pub async fn authorization_url(&self, pending: &Pending) -> Result<Url, LoginError> {
         let account = &self.account;
-        let challenge = URL_SAFE_NO_PAD.encode(ring::digest::digest(
-            &ring::digest::SHA256,
-            pending.code_verifier.expose_secret().as_bytes(),
-        ));
-        let mut url = account.authorization_url.clone();
+        self.look_again().await.map_err(LoginError::Discovery)?;
+        let endpoint = self.needed(&account.endpoints.authorization, "authorization_endpoint", |metadata| {
+            &metadata.authorization_endpoint
+        });
+        let mut url = endpoint.await.map_err(LoginError::Discovery)?;
         let response_type = match account.response_type {
             ResponseType::Hybrid => "code id_token",
             ResponseType::Code => "code",
@@ -242,11 +282,16 @@ impl Oauth {
             .append_pair("client_id", &account.client_id)
             .append_pair("scope", account.scope.as_deref().unwrap_or_default())
             .append_pair("response_type", response_type)
-            .append_pair("redirect_uri", account.redirect_uri.as_str())
+            .append_pair("redirect_uri", &account.redirect_uri.text)
             .append_pair("state", &pending.state)
-            .append_pair("nonce", &pending.nonce)
-            .append_pair("code_challenge", &challenge)
-            .append_pair("code_challenge_method", "S256");
+            .append_pair("nonce", &pending.nonce);
+        if account.pkce {
+            let verifier = pending.code_verifier.expose_secret().as_bytes();
+            let challenge = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, verifier));
+            url.query_pairs_mut()
+                .append_pair("code_challenge", &challenge)
+                .append_pair("code_challenge_method", "S256");
+        }
         let mode = match account.response_mode {
             ResponseMode::Fragment => Some("fragment"),
             ResponseMode::FormPost => Some("form_post"),
@@ -258,7 +303,24 @@ impl Oauth {
         // A space as %20: some servers read `+` in a query as a plus sign.
         let query = url.query().map(|query| query.replace('+', "%20"));
         url.set_query(query.as_deref());
-        url
+        Ok(url)
+    }
+
+    /// Checks which issuer a callback names (RFC 9207, section 2.4). One with an `id_token` need not name it twice, and
+    /// a refusal, in which some servers leave it out, can do no harm.
+    ///
+    /// # Errors
+    /// When it is not the configured one, or none although the issuer says that it always names itself.
+    pub async fn check_issuer(&self, callback: &Callback) -> Result<(), LoginError> {
+        let Some(issuer) = &self.account.issuer else { return Ok(()) };
+        let is_bare_code = matches!(&callback.outcome, Outcome::Code(code) if code.id_token.is_none());
+        match &callback.iss {
+            Some(iss) if iss == issuer => Ok(()),
+            Some(_) => Err(LoginError::ForeignCallback("not the configured one")),
+            None if !is_bare_code || !self.account.endpoints.are_discovered() => Ok(()),
+            None if !self.metadata(false).await.map_err(LoginError::Discovery)?.sends_iss => Ok(()),
+            None => Err(LoginError::ForeignCallback("missing")),
+        }
     }
 
     /// Checks what came back with the code, before the code is spent.
@@ -273,7 +335,7 @@ impl Oauth {
                 ResponseType::Code => Ok(Verified { claims: None, remarks }),
             };
         };
-        let keys = self.keys.fetch(&self.http, self.account.jwks_url.as_ref(), id_token).await?;
+        let keys = self.keys.fetch(&self.http, self.jwks_url().await?.as_ref(), id_token).await?;
         if keys.is_none() {
             remarks.push(
                 "the authorization server publishes no keys: the id_token's signature was not checked"
@@ -281,7 +343,7 @@ impl Oauth {
             );
         }
         let keys = keys.as_ref().map(|keys| keys.as_slice());
-        let claims = id_token::check(id_token, keys, code, pending, &self.account, now())?;
+        let claims = id_token::check(id_token, keys, self.expected(pending, code), now())?;
         Ok(Verified { claims: Some(claims), remarks })
     }
 
@@ -303,15 +365,19 @@ impl Oauth {
             }
             exchanged => exchanged?,
         };
-        if let Some(claims) = &granted.claims {
-            let same = match &front {
-                Some(front) => id_token::same_login(front, claims, &self.account),
-                None => id_token::check_claims(claims, Some(&pending.nonce), &self.account, now()),
-            };
-            if let Err(error) = same {
-                self.discard(granted.refresh_token.as_ref()).await;
-                return Err(error.into());
+        match &granted.claims {
+            Some(claims) => {
+                let expected = self.expected(pending, code);
+                if let Err(error) = id_token::check_later(claims, front.as_ref(), expected, now()) {
+                    self.discard(granted.refresh_token.as_ref()).await;
+                    return Err(LoginError::Answer(error));
+                }
+                remarks.extend(
+                    front.as_ref().filter(|front| front.iss != claims.iss).map(|_| OTHER_ISSUER.to_owned()),
+                );
             }
+            None if front.is_some() => remarks.push(ONE_ID_TOKEN.to_owned()),
+            None => remarks.push(NO_ID_TOKEN.to_owned()),
         }
         if granted.refresh_token.is_none() {
             remarks.push(
@@ -343,6 +409,7 @@ impl Oauth {
     pub async fn client_credentials(&self) -> Result<Granted, GrantError> {
         let mut form = vec![("grant_type", "client_credentials".to_owned())];
         form.extend(self.account.scope.clone().map(|scope| ("scope", scope)));
+        self.look_again().await.map_err(unsent)?;
         self.ask(form).await.map_err(|error| match error {
             // Nothing was presented that could be dead.
             GrantError::Refused { description } => {
@@ -357,11 +424,13 @@ impl Oauth {
     /// # Errors
     /// When the server did not confirm it.
     pub async fn revoke(&self, token: &SecretString, hint: &str) -> Result<(), GrantError> {
-        let Some(url) = &self.account.revocation_url else {
+        let address = &self.account.endpoints.revocation;
+        let url = self.address(address, |metadata| &metadata.revocation_endpoint).await.map_err(unsent)?;
+        let Some(url) = url else {
             return Err(unsent("no revocation_url is configured".to_owned()));
         };
         let form = vec![("token", token.expose_secret().to_owned()), ("token_type_hint", hint.to_owned())];
-        answer::read_revocation(self.post(url, form).await?).await
+        answer::read_revocation(self.post(&url, form).await?).await
     }
 
     /// How many keys of a known kind the authorization server publishes. None when it publishes nothing.
@@ -369,13 +438,39 @@ impl Oauth {
     /// # Errors
     /// When it can't be asked, or answers something else.
     pub async fn published_keys(&self) -> Result<Option<usize>, LoginError> {
-        let Some(url) = &self.account.jwks_url else { return Ok(None) };
-        keys::count(&self.http, url).await
+        let Some(url) = self.jwks_url().await? else { return Ok(None) };
+        keys::count(&self.http, &url).await
     }
 
-    /// Asks the API who logged in. None when it does not say.
-    pub async fn identity(&self, access_token: &SecretString) -> Option<Identity> {
+    /// Where the token endpoint is, by the configuration or by the issuer's word.
+    ///
+    /// # Errors
+    /// When the issuer does not say.
+    pub async fn token_url(&self) -> Result<Url, String> {
+        self.needed(&self.account.endpoints.token, "token_endpoint", |metadata| &metadata.token_endpoint)
+            .await
+    }
+
+    /// Asks who logged in: the userinfo endpoint that was discovered, and the API when that does not say. None when
+    /// nobody says.
+    pub async fn identity(&self, granted: &Granted) -> Option<Identity> {
+        if self.account.asks_userinfo
+            && let Some(person) = self.userinfo(granted).await
+        {
+            return Some(person);
+        }
         let url = self.account.identity_url.as_ref()?;
+        answer::read_person(self.ask_as(&granted.access_token, url).await?).await
+    }
+
+    async fn userinfo(&self, granted: &Granted) -> Option<Identity> {
+        let metadata = self.metadata(false).await.ok()?;
+        let answer = self.ask_as(&granted.access_token, metadata.userinfo_endpoint.as_ref()?).await?;
+        let subject = granted.claims.as_ref().map(|claims| claims.sub.as_str());
+        discovery::person(&answer::small_body(answer).await.ok()?, subject)
+    }
+
+    async fn ask_as(&self, access_token: &SecretString, url: &Url) -> Option<reqwest::Response> {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", access_token.expose_secret())).ok()?;
         bearer.set_sensitive(true);
         let request = self
@@ -384,8 +479,65 @@ impl Oauth {
             .timeout(IDENTITY_TIMEOUT)
             .header(AUTHORIZATION, bearer)
             .header(ACCEPT, "application/json");
-        let answer = request.send().await.ok()?;
-        answer::read_person(answer).await
+        request.send().await.ok().filter(|answer| answer.status().is_success())
+    }
+
+    /// What an `id_token` of this login has to be for.
+    fn expected<'a>(&'a self, pending: &'a Pending, code: &'a Code) -> Expected<'a> {
+        Expected {
+            client_id: &self.account.client_id,
+            issuer: self.account.issuer.as_deref(),
+            nonce: &pending.nonce,
+            code: &code.code,
+        }
+    }
+
+    /// What begins anew looks whether the endpoints are still where they were.
+    async fn look_again(&self) -> Result<(), String> {
+        if self.account.endpoints.are_discovered() {
+            self.metadata(true).await?;
+        }
+        Ok(())
+    }
+
+    async fn metadata(&self, is_new_login: bool) -> Result<Arc<Metadata>, String> {
+        let issuer = self.account.issuer.as_deref().unwrap_or_default();
+        self.discovery.metadata(&self.http, issuer, is_new_login).await
+    }
+
+    /// Where an endpoint is; none when there is none.
+    async fn address(
+        &self,
+        address: &Address,
+        member: fn(&Metadata) -> &Option<Url>,
+    ) -> Result<Option<Url>, String> {
+        match address {
+            Address::At(url) => Ok(Some(url.clone())),
+            Address::Discovered => Ok(member(&*self.metadata(false).await?).clone()),
+            Address::None => Ok(None),
+        }
+    }
+
+    /// Where an endpoint is that there has to be.
+    async fn needed(
+        &self,
+        address: &Address,
+        name: &str,
+        member: fn(&Metadata) -> &Option<Url>,
+    ) -> Result<Url, String> {
+        let url = self.address(address, member).await?;
+        url.ok_or_else(|| format!("the discovery document of the configured issuer has no {name}"))
+    }
+
+    /// Where the keys are; none when the configuration says that there are none.
+    async fn jwks_url(&self) -> Result<Option<Url>, LoginError> {
+        match &self.account.endpoints.jwks {
+            Address::None => Ok(None),
+            address => {
+                let url = self.needed(address, "jwks_uri", |metadata| &metadata.jwks_uri).await;
+                url.map(Some).map_err(LoginError::Keys)
+            }
+        }
     }
 
     /// Tokens that will not be used are made worthless; what the server says to it changes nothing.
@@ -395,18 +547,29 @@ impl Oauth {
         }
     }
 
+    /// Presents the code, and once more at once when the connection broke: the server may not have seen it.
     async fn exchange(&self, pending: &Pending, code: &Code) -> Result<Granted, GrantError> {
-        let form = vec![
+        match self.present_code(pending, code).await {
+            Err(GrantError::InDoubt { loss: Loss::Broken, .. }) => self.present_code(pending, code).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn present_code(&self, pending: &Pending, code: &Code) -> Result<Granted, GrantError> {
+        let mut form = vec![
             ("grant_type", "authorization_code".to_owned()),
             ("code", code.code.expose_secret().to_owned()),
-            ("redirect_uri", self.account.redirect_uri.to_string()),
-            ("code_verifier", pending.code_verifier.expose_secret().to_owned()),
+            ("redirect_uri", self.account.redirect_uri.text.clone()),
         ];
+        if self.account.pkce {
+            form.push(("code_verifier", pending.code_verifier.expose_secret().to_owned()));
+        }
         self.ask(form).await
     }
 
     async fn ask(&self, form: Form) -> Result<Granted, GrantError> {
-        answer::read_grant(self.post(&self.account.token_url, form).await?).await
+        let url = self.token_url().await.map_err(unsent)?;
+        answer::read_grant(self.post(&url, form).await?).await
     }
 
     async fn post(&self, url: &Url, form: Form) -> Result<reqwest::Response, GrantError> {
@@ -431,6 +594,7 @@ impl Oauth {
                 body.append_pair("client_id", &account.client_id).append_pair("client_secret", secret);
             }
             ClientAuth::Basic => request = request.header(AUTHORIZATION, basic(&account.client_id, secret)),
+            ClientAuth::None => drop(body.append_pair("client_id", &account.client_id)),
         }
         for (name, value) in form {
             body.append_pair(name, &Zeroizing::new(value));
@@ -513,6 +677,7 @@ pub(crate) mod simulated {
     pub(crate) fn client(account: Account, network: Network) -> Oauth {
         static HTTP: OnceLock<reqwest::Client> = OnceLock::new();
         let http = HTTP.get_or_init(|| Oauth::new(account.clone(), TIMEOUT).unwrap().http).clone();
-        Oauth { account, timeout: TIMEOUT, http, keys: Keys::default(), simulated: Some(network) }
+        let (keys, discovery) = (Keys::default(), super::Discovery::default());
+        Oauth { account, timeout: TIMEOUT, http, keys, discovery, simulated: Some(network) }
     }
 }

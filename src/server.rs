@@ -107,7 +107,7 @@ impl Accounts {
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
-                Oauth::new(account.clone(), config.limits.token_timeout)?,
+                Oauth::new(account.clone(), config.limits.token_timeout)?.keeping_in(&config.state_dir),
                 Arc::clone(&store),
                 is_in_flight,
                 notifier.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::daemon::Daemon;
 use super::{Exit, Failure, say};
-use crate::config::{Account, Callers, Config, Environment, Grant, Key, Route, User};
+use crate::config::{Account, Address, Callers, Config, Endpoints, Environment, Grant, Key, Route, User};
 
 const DAY_SECS: u64 = 24 * 3600;
 
@@ -84,11 +84,25 @@ fn words_for_account(account: &Account) -> String {
     let (name, grant, from) = (&account.name, account.grant.as_str(), &account.secret.from);
     match account.grant {
         Grant::PersonalAccessToken => format!("{name}: {grant}, token from {from}"),
-        _ => format!(
-            "{name}: {grant}, client {}, secret from {from}, token endpoint {}",
-            account.client_id, account.token_url
-        ),
+        _ => {
+            let secret = if from.is_empty() { "no secret".to_owned() } else { format!("secret from {from}") };
+            let endpoints = words_for_endpoints(account);
+            format!("{name}: {grant}, client {}, {secret}, {endpoints}", account.client_id)
+        }
     }
+}
+
+/// Where the authorization server is, and who says so.
+fn words_for_endpoints(account: &Account) -> String {
+    let (own, cnblogs) = (&account.endpoints, Endpoints::default());
+    let is_default = |(own, default): (&Address, &Address)| own == default || *own == Address::None;
+    let source = match &account.issuer {
+        Some(issuer) if own.are_discovered() => &format!("discovery at {issuer}"),
+        _ if own.all().into_iter().zip(cnblogs.all()).all(is_default) => "defaults",
+        _ => "configuration",
+    };
+    let token = own.token.url().map(|url| format!(", token endpoint {url}")).unwrap_or_default();
+    format!("endpoints from {source}{token}")
 }
 
 /// When the account's token is replaced, and when a person is needed.

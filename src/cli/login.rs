@@ -50,7 +50,7 @@ pub(super) fn login(
             Place::Here(runtime, accounts)
         }
     };
-    let redirect_uri = &config.accounts[account].redirect_uri;
+    let redirect_uri = &config.accounts[account].redirect_uri.url;
     let outcome = match &place {
         Place::Daemon(_) if is_local(redirect_uri) => come_back(&place, account),
         _ => converse(&place, account),
@@ -207,7 +207,9 @@ impl Place {
                 let answer = daemon.post(&format!("/-/login/{account}/start"), &[])?.success()?;
                 answer.location.ok_or_else(|| Failure::new(Exit::Failed, "the daemon gave no address"))
             }
-            Self::Here(_, accounts) => accounts.logins.start(account).map(String::from).map_err(failed),
+            Self::Here(runtime, accounts) => {
+                runtime.block_on(accounts.logins.start(account)).map(String::from).map_err(failed)
+            }
         }
     }
 

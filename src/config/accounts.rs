@@ -10,7 +10,8 @@ use url::Url;
 use super::files::{ca_file, secret, secret_file};
 use super::reader::{Known, Reader};
 use super::{
-    Account, ClientAuth, ConfigError, Environment, Grant, ResponseMode, ResponseType, Route, Secret, parse,
+    Account, Address, ClientAuth, ConfigError, Endpoints, Environment, Grant, ResponseMode, ResponseType,
+    Route, Secret, parse,
 };
 use crate::token::is_b64token;
 
@@ -23,6 +24,7 @@ const ACCOUNT: Known = &[
     "token_file",
     "scope",
     "redirect_uri",
+    "pkce",
     "response_type",
     "response_mode",
     "issuer",
@@ -39,10 +41,8 @@ const ACCOUNT: Known = &[
 ];
 const DEFAULT_SCOPE: &str = "openid profile CnBlogsApi offline_access";
 const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
-const DEFAULT_AUTHORIZATION_URL: &str = "https://oauth.cnblogs.com/connect/authorize";
-const DEFAULT_TOKEN_URL: &str = "https://oauth.cnblogs.com/connect/token";
-const DEFAULT_REVOCATION_URL: &str = "https://oauth.cnblogs.com/connect/revocation";
-const DEFAULT_JWKS_URL: &str = "https://oauth.cnblogs.com/.well-known/openid-configuration/jwks";
+/// The keys of [`Endpoints::all`], in its order.
+const ENDPOINTS: [&str; 4] = ["authorization_url", "token_url", "revocation_url", "jwks_url"];
 const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 const TEACHING: &str = "the shortest set-up is two variables: CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... \
     cnblogs-proxy (from https://api.cnblogs.com, \"create an application\"), or CNBLOGS_PAT=... with a personal \
@@ -104,9 +104,12 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
     let client_id = table.string("client_id")?;
     let client_id = own.and_then(|env| env.var("CNBLOGS_CLIENT_ID")).map(str::to_owned).or(client_id);
     let secret = read_secret(grant, table, own, environment)?;
+    let client_auth = read_client_auth(table, grant, &secret)?;
     let (response_type, response_mode) = read_response(table)?;
     let scope = table.string("scope")?.filter(|scope| !scope.trim().is_empty());
-    let url = |key, default| read_url(table, key, default);
+    let issuer = table.string("issuer")?.filter(|issuer| !issuer.is_empty());
+    let endpoints = read_endpoints(table, grant, issuer.as_deref())?;
+    let identity_url = read_identity_url(table)?;
 
     Ok(Account {
         name: name.to_owned(),
@@ -121,27 +124,20 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
             Grant::AuthorizationCode => Some(scope.unwrap_or_else(|| DEFAULT_SCOPE.to_owned())),
             _ => scope,
         },
-        redirect_uri: table
-            .parsed("redirect_uri", parse::redirect_uri)?
-            .unwrap_or_else(|| Url::parse(DEFAULT_REDIRECT_URI).expect("the default is a URL")),
+        redirect_uri: match table.parsed("redirect_uri", parse::redirect_uri)? {
+            Some(redirect_uri) => redirect_uri,
+            None => parse::redirect_uri(DEFAULT_REDIRECT_URI).expect("the default is a URL"),
+        },
+        pkce: read_pkce(table, client_auth)?,
         response_type,
         response_mode,
-        issuer: table.string("issuer")?.filter(|issuer| !issuer.is_empty()),
-        authorization_url: needed(
-            table,
-            "authorization_url",
-            url("authorization_url", DEFAULT_AUTHORIZATION_URL)?,
-        )?,
-        token_url: needed(table, "token_url", url("token_url", DEFAULT_TOKEN_URL)?)?,
-        revocation_url: url("revocation_url", DEFAULT_REVOCATION_URL)?,
-        jwks_url: url("jwks_url", DEFAULT_JWKS_URL)?,
-        client_auth: table.parsed("client_auth", client_auth)?.unwrap_or(ClientAuth::Body),
+        issuer,
+        asks_userinfo: identity_url.is_none() && endpoints.are_discovered(),
+        endpoints,
+        client_auth,
         ca: ca_file(table)?,
         refresh_at: read_refresh_at(table)?,
-        identity_url: match table.entry("identity_url") {
-            None => Some(unset_identity()),
-            Some(_) => url("identity_url", "")?,
-        },
+        identity_url: identity_url.unwrap_or_else(|| Some(unset_identity())),
         login_lifetime: Some(
             table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME),
         )
@@ -209,7 +205,10 @@ fn read_secret(
     } else if let Some(path) = own.and_then(|env| env.var(file_variable)) {
         in_variable(file_variable, secret_file(Path::new(path)))?
     } else if let Some((path, entry)) = from_file {
-        secret_file(Path::new(&path?)).map_err(|message| entry.error(message))?
+        match path?.as_str() {
+            "" if !is_pat => return Ok(Secret { value: "".into(), from: String::new() }),
+            path => secret_file(Path::new(path)).map_err(|message| entry.error(message))?,
+        }
     } else if let Some(path) = environment.credential(credential) {
         in_variable("CREDENTIALS_DIRECTORY", secret_file(&path))?
     } else if environment.may_lack_secrets {
@@ -263,29 +262,131 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
 }
 
 fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigError> {
-    let Some(entry) = table.entry("expires") else { return Ok(None) };
-    if grant != Grant::PersonalAccessToken {
-        return Err(entry.error(format!("does not go with grant = \"{}\"", grant.as_str())));
+    let expires_at_ms = table.parsed("expires", parse::end_of_day)?;
+    if expires_at_ms.is_some() && grant != Grant::PersonalAccessToken {
+        return Err(table.error_at("expires", format!("does not go with grant = \"{}\"", grant.as_str())));
     }
-    table.parsed("expires", parse::end_of_day)
+    Ok(expires_at_ms)
 }
 
-/// An endpoint; none when it is set to nothing.
-fn read_url(table: &Reader<'_>, key: &'static str, default: &str) -> Result<Option<Url>, ConfigError> {
-    let given =
-        table.parsed(key, |text| if text.is_empty() { Ok(None) } else { parse::endpoint(text).map(Some) })?;
-    Ok(given.unwrap_or_else(|| Url::parse(default).ok()))
+/// The endpoints, all from one place: Cnblogs', the issuer's, or as they are written. What is not written never comes
+/// from Cnblogs beside endpoints elsewhere: tokens and secret of another server would be sent there.
+fn read_endpoints(table: &Reader<'_>, grant: Grant, issuer: Option<&str>) -> Result<Endpoints, ConfigError> {
+    let is_needed = |key| match grant {
+        Grant::AuthorizationCode => true,
+        Grant::ClientCredentials => key == "token_url",
+        Grant::PersonalAccessToken => false,
+    };
+    let mut missing = Vec::new();
+    let mut address = |key: &'static str, default: Address| {
+        let written = table.parsed(key, |text| match text {
+            "" => Ok(Address::None),
+            text => parse::endpoint(text).map(Address::At),
+        })?;
+        let must_be_there = is_needed(key) && ["authorization_url", "token_url"].contains(&key);
+        match written {
+            Some(Address::None) if must_be_there => Err(table.error_at(key, "must not be empty")),
+            Some(written) => Ok(written),
+            None if !is_needed(key) => Ok(Address::None),
+            None => {
+                missing.push(key);
+                Ok(if issuer.is_some() { Address::Discovered } else { default })
+            }
+        }
+    };
+    let cnblogs = Endpoints::default();
+    let endpoints = Endpoints {
+        authorization: address("authorization_url", cnblogs.authorization)?,
+        token: address("token_url", cnblogs.token)?,
+        revocation: address("revocation_url", cnblogs.revocation)?,
+        jwks: address("jwks_url", cnblogs.jwks)?,
+    };
+    come_from_one_place(table, &endpoints, issuer, &missing).map(|()| endpoints)
 }
 
-fn needed(table: &Reader<'_>, key: &'static str, url: Option<Url>) -> Result<Url, ConfigError> {
-    url.ok_or_else(|| table.error_at(key, "must not be empty"))
+fn come_from_one_place(
+    table: &Reader<'_>,
+    endpoints: &Endpoints,
+    issuer: Option<&str>,
+    missing: &[&str],
+) -> Result<(), ConfigError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(", ");
+    if let Some(issuer) = issuer {
+        return parse::issuer(issuer).map_err(|message| {
+            table.error_at("issuer", format!("can't be asked for what is not written ({names}): {message}"))
+        });
+    }
+    let written = ENDPOINTS.into_iter().zip(endpoints.all()).filter(|(key, _)| !missing.contains(key));
+    let is_cnblogs = |(_, url): &(&'static str, &Url)| url.host_str() == Some("oauth.cnblogs.com");
+    let written: Vec<_> = written.filter_map(|(key, address)| Some((key, address.url()?))).collect();
+    match written.first() {
+        Some((key, _)) if !written.iter().any(is_cnblogs) => Err(table
+            .error_at(key, format!("is not Cnblogs', so {names} must be written, too"))
+            .with_hint(
+                "write them as the server's documentation says; revocation_url = \"\" when it revokes nothing, \
+                 jwks_url = \"\" when it publishes no keys (nobody checks an id_token's signature then, and only TLS \
+                 to the token endpoint vouches for a login); or set `issuer`, and its discovery document says them",
+            )),
+        _ => Ok(()),
+    }
 }
 
-fn client_auth(text: &str) -> Result<ClientAuth, String> {
-    match text {
+/// None when it is not written; none inside when nobody is to be asked.
+fn read_identity_url(table: &Reader<'_>) -> Result<Option<Option<Url>>, ConfigError> {
+    table.parsed("identity_url", |text| match text {
+        "" => Ok(None),
+        text => parse::endpoint(text).map(Some),
+    })
+}
+
+fn read_client_auth(table: &Reader<'_>, grant: Grant, secret: &Secret) -> Result<ClientAuth, ConfigError> {
+    let written = table.parsed("client_auth", |text| match text {
         "body" => Ok(ClientAuth::Body),
         "basic" => Ok(ClientAuth::Basic),
         _ => Err("must be \"body\" or \"basic\"".to_owned()),
+    })?;
+    match (secret.from.is_empty(), written) {
+        (false, written) => Ok(written.unwrap_or(ClientAuth::Body)),
+        (true, _) if grant == Grant::ClientCredentials => {
+            Err(table.error_at("client_secret_file", "must not be empty with grant = \"client_credentials\""))
+        }
+        (true, Some(ClientAuth::Basic)) => {
+            Err(table
+                .error_at("client_auth", "\"basic\" needs a client secret, and client_secret_file is empty"))
+        }
+        (true, _) => Ok(ClientAuth::None),
+    }
+}
+
+fn read_pkce(table: &Reader<'_>, client_auth: ClientAuth) -> Result<bool, ConfigError> {
+    let pkce = table.parsed("pkce", |text| match text {
+        "S256" => Ok(true),
+        "off" if client_auth == ClientAuth::None => {
+            Err("a client without a secret needs \"S256\": nothing else proves that a code is its own"
+                .to_owned())
+        }
+        "off" => Ok(false),
+        _ => Err("must be \"S256\" or \"off\"".to_owned()),
+    })?;
+    Ok(pkce.unwrap_or(true))
+}
+
+impl Default for Endpoints {
+    /// Those of Cnblogs.
+    fn default() -> Self {
+        let at = |path: &str| {
+            let url = Url::parse(&format!("https://oauth.cnblogs.com{path}"));
+            Address::At(url.expect("the default is a URL"))
+        };
+        Self {
+            authorization: at("/connect/authorize"),
+            token: at("/connect/token"),
+            revocation: at("/connect/revocation"),
+            jwks: at("/.well-known/openid-configuration/jwks"),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use url::{Host, Url};
 
-use super::{Listen, Upstream};
+use super::{Listen, RedirectUri, Upstream};
 
 /// Longer than any login and any time-out, and far from overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
@@ -65,7 +65,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
 }
 
 /// A URL that a secret may be sent to: https, or http to this machine.
-pub(super) fn endpoint(text: &str) -> Result<Url, String> {
+pub(crate) fn endpoint(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must not contain a user name or password".to_owned());
@@ -91,13 +91,28 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
         .ok_or_else(|| "must name a host that a certificate can be for".to_owned())
 }
 
+/// An issuer that can be asked for its discovery document (OpenID Connect Discovery 1.0, section 2).
+pub(super) fn issuer(text: &str) -> Result<(), String> {
+    match endpoint(text)?.query() {
+        Some(_) => Err("must not contain a query".to_owned()),
+        None => Ok(()),
+    }
+}
+
 /// Where the authorization server sends the browser: any address, as it was registered.
-pub(super) fn redirect_uri(text: &str) -> Result<Url, String> {
+pub(super) fn redirect_uri(text: &str) -> Result<RedirectUri, String> {
     let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
+    // The parser drops them, and the authorization server would not.
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err("must not contain spaces or characters that can't be seen".to_owned());
+    }
     if url.fragment().is_some() {
         return Err("must not contain a fragment (RFC 6749, section 3.1.2)".to_owned());
     }
-    if url.cannot_be_a_base() { Err("must be an absolute address".to_owned()) } else { Ok(url) }
+    if url.cannot_be_a_base() {
+        return Err("must be an absolute address".to_owned());
+    }
+    Ok(RedirectUri { text: text.to_owned(), url })
 }
 
 /// The prefix of a route: starts with a slash, without one at its end (except "/" itself).

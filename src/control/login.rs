@@ -124,16 +124,17 @@ impl Logins {
 
     /// The address where the browser ends, as it is registered; none for an account that needs no login.
     pub fn redirect_uri(&self, account: &str) -> Option<Url> {
-        self.sessions.get(account).map(|session| session.oauth().account().redirect_uri.clone())
+        self.sessions.get(account).map(|session| session.oauth().account().redirect_uri.url.clone())
     }
 
     /// Begins a login and returns the address to open in a browser.
     ///
     /// # Errors
-    /// When the account needs no person.
-    pub fn start(&self, account: &str) -> Result<Url, Rejected> {
+    /// When the account needs no person, or its issuer can't be asked now where that is.
+    pub async fn start(&self, account: &str) -> Result<Url, Rejected> {
         let pending = Pending::start();
-        let url = self.session(account)?.oauth().authorization_url(&pending);
+        let url = self.session(account)?.oauth().authorization_url(&pending).await;
+        let url = url.map_err(|error| Rejected::new(reason_of(&error), error.to_string()))?;
         let mut progress = self.progress();
         if progress.pending.len() >= MOST_PENDING {
             progress.pending.remove(0);
@@ -159,7 +160,7 @@ impl Logins {
     /// What is wrong with it, in words for the person.
     pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
         let session = self.session(account)?;
-        let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri);
+        let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri.url);
         let callback = callback.map_err(Rejected::from)?;
         let owner = self.account_of(&callback.state);
         if owner.as_deref().is_some_and(|owner| owner != account) {
@@ -193,6 +194,13 @@ impl Logins {
     }
 
     async fn finish(&self, callback: Callback, session: &Session) -> Result<LoginOutcome, Rejected> {
+        let account = session.account();
+        let failed = |reason, error: &dyn std::error::Error| {
+            tracing::warn!(account, reason = %error, "a login came to nothing");
+            Rejected::new(reason, error.to_string())
+        };
+        let named = session.oauth().check_issuer(&callback).await;
+        named.map_err(|error| failed(reason_of(&error), &error))?;
         let code = match callback.outcome {
             Outcome::Code(code) => code,
             Outcome::Denied { error, description } => {
@@ -203,11 +211,6 @@ impl Logins {
                     format!("the authorization server said no ({error}){words}"),
                 ));
             }
-        };
-        let account = session.account();
-        let failed = |reason, error: &dyn std::error::Error| {
-            tracing::warn!(account, reason = %error, "a login came to nothing");
-            Rejected::new(reason, error.to_string())
         };
         // What does not vouch for the login leaves it open: the person may still bring the right address.
         let pending = self.progress().find(&callback.state)?;
@@ -370,9 +373,9 @@ const fn reason_of(error: &LoginError) -> Reason {
         LoginError::IdToken(IdTokenError::Missing) => Reason::Incomplete,
         LoginError::IdToken(IdTokenError::Expired) => Reason::Late,
         LoginError::IdToken(IdTokenError::NotYetValid) => Reason::Clock,
-        LoginError::IdToken(_) => Reason::Untrusted,
-        LoginError::Keys(_) => Reason::Server,
-        LoginError::Exchange(_) => Reason::Exchange,
+        LoginError::IdToken(_) | LoginError::ForeignCallback(_) => Reason::Untrusted,
+        LoginError::Keys(_) | LoginError::Discovery(_) => Reason::Server,
+        LoginError::Exchange(_) | LoginError::Answer(_) => Reason::Exchange,
     }
 }
 

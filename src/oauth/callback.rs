@@ -15,6 +15,8 @@ const MOST_PARAMETERS: usize = 32;
 pub struct Callback {
     /// The login that it claims to belong to.
     pub state: String,
+    /// The issuer that it names (RFC 9207).
+    pub iss: Option<String>,
     /// What it brings.
     pub outcome: Outcome,
 }
@@ -138,19 +140,20 @@ pub fn parse_parameters(encoded: &[&str]) -> Result<Callback, CallbackError> {
             seen.insert(name.into_owned(), value.into_owned());
         }
     }
-    let [state, code, id_token, error, description] =
-        ["state", "code", "id_token", "error", "error_description"].map(|name| seen.remove(name));
+    let [state, iss, code, id_token, error, description] =
+        ["state", "iss", "code", "id_token", "error", "error_description"].map(|name| seen.remove(name));
     let state = state.filter(|state| !state.is_empty()).ok_or(CallbackError::Missing("state"))?;
     if let Some(error) = error {
         let short = |text: String| text.chars().take(300).collect();
         return Ok(Callback {
             state,
+            iss,
             outcome: Outcome::Denied { error: short(error), description: description.map(short) },
         });
     }
     let code = code.filter(|code| !code.is_empty()).ok_or(CallbackError::Missing("code"))?;
     let code = Code { code: code.into(), id_token: id_token.filter(|t| !t.is_empty()).map(Into::into) };
-    Ok(Callback { state, outcome: Outcome::Code(code) })
+    Ok(Callback { state, iss, outcome: Outcome::Code(code) })
 }
 
 /// What no parameter has: control characters, or bytes that are not UTF-8.

@@ -13,10 +13,7 @@ use ring::{digest, signature};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::Pending;
-use super::callback::Code;
 use super::keys::Key;
-use crate::config::Account;
 use crate::token::Moment;
 
 /// How far the server's clock may be off, and how long after its end an `id_token` still vouches: it lives
@@ -68,6 +65,19 @@ pub enum Audience {
     Several(Vec<String>),
 }
 
+/// What an `id_token` has to be for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected<'a> {
+    /// The application.
+    pub(super) client_id: &'a str,
+    /// The only issuer, when one is configured.
+    pub(super) issuer: Option<&'a str>,
+    /// The login.
+    pub(super) nonce: &'a str,
+    /// The code that came with it.
+    pub(super) code: &'a SecretString,
+}
+
 /// Why an `id_token` does not vouch for a login.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdTokenError {
@@ -89,8 +99,8 @@ pub enum IdTokenError {
     /// It was made for another application.
     #[error("the id_token is for another application (aud, azp)")]
     Audience,
-    /// Its issuer is not the configured one, or changed within the login.
-    #[error("the id_token's issuer (iss) is not the expected one")]
+    /// Its issuer is not the configured one.
+    #[error("the id_token's issuer (iss) is not the configured one")]
     Issuer,
     /// It belongs to another login.
     #[error("the id_token's nonce is not the one of this login")]
@@ -117,9 +127,7 @@ pub enum IdTokenError {
 pub(super) fn check(
     id_token: &SecretString,
     keys: Option<&[Key]>,
-    code: &Code,
-    pending: &Pending,
-    account: &Account,
+    expected: Expected<'_>,
     now: Moment,
 ) -> Result<Claims, IdTokenError> {
     let text = id_token.expose_secret();
@@ -134,52 +142,29 @@ pub(super) fn check(
         Some(keys) => verified_claims(text, header.kid.as_deref(), header.alg, keys)?,
         None => claims(text)?,
     };
-    check_claims(&claims, Some(&pending.nonce), account, now)?;
+    check_claims(&claims, expected, now)?;
     if claims.nonce.is_none() {
         return Err(IdTokenError::Nonce);
     }
-    if claims.c_hash.as_deref() != Some(code_hash(header.alg, code.code.expose_secret()).as_str()) {
+    if claims.c_hash.as_deref() != Some(code_hash(header.alg, expected.code.expose_secret()).as_str()) {
         return Err(IdTokenError::CodeHash);
     }
     Ok(claims)
 }
 
-/// Checks audience, issuer, times and, when the token has one, nonce.
+/// Checks the `id_token` of a token answer, which may come after a first one (OpenID Connect Core, sections 3.1.3.7
+/// and 3.3.3.6): it may leave out the nonce, and is about the same person.
 ///
 /// # Errors
 /// The first check that fails.
-pub(super) fn check_claims(
-    claims: &Claims,
-    nonce: Option<&str>,
-    account: &Account,
+pub(super) fn check_later(
+    later: &Claims,
+    first: Option<&Claims>,
+    expected: Expected<'_>,
     now: Moment,
 ) -> Result<(), IdTokenError> {
-    check_audience(claims, &account.client_id)?;
-    if account.issuer.is_some() && account.issuer != claims.iss {
-        return Err(IdTokenError::Issuer);
-    }
-    if claims.nonce.is_some() && claims.nonce.as_deref() != nonce {
-        return Err(IdTokenError::Nonce);
-    }
-    let now_secs = now.wall_secs() as f64;
-    let leeway = LEEWAY_SECS as f64;
-    if !claims.exp.is_finite() || claims.exp + leeway < now_secs {
-        return Err(IdTokenError::Expired);
-    }
-    let begins = claims.nbf.unwrap_or(f64::MIN).max(claims.iat.unwrap_or(f64::MIN));
-    if begins - leeway > now_secs { Err(IdTokenError::NotYetValid) } else { Ok(()) }
-}
-
-/// Checks that a later `id_token` is about the same login (OpenID Connect Core, section 3.3.3.6).
-///
-/// # Errors
-/// The first difference.
-pub(super) fn same_login(front: &Claims, later: &Claims, account: &Account) -> Result<(), IdTokenError> {
-    check_audience(later, &account.client_id)?;
-    if front.iss != later.iss {
-        return Err(IdTokenError::Issuer);
-    }
-    if front.sub == later.sub { Ok(()) } else { Err(IdTokenError::Subject) }
+    check_claims(later, expected, now)?;
+    if first.is_none_or(|first| first.sub == later.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
 }
 
 /// The claims as they stand, for a token that came from the token endpoint itself over TLS.
@@ -190,6 +175,24 @@ pub(super) fn claims(id_token: &str) -> Result<Claims, IdTokenError> {
     jsonwebtoken::dangerous::insecure_decode::<Claims>(id_token)
         .map(|token| token.claims)
         .map_err(|error| IdTokenError::Unreadable(reason(&error)))
+}
+
+/// Checks audience, times and, when one is configured or the token has one, issuer and nonce.
+fn check_claims(claims: &Claims, expected: Expected<'_>, now: Moment) -> Result<(), IdTokenError> {
+    check_audience(claims, expected.client_id)?;
+    if expected.issuer.is_some() && expected.issuer != claims.iss.as_deref() {
+        return Err(IdTokenError::Issuer);
+    }
+    if claims.nonce.as_ref().is_some_and(|nonce| nonce != expected.nonce) {
+        return Err(IdTokenError::Nonce);
+    }
+    let now_secs = now.wall_secs() as f64;
+    let leeway = LEEWAY_SECS as f64;
+    if !claims.exp.is_finite() || claims.exp + leeway < now_secs {
+        return Err(IdTokenError::Expired);
+    }
+    let begins = claims.nbf.unwrap_or(f64::MIN).max(claims.iat.unwrap_or(f64::MIN));
+    if begins - leeway > now_secs { Err(IdTokenError::NotYetValid) } else { Ok(()) }
 }
 
 fn check_audience(claims: &Claims, client_id: &str) -> Result<(), IdTokenError> {
@@ -316,7 +319,6 @@ mod tests {
 
     use super::super::keys::key;
     use super::*;
-    use crate::config::{ClientAuth, Grant, ResponseMode, ResponseType, Secret};
 
     /// In the sample of the specification.
     const CODE: &str = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
@@ -328,29 +330,14 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn account() -> Account {
-        let url = url::Url::parse("https://oauth.example/").unwrap();
-        Account {
-            name: "main".to_owned(),
-            grant: Grant::AuthorizationCode,
-            client_id: "me".to_owned(),
-            secret: Secret { value: "secret".into(), from: String::new() },
-            scope: None,
-            redirect_uri: url.clone(),
-            response_type: ResponseType::Hybrid,
-            response_mode: ResponseMode::Fragment,
-            issuer: None,
-            authorization_url: url.clone(),
-            token_url: url,
-            revocation_url: None,
-            jwks_url: None,
-            client_auth: ClientAuth::Body,
-            ca: None,
-            refresh_at: 0.5,
-            identity_url: None,
-            login_lifetime: None,
-            expires_at_ms: None,
-        }
+    /// What a login expects, of any issuer or of one only, and with this code.
+    fn expected<'a>(issuer: Option<&'a str>, code: &'a SecretString) -> Expected<'a> {
+        Expected { client_id: "me", issuer, nonce: "the-nonce", code }
+    }
+
+    /// The claims with these changes, at [`NOW`].
+    fn claims_checked(issuer: Option<&str>, changes: Value) -> Result<(), IdTokenError> {
+        check_claims(&claims_of(with(changes)), expected(issuer, &CODE.into()), NOW)
     }
 
     /// A key as a key set has it, and a token that it signed.
@@ -421,15 +408,8 @@ mod tests {
     }
 
     /// The whole check of a token, at [`NOW`].
-    fn checked(token: String, keys: Option<&[Key]>, account: &Account) -> Result<Claims, IdTokenError> {
-        let code = Code { code: CODE.into(), id_token: None };
-        let pending = Pending {
-            state: "the-state".to_owned(),
-            nonce: "the-nonce".to_owned(),
-            code_verifier: "the-verifier".into(),
-            started: NOW,
-        };
-        check(&token.into(), keys, &code, &pending, account, NOW)
+    fn checked(token: String, keys: Option<&[Key]>) -> Result<Claims, IdTokenError> {
+        check(&token.into(), keys, expected(None, &CODE.into()), NOW)
     }
 
     #[test]
@@ -442,7 +422,7 @@ mod tests {
             (None, Ok("s".to_owned())),
             (Some(&[]), Err(IdTokenError::UnknownKey)),
         ] {
-            let subject = checked(token.clone(), keys, &account()).map(|claims| claims.sub);
+            let subject = checked(token.clone(), keys).map(|claims| claims.sub);
             assert_eq!(subject, expected, "keys: {keys:?}");
         }
     }
@@ -463,7 +443,7 @@ mod tests {
         ] {
             let (key, token) = signed(Algorithm::EdDSA, &header(Algorithm::EdDSA), &with(changes.clone()));
             for keys in [None, Some(&[key][..])] {
-                let came = checked(token.clone(), keys, &account());
+                let came = checked(token.clone(), keys);
                 assert_eq!(came, Err(expected.clone()), "{changes}, keys: {}", keys.is_some());
             }
         }
@@ -474,20 +454,17 @@ mod tests {
         for alg in ["HS256", "none", "nOnE", "ES512", ""] {
             let (key, token) = signed(Algorithm::EdDSA, &json!({ "alg": alg }), &with(json!({})));
             for keys in [None, Some(&[key][..])] {
-                let came = checked(token.clone(), keys, &account());
+                let came = checked(token.clone(), keys);
                 assert_eq!(came, Err(IdTokenError::Algorithm), "{alg}, keys: {}", keys.is_some());
             }
         }
-        let unreadable = checked("x".to_owned(), None, &account());
+        let unreadable = checked("x".to_owned(), None);
         assert!(matches!(unreadable, Err(IdTokenError::Unreadable(_))), "{unreadable:?}");
     }
 
     #[test]
     fn a_configured_issuer_is_the_only_one() {
-        let check = |own: Option<&str>, iss: Option<&str>| {
-            let account = Account { issuer: own.map(str::to_owned), ..account() };
-            check_claims(&claims_of(with(json!({ "iss": iss }))), Some("the-nonce"), &account, NOW)
-        };
+        let check = |own, iss: Option<&str>| claims_checked(own, json!({ "iss": iss }));
         assert_eq!((check(None, None), check(None, Some("any"))), (Ok(()), Ok(())));
         assert_eq!(check(Some("ours"), Some("ours")), Ok(()));
         assert_eq!(check(Some("ours"), Some("any")), Err(IdTokenError::Issuer));
@@ -495,25 +472,21 @@ mod tests {
     }
 
     #[test]
-    fn a_later_token_need_not_have_a_nonce_but_none_of_another_login() {
-        let check = |own: Option<&str>, nonce: Option<&str>| {
-            check_claims(&claims_of(with(json!({ "nonce": nonce }))), own, &account(), NOW)
-        };
-        assert_eq!((check(Some("a"), Some("a")), check(Some("a"), None)), (Ok(()), Ok(())));
-        assert_eq!(check(Some("a"), Some("b")), Err(IdTokenError::Nonce));
-        assert_eq!(check(None, Some("a")), Err(IdTokenError::Nonce));
-    }
-
-    #[test]
-    fn a_later_token_is_about_the_same_person_of_the_same_issuer() {
-        let front = claims_of(with(json!({ "iss": "i" })));
-        let same = |later: Value| same_login(&front, &claims_of(with(later)), &account());
-
-        assert_eq!(same(json!({ "iss": "i", "exp": 0 })), Ok(()));
-        assert_eq!(same(json!({ "iss": "i", "sub": "another" })), Err(IdTokenError::Subject));
-        assert_eq!(same(json!({ "iss": "another" })), Err(IdTokenError::Issuer));
-        assert_eq!(same(json!({})), Err(IdTokenError::Issuer));
-        assert_eq!(same(json!({ "iss": "i", "aud": "another" })), Err(IdTokenError::Audience));
+    fn a_later_token_is_of_the_same_login_and_person_whoever_issued_it() {
+        let first = claims_of(with(json!({ "iss": "i" })));
+        for (changes, right) in [
+            (json!({ "iss": "i" }), Ok(())),
+            (json!({ "iss": "another" }), Ok(())),
+            (json!({ "nonce": null, "c_hash": null }), Ok(())),
+            (json!({ "nonce": "another" }), Err(IdTokenError::Nonce)),
+            (json!({ "sub": "another" }), Err(IdTokenError::Subject)),
+            (json!({ "aud": "another" }), Err(IdTokenError::Audience)),
+            (json!({ "exp": 0 }), Err(IdTokenError::Expired)),
+        ] {
+            let later = claims_of(with(changes.clone()));
+            let came = check_later(&later, Some(&first), expected(None, &CODE.into()), NOW);
+            assert_eq!(came, right, "{changes}");
+        }
     }
 
     #[test]
@@ -556,7 +529,6 @@ mod tests {
 
     #[test]
     fn times_have_five_minutes_of_leeway_and_not_a_second_more() {
-        let check = |times: Value| check_claims(&claims_of(with(times)), Some("the-nonce"), &account(), NOW);
         for (times, expected) in [
             (json!({ "exp": 999_700 }), Ok(())),
             (json!({ "exp": 999_699 }), Err(IdTokenError::Expired)),
@@ -565,7 +537,7 @@ mod tests {
             (json!({ "nbf": 1_000_301, "iat": 0 }), Err(IdTokenError::NotYetValid)),
             (json!({ "nbf": 0, "iat": 1_000_301 }), Err(IdTokenError::NotYetValid)),
         ] {
-            assert_eq!(check(times.clone()), expected, "{times}");
+            assert_eq!(claims_checked(None, times.clone()), expected, "{times}");
         }
     }
 

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
 
-use super::{LoginError, answer};
+use super::{LoginError, METADATA_TIMEOUT, answer};
 use crate::notify::with_causes;
 use crate::token::{Moment, now};
 
@@ -112,7 +112,8 @@ fn knows(keys: &[Key], kid: Option<&str>) -> bool {
 }
 
 async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>, String> {
-    let answer = http.get(url.clone()).send().await.map_err(|error| with_causes(&error))?;
+    let asked = http.get(url.clone()).timeout(METADATA_TIMEOUT).send();
+    let answer = asked.await.map_err(|error| with_causes(&error))?;
     match answer.status() {
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
         status if !status.is_success() => return Err(format!("{url} answered {status}")),

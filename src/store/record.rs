@@ -29,7 +29,7 @@ pub struct Binding {
     pub client_id: String,
     /// How it was obtained; None matches any (0.1.0 stored none).
     pub grant: Option<Grant>,
-    /// The token endpoint; None matches any (0.1.0 stored none).
+    /// The token endpoint, or the issuer whose discovery document names it; None matches any (0.1.0 stored none).
     pub token_url: Option<String>,
 }
 
@@ -138,7 +138,7 @@ impl Binding {
         Self {
             client_id: account.client_id.clone(),
             grant: Some(account.grant),
-            token_url: Some(account.token_url.to_string()),
+            token_url: Some(account.bound_to().to_owned()),
         }
     }
 

@@ -28,7 +28,9 @@ use url::Url;
 
 use self::server::{Books, Weather, network};
 use super::{LoginOutcome, Session, State};
-use crate::config::{Account, ClientAuth, Grant, ResponseMode, ResponseType, Secret};
+use crate::config::{
+    Account, Address, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode, ResponseType, Secret,
+};
 use crate::dice::Dice;
 use crate::notify::{self, Event, Notice};
 use crate::oauth::callback::Code;
@@ -561,18 +563,22 @@ fn account() -> Account {
         client_id: "client".to_owned(),
         secret: Secret { value: "secret".into(), from: "a test".to_owned() },
         scope: None,
-        redirect_uri: url("/callback"),
+        redirect_uri: RedirectUri { text: url("/callback").to_string(), url: url("/callback") },
+        pkce: true,
         response_type: ResponseType::Code,
         response_mode: ResponseMode::Query,
         issuer: None,
-        authorization_url: url("/authorize"),
-        token_url: url("/token"),
-        revocation_url: Some(url("/revocation")),
-        jwks_url: None,
+        endpoints: Endpoints {
+            authorization: Address::At(url("/authorize")),
+            token: Address::At(url("/token")),
+            revocation: Address::At(url("/revocation")),
+            jwks: Address::None,
+        },
         client_auth: ClientAuth::Body,
         ca: None,
         refresh_at: 0.5,
         identity_url: None,
+        asks_userinfo: false,
         login_lifetime: None,
         expires_at_ms: None,
     }

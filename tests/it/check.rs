@@ -65,11 +65,32 @@ fn what_looks_wrong_is_named() {
 }
 
 #[test]
+fn a_form_post_to_anywhere_but_the_daemon_is_named() {
+    for (redirect_uri, count) in [
+        ("https://oauth.cnblogs.com/auth/callback", 1),
+        ("http://127.0.0.1:9/callback", 1),
+        ("http://127.0.0.1:9/-/callback", 0),
+    ] {
+        let account = format!("response_mode = \"form_post\"\nredirect_uri = \"{redirect_uri}\"");
+
+        let warnings = warnings(&furnished("", &account, "<at 9>"));
+
+        assert_eq!(warnings.len(), count, "{redirect_uri}: {warnings:?}");
+        assert!(
+            warnings
+                .iter()
+                .all(|warning| warning.contains("main: a login can never finish: with response_mode"))
+        );
+    }
+}
+
+#[test]
 fn what_is_right_is_not_warned_of() {
     for (top, account, tables) in [
         ("", "", ""),
         ("", "scope = \"openid offline_access\"", ""),
         ("", "redirect_uri = \"http://127.0.0.1:9/-/callback\"", "<at 9>"),
+        ("", "issuer = \"https://h\"", ""),
         (
             "",
             "",
@@ -150,6 +171,60 @@ fn what_would_be_done_is_said_in_words() {
     ] {
         assert!(said.contains(line), "{line} is not in {said}");
     }
+}
+
+#[test]
+fn where_endpoints_come_from_is_said() {
+    let own = "authorization_url = \"https://h/a\"\ntoken_url = \"https://h/t\"\nrevocation_url = \"\"\n\
+               jwks_url = \"https://h/k\"\nissuer = \"https://i\"";
+    let cnblogs = "token endpoint https://oauth.cnblogs.com/connect/token";
+    for (account, words) in [
+        ("", format!("endpoints from defaults, {cnblogs}")),
+        ("grant = \"client_credentials\"", format!("endpoints from defaults, {cnblogs}")),
+        ("jwks_url = \"https://oauth.cnblogs.com/k\"", format!("endpoints from configuration, {cnblogs}")),
+        (own, "endpoints from configuration, token endpoint https://h/t".to_owned()),
+        ("issuer = \"https://i/x\"", "endpoints from discovery at https://i/x".to_owned()),
+        (
+            "issuer = \"https://i\"\ntoken_url = \"https://h/t\"",
+            "endpoints from discovery at https://i, token endpoint https://h/t".to_owned(),
+        ),
+    ] {
+        let said = check(&furnished("", account, ""), &[]);
+        assert!(said.out.contains(&format!(", {words}\n")), "{words}: {}{}", said.out, said.err);
+    }
+}
+
+#[test]
+fn an_issuer_is_asked_for_its_endpoints_with_connect_only() {
+    let standin = Standin::start(Options { tls: true, ..Options::default() });
+    let home = Home::new(Vec::new());
+    let good = config(&standin, &home, "", "<discovered>", "", "[limits]\nconnections = 500");
+    let issuer = standin.auth_url();
+    let rows = [
+        (
+            good.clone(),
+            Some(0),
+            format!("token endpoint {issuer}/connect/token\nkeys           (account main)\n"),
+        ),
+        (good.replace("<discovered>", ""), Some(0), format!("discovery      {issuer} (account main)\n")),
+        (
+            good.replace(&format!("\"{issuer}\""), &format!("\"{issuer}/x\"")),
+            Some(1),
+            "answered 404".to_owned(),
+        ),
+    ];
+    for (text, code, says) in rows {
+        fs::write(home.config(), text).unwrap();
+        let asked = standin.auth_requests().len();
+        assert_eq!(check(&home, &[]).code, Some(0));
+        assert_eq!(standin.auth_requests().len(), asked, "without --connect");
+
+        let said = check(&home, &["--connect"]);
+
+        assert_eq!(said.code, code, "{}{}", said.out, said.err);
+        assert!(said.out.contains(&says), "{says}: {}", said.out);
+    }
+    assert!(standin.token_requests().is_empty() && !home.state().exists());
 }
 
 #[test]

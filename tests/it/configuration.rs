@@ -58,6 +58,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("token_file", Kind::Text),
             ("scope", Kind::Text),
             ("redirect_uri", Kind::Text),
+            ("pkce", Kind::Text),
             ("response_type", Kind::Text),
             ("response_mode", Kind::Text),
             ("issuer", Kind::Text),
@@ -170,6 +171,22 @@ const REFUSED_ACCOUNTS: &[(&str, &str, &str)] = &[
     ("»[account.main]\nclient_secret_file = \"<secret>\"", "account.main", "needs a `client_id`"),
     ("»[account.\"a b\"]\nclient_id = \"id\"", "account.a b", "letters, digits"),
     ("[account.main]\ntoken_file = »\"<spaced>\"", "account.main.token_file", "RFC 6750"),
+    ("[account.main]\ntoken_file = »\"\"", "account.main.token_file", "can't be read"),
+    (
+        "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"\"\npkce = »\"off\"",
+        "account.main.pkce",
+        "a client without a secret needs",
+    ),
+    (
+        "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"\"\nclient_auth = »\"basic\"",
+        "account.main.client_auth",
+        "needs a client secret",
+    ),
+    (
+        "[account.main]\ngrant = \"client_credentials\"\nclient_id = \"id\"\nclient_secret_file = »\"\"",
+        "account.main.client_secret_file",
+        "must not be empty with grant = \"client_credentials\"",
+    ),
 ];
 const REFUSED_LOGINS: &[(&str, &str, &str)] = &[
     ("response_type = »\"token c4n4ry\"", "response_type", "must be"),
@@ -205,6 +222,46 @@ const REFUSED_LOGINS: &[(&str, &str, &str)] = &[
     ("redirect_uri = »\"c4n4ry\"", "redirect_uri", "not a URL"),
     ("redirect_uri = »\"mailto:c4n4ry\"", "redirect_uri", "absolute"),
     ("redirect_uri = »\"https://h/#c4n4ry\"", "redirect_uri", "fragment"),
+    ("redirect_uri = »\" https://h/c4n4ry\"", "redirect_uri", "spaces"),
+    ("redirect_uri = »\"https://h/c4n\\t4ry\"", "redirect_uri", "can't be seen"),
+    ("pkce = »\"plain\"", "pkce", "must be"),
+    (
+        "token_url = »\"https://c4n4ry.example/\"",
+        "token_url",
+        "authorization_url, revocation_url, jwks_url must be",
+    ),
+    (
+        "jwks_url = »\"https://c4n4ry.example/\"",
+        "jwks_url",
+        "authorization_url, token_url, revocation_url must be",
+    ),
+    (
+        "revocation_url = »\"https://c4n4ry.example/\"\njwks_url = \"\"",
+        "revocation_url",
+        "authorization_url, token_url must be written",
+    ),
+    (
+        "authorization_url = »\"https://c4n4ry.example/\"\ntoken_url = \"https://c4n4ry.example/\"\njwks_url = \"\"",
+        "authorization_url",
+        "revocation_url = \"\"",
+    ),
+    (
+        "authorization_url = »\"https://c4n4ry.example/\"\ntoken_url = \"https://c4n4ry.example/\"\nrevocation_url = \"\"",
+        "authorization_url",
+        "jwks_url = \"\"",
+    ),
+    (
+        "grant = \"client_credentials\"\nauthorization_url = »\"https://c4n4ry.example/\"",
+        "authorization_url",
+        "token_url must be written",
+    ),
+    ("issuer = »\"http://c4n4ry.example\"", "issuer", "must be https"),
+    ("issuer = »\"https://c4n4ry.example/?c4n4ry\"", "issuer", "query"),
+    (
+        "issuer = »\"c4n4ry\"\ntoken_url = \"https://h/\"",
+        "issuer",
+        "(authorization_url, revocation_url, jwks_url)",
+    ),
     ("ca_file = »\"/c4n4ry\"", "ca_file", "can't be read"),
     ("ca_file = »\"<secret>\"", "ca_file", "no certificate"),
 ];
@@ -310,7 +367,16 @@ const ACCEPTED: &[&str] = &[
     "[account.a-1_B]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nresponse_type = \"code\"\nresponse_mode = \"query\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nrefresh_at = 0.95\nlogin_lifetime = \"0\"\njwks_url = \"\"",
-    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ntoken_url = \"http://[::1]:1/\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ngrant = \"client_credentials\"\ntoken_url = \"http://[::1]:1/\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ngrant = \"client_credentials\"\ntoken_url = \"https://api.cnblogs.com/token\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ngrant = \"client_credentials\"\nissuer = \"https://h\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ntoken_url = \"https://oauth.cnblogs.com/x\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nrevocation_url = \"\"\njwks_url = \"\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nauthorization_url = \"https://oauth.cnblogs.com/x\"\ntoken_url = \"https://api.cnblogs.com/token\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nauthorization_url = \"https://a/\"\ntoken_url = \"https://b/\"\nrevocation_url = \"https://c/\"\njwks_url = \"https://d/\"\nissuer = \"anything\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nissuer = \"https://h/realms/x\"\ntoken_url = \"https://b/\"\nrevocation_url = \"\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\npkce = \"off\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"\"\npkce = \"S256\"\nclient_auth = \"body\"",
     "[[route]]\nhttp = \"2\"",
     "[[route]]\nupstream = \"http://localhost:8080/base/\"\nhttp = \"1.1\"",
     "[[route]]\nprefix = \"/a\"\n[[route]]\nprefix = \"/ab\"\n[[route]]\nprefix = \"/a/b\"",
@@ -373,8 +439,8 @@ fn the_complete_file_names_every_key_that_the_program_knows_and_no_other() {
 #[test]
 fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let home = furnished();
-    let uncommented = |skip: &str| {
-        let lines = COMPLETE.lines().filter(|line| !line.contains(skip));
+    let uncommented = |skip: &[&str]| {
+        let lines = COMPLETE.lines().filter(|line| !skip.iter().any(|key| line.contains(key)));
         let lines = lines.map(|line| match line.strip_prefix('#') {
             Some(key) if !key.starts_with(' ') => key,
             _ => line,
@@ -384,9 +450,9 @@ fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let key = home.path().join("key").display().to_string();
     let fill = |text: String| text.replace("/etc/cnblogs-proxy/reader.key", &key);
 
-    let with_keys = with_secret(&home, &fill(uncommented("token_file")));
+    let with_keys = with_secret(&home, &fill(uncommented(&["token_file", "#expires"])));
     let personal =
-        fill(uncommented("client_secret_file")).replace("authorization_code\"", "personal_access_token\"");
+        fill(uncommented(&["client_secret_file"])).replace("authorization_code\"", "personal_access_token\"");
     let pat = home.path().join("pat").display().to_string();
     let personal = personal.replace("/etc/cnblogs-proxy/personal_access_token", &pat);
 

@@ -4,6 +4,8 @@
 //! endpoint and leaves the stored one alone.
 
 mod callback;
+mod client;
+mod discovery;
 mod exchange;
 mod id_token;
 mod kept;

@@ -24,6 +24,7 @@ mod network;
 mod notices;
 mod pages;
 mod provider;
+mod providers;
 mod rereading;
 mod release;
 mod sandbox;

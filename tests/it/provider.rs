@@ -86,6 +86,31 @@ fn a_code_in_the_callback_s_query_logs_in() {
     provider.assert_content_with(1);
 }
 
+/// Three lines say it all: issuer, application, secret.
+#[test]
+fn an_issuer_that_is_all_that_is_known_of_the_provider_logs_in_refreshes_and_logs_out() {
+    let provider = Provider::start(LONG_LIFETIME_SECS);
+    let settings = format!("issuer = {:?}", provider.text("issuer"));
+    let application = provider.callback_application("code id_token", &settings);
+    let config = fs::read_to_string(&application.config).expect("the configuration");
+    let is_kept = |line: &&str| !line.contains("_url = ");
+    let config: Vec<_> = config.lines().filter(is_kept).collect();
+    fs::write(&application.config, config.join("\n")).expect("a file for the configuration");
+
+    let daemon = Daemon::start(&application);
+    log_in("callback", &daemon);
+    assert_calls_as_alice(&daemon);
+    assert!(daemon.stop().success(), "the daemon's end");
+    let daemon = Daemon::start(&application);
+    for (path, done) in [("/-/refresh/main", "refreshed"), ("/-/logout/main", "logged-out")] {
+        let answer = request(&daemon.base, "POST", path, "").expect("the daemon answers");
+        assert!(answer.status == 200 && answer.body.contains(done), "{path}: {}", answer.body);
+    }
+
+    assert_eq!((provider.count("refreshes"), provider.count("revocations")), (1, 1));
+    provider.assert_content_with(1);
+}
+
 #[test]
 fn an_access_token_that_the_provider_forgot_is_replaced_before_the_caller_sees_it() {
     let provider = Provider::start(LONG_LIFETIME_SECS);
@@ -397,7 +422,7 @@ pub(crate) fn browser_script(name: &str) -> Command {
     script(name)
 }
 
-fn script(name: &str) -> Command {
+pub(crate) fn script(name: &str) -> Command {
     let dependencies = Path::new(SCRIPTS).join("node_modules");
     assert!(dependencies.exists(), "{} is missing: run `npm ci` in tests/provider", dependencies.display());
     let node = Command::new("node").arg("--version").output();

@@ -25,7 +25,7 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_cnblogs-proxy");
 pub(crate) struct Setup {
     /// Of the stand-in.
     pub(crate) options: Options,
-    /// Lines for `[account.main]`, behind those that every world has.
+    /// Lines for `[account.main]`, behind those that every world has: addresses only when it is not `<discovered>`.
     pub(crate) account: String,
     /// Lines for `[[route]]`, behind those that every world has.
     pub(crate) route: String,
@@ -398,7 +398,10 @@ pub(crate) fn config(
     route: &str,
     tables: &str,
 ) -> String {
-    let secret = home.secret("client_secret", &standin.options().client_secret);
+    let secret = match standin.options().client_secret.as_str() {
+        "" => String::new(),
+        secret => home.secret("client_secret", secret).display().to_string(),
+    };
     let (auth, api) = (standin.auth_url(), standin.api_url());
     let ca = if standin.options().tls {
         format!("ca_file = \"{}\"\n", standin.ca_pem_path().display())
@@ -411,16 +414,24 @@ pub(crate) fn config(
     } else {
         format!("redirect_uri = \"{auth}/auth/callback\"\n")
     };
+    let addresses = format!(
+        "authorization_url = \"{auth}/connect/authorize\"\ntoken_url = \"{auth}/connect/token\"\n\
+         revocation_url = \"{auth}/connect/revocation\"\n\
+         jwks_url = \"{auth}/.well-known/openid-configuration/jwks\"\n{account}"
+    );
+    let account = match account.strip_prefix("<discovered>") {
+        Some(account) => {
+            format!("issuer = \"{}\"\n{account}", standin.options().issuer.as_ref().unwrap_or(&auth))
+        }
+        None => addresses,
+    };
     format!(
         "{top}\n{listen}state_dir = \"{state}\"\n\n\
          [account.main]\nclient_id = \"{client}\"\nclient_secret_file = \"{secret}\"\n{redirect}{ca}\
-         authorization_url = \"{auth}/connect/authorize\"\ntoken_url = \"{auth}/connect/token\"\n\
-         revocation_url = \"{auth}/connect/revocation\"\n\
-         jwks_url = \"{auth}/.well-known/openid-configuration/jwks\"\n{account}\n\n\
+         {account}\n\n\
          [[route]]\nupstream = \"{api}\"\n{ca}{route}\n\n{tables}\n",
         state = home.state().display(),
         client = standin.options().client_id,
-        secret = secret.display(),
     )
 }
 

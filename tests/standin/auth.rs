@@ -25,7 +25,7 @@ pub(crate) async fn reply(shared: Arc<Shared>, mut request: Request) -> Reply {
     let endpoint = match head.path() {
         "/connect/authorize" => return authorize::reply(&shared, &head, &content),
         "/auth/callback" => return authorize::callback_page(),
-        "/.well-known/openid-configuration" => return Reply::Answer(Answer::json(200, &discovery(&shared))),
+        "/.well-known/openid-configuration" => Endpoint::Discovery,
         "/connect/token" => Endpoint::Token,
         "/connect/revocation" => Endpoint::Revocation,
         "/.well-known/openid-configuration/jwks" => Endpoint::KeySet,
@@ -42,6 +42,7 @@ pub(crate) async fn reply(shared: Arc<Shared>, mut request: Request) -> Reply {
     let answer = match endpoint {
         Endpoint::Revocation => revoke(&shared, &head, &content),
         Endpoint::KeySet => Answer::json(200, &key_set(&shared)),
+        Endpoint::Discovery => Answer::json(200, &discovery(&shared)),
         Endpoint::UserInfo | Endpoint::Token => user_info(&shared, &head),
     };
     match rest {
@@ -191,6 +192,7 @@ fn check_client(shared: &Shared, head: &RecordedRequest, form: &Form) -> Result<
     let fields = head.fields_named("authorization");
     let (client_id, client_secret) = match (fields.as_slice(), in_body) {
         ([], (Some(id), Some(secret))) => (id.to_owned(), secret.to_owned()),
+        ([], (Some(id), None)) if shared.options.client_secret.is_empty() => (id.to_owned(), String::new()),
         ([basic], (None, None)) => basic_credentials(basic).ok_or_else(|| refused.clone())?,
         (_, (None, None)) => return Err(refused),
         _ => return Err(invalid_request("client authentication in part, or twice")),
@@ -213,8 +215,8 @@ fn basic_credentials(field: &str) -> Option<(String, String)> {
 
 fn token_answer(shared: &Shared, granted: &Granted) -> Value {
     let mut answer = json!({ "access_token": granted.access_token, "token_type": "Bearer" });
-    if granted.person.is_some() {
-        let mut claims = authorize::claims(shared, granted.nonce.as_deref());
+    if let Some(person) = granted.person {
+        let mut claims = authorize::claims(shared, person, granted.nonce.as_deref());
         claims["at_hash"] = json!(half_hash(&granted.access_token));
         let key = lock(&shared.authorization).signing_key;
         let id_token = shared.keys.sign(key, shared.keys.header(key), &claims, Signature::Right);
@@ -297,7 +299,10 @@ fn user_info(shared: &Shared, head: &RecordedRequest) -> Answer {
     let token = head.fields_named("authorization").pop().unwrap_or_default();
     let token = token.strip_prefix("Bearer ").unwrap_or_default();
     match lock(&shared.authorization).grants.bearer(token, Instant::now()) {
-        Some(Bearer::User(_)) => Answer::json(200, &json!({ "sub": "00000000-0000-0000-0000-000000000000" })),
+        Some(Bearer::User(person)) if shared.options.own_subjects => {
+            Answer::json(200, &json!({ "sub": shared.subject(person), "name": person.display_name() }))
+        }
+        Some(Bearer::User(person)) => Answer::json(200, &json!({ "sub": shared.subject(person) })),
         _ => Answer::status(401).with("WWW-Authenticate", "Bearer error=\"invalid_token\""),
     }
 }
@@ -319,6 +324,7 @@ fn discovery(shared: &Shared) -> Value {
         "id_token_signing_alg_values_supported": ["RS256"],
         "subject_types_supported": ["public"],
         "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": shared.options.sends_iss,
     })
 }
 

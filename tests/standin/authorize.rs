@@ -8,10 +8,11 @@ use url::form_urlencoded;
 use super::id_token::{Signature, half_hash, unix_secs};
 use super::reply::{Answer, Reply};
 use super::request::{RecordedRequest, lock};
-use super::state::Shared;
+use super::state::{Pkce, Shared};
 
 const ID_TOKEN_LIFE_SECS: u64 = 300;
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
+/// The subject that stands for everybody.
+pub(crate) const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Who can log in; any password will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +153,7 @@ pub(crate) fn reply(shared: &Shared, head: &RecordedRequest, content: &[u8]) -> 
     match (value("decision"), value("person")) {
         ("allow", "alice") => allow(shared, asked, Person::Alice, Spoil::default()).reply(),
         ("allow", "bob") => allow(shared, asked, Person::Bob, Spoil::default()).reply(),
-        ("deny", _) => deny(asked).reply(),
+        ("deny", _) => deny(shared, asked).reply(),
         _ => Reply::Answer(Answer::html(400, error_page("choose alice or bob, and allow or deny"))),
     }
 }
@@ -179,7 +180,7 @@ pub(crate) fn allow(shared: &Shared, asked: Asked, person: Person, spoil: Spoil)
     let key = authorization.signing_key;
     drop(authorization);
 
-    let mut claims = claims(shared, asked.nonce.as_deref());
+    let mut claims = claims(shared, person, asked.nonce.as_deref());
     if !spoil.without_c_hash {
         claims["c_hash"] = json!(half_hash(&code));
     }
@@ -197,6 +198,7 @@ pub(crate) fn allow(shared: &Shared, asked: Asked, person: Person, spoil: Spoil)
     parameters.push(("scope".to_owned(), asked.scope));
     parameters.push(("state".to_owned(), asked.state));
     parameters.push(("session_state".to_owned(), half_hash("session")));
+    parameters.extend(shared.options.sends_iss.then(|| ("iss".to_owned(), shared.issuer().to_owned())));
     if let Some(alter) = spoil.parameters {
         alter(&mut parameters);
     }
@@ -204,18 +206,19 @@ pub(crate) fn allow(shared: &Shared, asked: Asked, person: Person, spoil: Spoil)
 }
 
 /// The person says no.
-pub(crate) fn deny(asked: Asked) -> Callback {
-    let parameters =
+pub(crate) fn deny(shared: &Shared, asked: Asked) -> Callback {
+    let mut parameters =
         vec![("error".to_owned(), "access_denied".to_owned()), ("state".to_owned(), asked.state)];
+    parameters.extend(shared.options.sends_iss.then(|| ("iss".to_owned(), shared.issuer().to_owned())));
     Callback { redirect_uri: asked.redirect_uri, mode: asked.mode, parameters }
 }
 
 /// The claims that every `id_token` has.
-pub(crate) fn claims(shared: &Shared, nonce: Option<&str>) -> Value {
+pub(crate) fn claims(shared: &Shared, person: Person, nonce: Option<&str>) -> Value {
     let now = unix_secs();
     let mut claims = json!({
         "nbf": now, "exp": now + ID_TOKEN_LIFE_SECS, "iss": shared.issuer(), "aud": shared.options.client_id,
-        "iat": now, "sub": NOBODY, "auth_time": now, "idp": "cnblogs_oauth", "amr": ["authorization_code"],
+        "iat": now, "sub": shared.subject(person), "auth_time": now, "idp": "cnblogs_oauth", "amr": ["authorization_code"],
     });
     if let Some(nonce) = nonce {
         claims["nonce"] = json!(nonce);
@@ -263,6 +266,12 @@ fn check_parameters(shared: &Shared, parameters: &[(String, String)]) -> Result<
     }
     let challenge = one("code_challenge")?;
     check_challenge(challenge.as_deref(), one("code_challenge_method")?.as_deref())?;
+    let is_public = shared.options.client_secret.is_empty();
+    match (challenge.is_some(), shared.options.pkce) {
+        (true, Pkce::Refused) => return Err("code_challenge is not taken".to_owned()),
+        (false, _) if is_public => return Err("a public client needs a code_challenge".to_owned()),
+        _ => {}
+    }
     let state = one("state")?.ok_or("state is missing")?;
     Ok(Asked { redirect_uri, hybrid, mode, scope, state, nonce, challenge })
 }

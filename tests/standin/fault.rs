@@ -15,6 +15,7 @@ pub(crate) enum Endpoint {
     Revocation,
     KeySet,
     UserInfo,
+    Discovery,
 }
 
 /// What happens to one request.

@@ -51,7 +51,7 @@ pub(crate) use self::{
     id_token::{Signature, half_hash},
     reply::{Answer, Body, Gate, Then, pieces},
     request::{Fields, RecordedRequest},
-    state::{ExpiresIn, KeySet, Options, Revocation, TokenRequest},
+    state::{ExpiresIn, KeySet, Options, Pkce, Revocation, TokenRequest},
     wire::RecordedConnection,
 };
 
@@ -163,7 +163,7 @@ impl Standin {
     #[track_caller]
     pub(crate) fn deny(&self, authorization_url: &str) -> String {
         match self.check_authorize(authorization_url) {
-            Ok(asked) => authorize::deny(asked).address(),
+            Ok(asked) => authorize::deny(&self.shared, asked).address(),
             Err(refusal) => panic!("the authorization endpoint refuses {authorization_url}: {refusal}"),
         }
     }
@@ -182,7 +182,7 @@ impl Standin {
 
     /// The claims of a good `id_token` without `c_hash`.
     pub(crate) fn id_token_claims(&self, nonce: Option<&str>) -> Value {
-        authorize::claims(&self.shared, nonce)
+        authorize::claims(&self.shared, Person::Alice, nonce)
     }
 
     fn check_authorize(&self, authorization_url: &str) -> Result<authorize::Asked, String> {
@@ -314,8 +314,12 @@ impl Standin {
 
     /// How often the key set was fetched.
     pub(crate) fn key_set_fetches(&self) -> usize {
-        let all = self.auth.journal.requests().into_iter();
-        all.filter(|request| request.path() == "/.well-known/openid-configuration/jwks").count()
+        self.requests_for("/.well-known/openid-configuration/jwks")
+    }
+
+    /// How often the authorization server was asked for this path.
+    pub(crate) fn requests_for(&self, path: &str) -> usize {
+        self.auth.journal.requests().iter().filter(|request| request.path() == path).count()
     }
 
     /// Everything that came to the revocation endpoint and met no fault, in order.

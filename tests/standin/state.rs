@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::api::Scripted;
-use super::authorize::{AuthorizeRequest, Person};
+use super::authorize::{AuthorizeRequest, NOBODY, Person};
 use super::certificates::TlsDefect;
 use super::cnblogs::Content;
 use super::fault::{Endpoint, Fault};
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Where both listeners are; loopback by default.
     pub(crate) address: IpAddr,
     pub(crate) client_id: String,
-    /// The default has characters that a form and Basic must encode.
+    /// The default has characters that a form and Basic must encode; empty: a public client.
     pub(crate) client_secret: String,
     /// Registered beside `https://oauth.cnblogs.com/auth/callback` and the stand-in's own `/auth/callback`.
     pub(crate) redirect_uris: Vec<String>,
@@ -28,6 +28,11 @@ pub(crate) struct Options {
     pub(crate) scopes: String,
     /// `iss`; the authorization server's address when none.
     pub(crate) issuer: Option<String>,
+    /// Whether people have subjects of their own; Cnblogs has one for all.
+    pub(crate) own_subjects: bool,
+    /// Whether callbacks name their issuer (RFC 9207).
+    pub(crate) sends_iss: bool,
+    pub(crate) pkce: Pkce,
     /// Of access tokens.
     pub(crate) expires_in_secs: u64,
     pub(crate) rotation: Rotation,
@@ -54,6 +59,9 @@ impl Default for Options {
             redirect_uris: Vec::new(),
             scopes: "openid profile CnBlogsApi offline_access".to_owned(),
             issuer: None,
+            own_subjects: false,
+            sends_iss: false,
+            pkce: Pkce::Taken,
             expires_in_secs: 86400,
             rotation: Rotation::OneTime,
             login_life: None,
@@ -65,6 +73,15 @@ impl Default for Options {
             api_tls_defect: None,
         }
     }
+}
+
+/// What becomes of a `code_challenge`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pkce {
+    /// Held to when it comes, and always when the client is public.
+    Taken,
+    /// An error.
+    Refused,
 }
 
 /// How `expires_in` is said.
@@ -189,6 +206,11 @@ impl Shared {
         };
         let authorization = Mutex::new(authorization);
         Self { options, auth_url, keys: Keys::load(), authorization, api: Mutex::new(Api::default()) }
+    }
+
+    /// Who it is in `id_token`s and at the userinfo endpoint.
+    pub(crate) fn subject(&self, person: Person) -> &'static str {
+        if self.options.own_subjects { person.user_id() } else { NOBODY }
     }
 
     pub(crate) fn issuer(&self) -> &str {

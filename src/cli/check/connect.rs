@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::super::daemon::runtime;
 use super::super::{Failure, say};
 use super::{in_ms, row};
-use crate::config::{Account, Config, Environment, ExtraCa, Grant, Upstream};
+use crate::config::{Account, Address, Config, Endpoints, Environment, ExtraCa, Grant, Upstream};
 use crate::notify::with_causes;
 use crate::oauth::Oauth;
 use crate::tls::{self, TlsStream};
@@ -35,8 +35,9 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
             row("connect", &format!("{} ({})", server.upstream.origin(), server.purposes.join(", ")));
             unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
         }
-        for account in config.accounts.values().filter(|account| account.grant == Grant::AuthorizationCode) {
-            unusable += usize::from(!try_keys(account, config.limits.connect_timeout).await);
+        for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken)
+        {
+            unusable += usize::from(!try_metadata(account, config.limits.connect_timeout).await);
         }
         unusable
     });
@@ -72,10 +73,11 @@ fn servers(config: &Config) -> Vec<Server> {
         add(route.upstream.clone(), &route.ca, format!("route {}", route.name));
     }
     for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken) {
-        let urls = [Some(&account.token_url), account.revocation_url.as_ref(), account.jwks_url.as_ref()];
-        let names = ["token endpoint", "revocation endpoint", "keys"];
-        for (url, name) in urls.into_iter().zip(names) {
-            if let Some(upstream) = url.and_then(Upstream::of) {
+        let Endpoints { token, revocation, jwks, .. } = &account.endpoints;
+        for (address, name) in
+            [(token, "token endpoint"), (revocation, "revocation endpoint"), (jwks, "keys")]
+        {
+            if let Some(upstream) = address.url().and_then(Upstream::of) {
                 add(upstream, &account.ca, format!("{name} of account {}", account.name));
             }
         }
@@ -134,16 +136,28 @@ async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> 
     }
 }
 
-/// Asks for the public keys, as every login does.
-async fn try_keys(account: &Account, within: Duration) -> bool {
-    let Some(url) = &account.jwks_url else { return true };
-    row("keys", &format!("{url} (account {})", account.name));
-    let started = Instant::now();
-    let keys = match Oauth::new(account.clone(), within) {
-        Ok(oauth) => oauth.published_keys().await.map_err(|error| with_causes(&error)),
-        Err(error) => Err(with_causes(&error)),
+/// Asks for the metadata, where they are discovered, and for the public keys, as every login does.
+async fn try_metadata(account: &Account, within: Duration) -> bool {
+    let oauth = match Oauth::new(account.clone(), within) {
+        Ok(oauth) => oauth,
+        Err(error) => return found(&with_causes(&error), false),
     };
-    match keys {
+    if let Some(issuer) = account.issuer.as_ref().filter(|_| account.endpoints.are_discovered()) {
+        row("discovery", &format!("{issuer} (account {})", account.name));
+        match oauth.token_url().await {
+            Ok(url) => say_found(&format!("token endpoint {url}")),
+            Err(reason) => return found(&reason, false),
+        }
+    }
+    account.endpoints.jwks == Address::None || try_keys(&oauth).await
+}
+
+async fn try_keys(oauth: &Oauth) -> bool {
+    let account = oauth.account();
+    let at = account.endpoints.jwks.url().map(|url| format!("{url} ")).unwrap_or_default();
+    row("keys", &format!("{at}(account {})", account.name));
+    let started = Instant::now();
+    match oauth.published_keys().await.map_err(|error| with_causes(&error)) {
         Ok(Some(0)) => found("no key that this program knows the kind of", false),
         Ok(Some(count)) => found(&format!("{count} found in {}", in_ms(started.elapsed())), true),
         Ok(None) => found("the server publishes none", false),

@@ -9,7 +9,10 @@ use rustix::fs::{Access, access};
 use rustix::process::{Resource, geteuid, getrlimit};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Account, Config, Environment, ExtraCa, Grant, Key, Listen, ResponseType, Route, User};
+use crate::config::{
+    Account, Address, Config, Environment, ExtraCa, Grant, Key, Listen, ResponseMode, ResponseType, Route,
+    User,
+};
 use crate::control::login::is_local;
 use crate::proxy::guard::{is_below, is_unambiguous};
 use crate::tls;
@@ -155,10 +158,16 @@ fn of_account(account: &Account, config: &Config, doubts: &mut Vec<String>) {
             "account {name}: without offline_access in its scope a login ends with its first token"
         ));
     }
-    if account.response_type == ResponseType::Hybrid && account.jwks_url.is_none() {
+    if account.response_type == ResponseType::Hybrid && account.endpoints.jwks == Address::None {
         doubts.push(format!("account {name}: without a jwks_url nobody's signature is checked at a login"));
     }
-    let uri = &account.redirect_uri;
+    let uri = &account.redirect_uri.url;
+    if account.response_mode == ResponseMode::FormPost && !is_local(uri) {
+        doubts.push(format!(
+            "account {name}: a login can never finish: with response_mode = \"form_post\" the browser posts to \
+             redirect_uri, which is not the daemon's /-/callback"
+        ));
+    }
     let port = uri.port_or_known_default();
     let is_ours = |listen: &Listen| port_of(listen) == port;
     if is_local(uri) && !config.listen.iter().any(is_ours) {

@@ -35,7 +35,7 @@ impl Keeper {
             Ok(logged_in) => logged_in,
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let identity = oauth.identity(&granted.access_token).await;
+        let identity = oauth.identity(&granted).await;
         self.shared.pulse.beat();
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
@@ -129,10 +129,7 @@ impl Keeper {
     pub(super) async fn log_out(&mut self) -> Result<Option<String>, AskError> {
         let oauth = self.oauth();
         let is_login = |record: &Record| record.binding.grant != Some(Grant::ClientCredentials);
-        let mut records = self.store.records_of(&self.shared.account);
-        // What is in use may be newer than what is stored.
-        records.retain(|record| !record.binding.matches(&Binding::of(oauth.account())));
-        records.extend(self.record.clone());
+        let records = self.all_records();
         if !records.iter().any(is_login) {
             return Err(match self.grant() {
                 Grant::AuthorizationCode => AskError::LoginRequired("nobody is logged in".to_owned()),
@@ -145,13 +142,10 @@ impl Keeper {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
-        let (mut revoked, mut is_told) = (Ok(()), true);
-        for record in &records {
-            if is_of(&oauth, record) {
-                revoked = revoked.and(revoke(&oauth, record).await);
-            } else {
-                is_told = false;
-            }
+        let (ours, others): (Vec<_>, Vec<_>) = records.iter().partition(|record| is_of(&oauth, record));
+        let mut revoked = Ok(());
+        for record in ours {
+            revoked = revoked.and(revoke(&oauth, record).await);
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let (reservation, erased) = self
@@ -173,12 +167,21 @@ impl Keeper {
         }
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
-        revoked.map(|()| (!is_told).then(|| NOT_TOLD.to_owned())).map_err(|error| {
+        revoked.map(|()| (!others.is_empty()).then(|| NOT_TOLD.to_owned())).map_err(|error| {
             AskError::Failed(format!(
                 "the login is erased here, but the server did not confirm that it is revoked: {error}. Until it ends \
                  by itself, whoever has a copy of its tokens can use it"
             ))
         })
+    }
+
+    /// The login in use, which may be newer than what is stored, and those of other clients, grants and servers.
+    fn all_records(&self) -> Vec<Record> {
+        let ours = Binding::of(self.oauth().account());
+        let mut records = self.store.records_of(&self.shared.account);
+        records.retain(|record| !record.binding.matches(&ours));
+        records.extend(self.record.clone());
+        records
     }
 
     async fn forget(&mut self) {

@@ -38,6 +38,7 @@ const KEYS: [(&str, &[&str]); 8] = [
             "token_file",
             "scope",
             "redirect_uri",
+            "pkce",
             "response_type",
             "response_mode",
             "issuer",
@@ -200,8 +201,7 @@ fn can_be_used(config: &Config) {
         assert!(account.grant == Grant::PersonalAccessToken || !account.client_id.is_empty());
         assert!((0.01..=0.95).contains(&account.refresh_at));
         assert!(account.identity_url.as_ref().is_none_or(|url| url.scheme().starts_with("http")));
-        let urls = [&account.authorization_url, &account.token_url].into_iter();
-        for url in urls.chain(&account.revocation_url).chain(&account.jwks_url) {
+        for url in account.endpoints.all().into_iter().filter_map(|address| address.url()) {
             assert!(url.scheme() == "https" || is_here(url.host_str().unwrap_or_default()), "{url}");
         }
     }

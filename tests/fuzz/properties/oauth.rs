@@ -13,11 +13,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::callback::{self, Callback, Code, Outcome};
-use super::id_token::{self, Claims, IdTokenError};
+use super::callback::{self, Callback, Outcome};
+use super::id_token::{self, Claims, Expected, IdTokenError};
 use super::keys::{Key, key};
-use super::{GrantError, Granted, Pending, answer};
-use crate::config::{Account, Config, Environment};
+use super::{GrantError, Granted, answer};
 use crate::fuzz::{Input, at_once};
 use crate::token::{Moment, now};
 
@@ -33,23 +32,12 @@ const CANARY: &str = "canary-0123456789-0123456789-0123456789-0123456789";
 static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../../standin/key-1.pk8")));
 static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../../standin/key-2.pk8")));
 static PUBLISHED: LazyLock<Vec<Key>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
-static ACCOUNT: LazyLock<Account> = LazyLock::new(|| {
-    let variables = [
-        ("HOME", "/nonexistent"),
-        ("CNBLOGS_PROXY_CONFIG", "/dev/null"),
-        ("CNBLOGS_CLIENT_ID", CLIENT_ID),
-        ("CNBLOGS_CLIENT_SECRET", "secret"),
-    ];
-    let environment = Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    let config = Config::load(None, &environment).expect("a whole set-up");
-    config.accounts["main"].clone()
-});
 
 /// A text that is taken for a callback has one state and, if it has no error, one code, and they are what the text
 /// says.
 pub fn callback(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let Ok(Callback { state, outcome }) = callback::parse_pasted(&text, &redirect_uri()) else { return };
+    let Ok(Callback { state, iss, outcome }) = callback::parse_pasted(&text, &redirect_uri()) else { return };
 
     let said = parameters(&text);
     let only = |name: &str| {
@@ -57,7 +45,10 @@ pub fn callback(bytes: &[u8]) {
         assert!(values.len() <= 1, "{name} is there more than once");
         values.first().map(|value| value.as_str()).filter(|value| !value.is_empty())
     };
-    assert_eq!(only("state"), Some(state.as_str()));
+    assert_eq!(
+        (only("state"), only("iss")),
+        (Some(state.as_str()), iss.as_deref().filter(|iss| !iss.is_empty()))
+    );
     match outcome {
         Outcome::Code(code) => {
             assert_eq!(only("code"), Some(code.code.expose_secret()));
@@ -281,11 +272,9 @@ fn signed(header: &Value, claims: &[u8], pair: &RsaKeyPair) -> String {
 }
 
 fn judge(text: &str, keys: &[Key]) -> Result<Claims, IdTokenError> {
-    let code = Code { code: CODE.into(), id_token: None };
     let now = Moment::new(NOW_SECS * 1000, 0);
-    let pending =
-        Pending { state: "s".to_owned(), nonce: NONCE.to_owned(), code_verifier: "v".into(), started: now };
-    id_token::check(&SecretString::from(text), Some(keys), &code, &pending, &ACCOUNT, now)
+    let expected = Expected { client_id: CLIENT_ID, issuer: None, nonce: NONCE, code: &CODE.into() };
+    id_token::check(&SecretString::from(text), Some(keys), expected, now)
 }
 
 /// One bit, byte or stretch of a valid token.

@@ -41,8 +41,11 @@ fn a_token_answer_that_does_not_hold_together_is_not_stored() {
     let changed = |name: &'static str| Fault::alter_id_token(move |claims| claims[name] = "another".into());
     for (fault, words) in [
         (changed("sub"), "another subject (sub)"),
-        (changed("iss"), "issuer (iss)"),
         (changed("aud"), "another application (aud"),
+        (changed("nonce"), "nonce is not the one of this login, in the token answer: the code is spent"),
+        (Fault::alter_id_token(|claims| claims["exp"] = from_now(-301).into()), "expired"),
+        (Fault::alter_id_token(|claims| claims["exp"] = 0.into()), "the code is spent"),
+        (Fault::alter_id_token(|claims| claims["iat"] = from_now(360).into()), "not valid yet"),
         (set("id_token", "x"), "id_token"),
         (set("id_token", "a.b.c"), "id_token"),
         (without("token_type"), "token_type"),
@@ -67,6 +70,47 @@ fn a_token_answer_that_does_not_hold_together_is_not_stored() {
         check_burnt(&world, fault, words);
     }
     assert_eq!(world.standin.refreshes().len(), 0);
+}
+
+/// So many seconds from now; negative is in the past.
+fn from_now(secs: i64) -> i64 {
+    i64::try_from(UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs()).unwrap() + secs
+}
+
+/// Cnblogs' tokens have carried an internal issuer. The first `id_token`, which is signed, was checked in any case.
+#[test]
+fn an_answer_s_id_token_of_another_issuer_or_none_at_all_is_a_remark() {
+    let world = World::start();
+    let another = || Fault::alter_id_token(|claims| claims["iss"] = "http://openapi_oauth-server".into());
+    let as_it_should_be = "[]";
+    for (fault, remark) in [
+        (another(), "names another issuer"),
+        (
+            Fault::alter_id_token(|claims| drop(claims.as_object_mut().unwrap().remove("iss"))),
+            "another issuer",
+        ),
+        (without("id_token"), "no id_token came with the tokens: the first one was signed and checked"),
+        (set("id_token", ""), "no id_token came with the tokens"),
+        (
+            Fault::alter_id_token(|claims| drop(claims.as_object_mut().unwrap().remove("nonce"))),
+            as_it_should_be,
+        ),
+        (Fault::alter_id_token(|claims| claims["exp"] = from_now(-240).into()), as_it_should_be),
+    ] {
+        let what = format!("{fault:?} {remark}");
+        world.standin.fault(Endpoint::Token, fault);
+
+        let answer = world.paste(&spoiled(&world, Spoil::default()));
+
+        assert_eq!(answer.status, 200, "{what}: {answer:?}");
+        assert!(answer.json()["remarks"].to_string().contains(remark), "{what}: {answer:?}");
+    }
+
+    let issuer = "https://oauth.cnblogs.com".to_owned();
+    let account = format!("issuer = \"{issuer}\"");
+    let options = Options { issuer: Some(issuer), ..Options::default() };
+    let world = Setup { options, account, ..Setup::default() }.start();
+    check_burnt(&world, another(), "issuer (iss) is not the configured one, in the token answer");
 }
 
 #[test]
@@ -240,7 +284,8 @@ fn in_the_code_flow_the_id_token_of_the_answer_is_checked() {
     }
 
     world.standin.fault(Endpoint::Token, without("id_token"));
-    world.log_in(Person::Alice);
+    let answer = world.paste(&spoiled(&world, Spoil::default()));
+    assert!(answer.status == 200 && answer.text().contains("is openid in the scope?"), "{answer:?}");
 }
 
 /// oa-031: the login works, and the person is told that it ends with its access token.

@@ -153,6 +153,8 @@ fn without_the_key_set_nothing_is_sent_and_the_same_address_works_later() {
         let answer = world.paste(&callback);
         assert_eq!(answer.status, 400, "{what}: {answer:?}");
         before.assert_refused(&world, &answer, "keys can't be fetched");
+        let cure = "for a server that publishes none set jwks_url = \"\": the signature is not checked then";
+        before.assert_refused(&world, &answer, cure);
     }
 
     assert_eq!(world.paste(&callback).status, 200);
