@@ -547,15 +547,8 @@ impl Oauth {
         }
     }
 
-    /// Presents the code, and once more at once when the connection broke: the server may not have seen it.
+    /// Never twice: to a server that has seen the code, the second time is a theft (RFC 6749, section 4.1.2).
     async fn exchange(&self, pending: &Pending, code: &Code) -> Result<Granted, GrantError> {
-        match self.present_code(pending, code).await {
-            Err(GrantError::InDoubt { loss: Loss::Broken, .. }) => self.present_code(pending, code).await,
-            outcome => outcome,
-        }
-    }
-
-    async fn present_code(&self, pending: &Pending, code: &Code) -> Result<Granted, GrantError> {
         let mut form = vec![
             ("grant_type", "authorization_code".to_owned()),
             ("code", code.code.expose_secret().to_owned()),
