@@ -1077,6 +1077,11 @@ fn fixture(table: &str, key: &str, lines: &str) -> String {
     }
 }
 
+/// Every key that has a value of its own or stands for tables with names, and its table.
+pub(crate) fn keys_with_values() -> impl Iterator<Item = (&'static str, &'static str)> {
+    all_keys().filter(|(_, _, kind)| *kind != Kind::Table).map(|(table, key, _)| (table, key))
+}
+
 fn all_keys() -> impl Iterator<Item = (&'static str, &'static str, Kind)> {
     KEYS.iter().flat_map(|(table, keys)| keys.iter().map(move |(key, kind)| (*table, *key, *kind)))
 }
