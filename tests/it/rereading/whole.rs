@@ -228,6 +228,7 @@ fn the_log_filter_and_the_secret_do_not_come_when_another_key_needs_a_restart() 
 
     assert!(refused.ends_with("these keys need a restart: limits.connections"), "{refused}");
     assert!(world.home.run(&["refresh"], "").status.success(), "with the secret that runs");
+    assert_eq!(status(&world, RUNS), 200, "a request is a line where the filter says so");
     fs::write(world.home.config(), &file).unwrap();
     assert!(hang_up(&world).contains("took over"));
     assert!(!world.daemon.output().contains("DEBUG"), "{}", world.daemon.output());
