@@ -373,8 +373,8 @@ fn the_complete_file_names_every_key_that_the_program_knows_and_no_other() {
 #[test]
 fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let home = furnished();
-    let uncommented = |skip: &str| {
-        let lines = COMPLETE.lines().filter(|line| !line.contains(skip));
+    let uncommented = |skipped: &[&str]| {
+        let lines = COMPLETE.lines().filter(|line| !skipped.iter().any(|skip| line.contains(skip)));
         let lines = lines.map(|line| match line.strip_prefix('#') {
             Some(key) if !key.starts_with(' ') => key,
             _ => line,
@@ -384,9 +384,9 @@ fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let key = home.path().join("key").display().to_string();
     let fill = |text: String| text.replace("/etc/cnblogs-proxy/reader.key", &key);
 
-    let with_keys = with_secret(&home, &fill(uncommented("token_file")));
+    let with_keys = with_secret(&home, &fill(uncommented(&["token_file", "#expires"])));
     let personal =
-        fill(uncommented("client_secret_file")).replace("authorization_code\"", "personal_access_token\"");
+        fill(uncommented(&["client_secret_file"])).replace("authorization_code\"", "personal_access_token\"");
     let pat = home.path().join("pat").display().to_string();
     let personal = personal.replace("/etc/cnblogs-proxy/personal_access_token", &pat);
 
@@ -1063,6 +1063,8 @@ fn fixture(table: &str, key: &str, lines: &str) -> String {
     let client_id = if key == "client_id" { "" } else { "client_id = \"id\"\n" };
     let secret = match key {
         "client_secret_file" | "token_file" => "",
+        // The end of a personal access token.
+        "expires" => "token_file = \"<pat>\"\n",
         _ => "client_secret_file = \"<secret>\"\n",
     };
     let name = if key == "name" { "" } else { "name = \"k\"\n" };
