@@ -74,6 +74,11 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Make the running daemon read its configuration again, as SIGHUP does, and say what came of it
+    ///
+    /// It takes over secrets, caller keys, CA files and the log filter. When anything else has changed it takes over
+    /// nothing, and the exit code is 1: the message names the keys that need a restart.
+    Reload,
     /// Exit 0 when the daemon can serve requests: for container health checks
     Health,
     /// Print a completion script for a shell
@@ -167,6 +172,10 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             return print_bytes(manual::completions(shell, Cli::command()).as_bytes());
         }
         Command::Man { page } => return print_bytes(&manual::page(page, Cli::command())),
+        // What is wrong with the rest, the daemon says.
+        Command::Reload => {
+            return show::reload(&Config::find_state_dir(common.config.as_deref(), environment)?);
+        }
         _ => {}
     }
 
@@ -175,7 +184,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         _ => Config::load(common.config.as_deref(), &environment.without_secrets())?,
     };
     match command {
-        Command::Serve => serve::serve(config, &common, environment),
+        Command::Serve => serve::serve(config, common, environment.clone()),
         Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),
         Command::Status { json } => show::status(&config, json, environment),
         Command::Refresh(one) => {
@@ -187,7 +196,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         }
         Command::Check { connect } => check::check(&config, connect, environment),
         Command::Health => show::health(&config),
-        Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
+        Command::Reload | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }
 }
 

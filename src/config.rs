@@ -9,6 +9,7 @@ mod callers;
 mod files;
 mod parse;
 mod reader;
+mod reload;
 mod routes;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/config.rs"]
@@ -27,6 +28,7 @@ use url::Url;
 
 pub(crate) use parse::endpoint;
 use reader::{Entry, Known, Reader, Source};
+pub use reload::Reloadable;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
 const ROOT: Known = &[
@@ -69,7 +71,7 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// Where logins outlive the process.
     pub state_dir: PathBuf,
-    /// Worker threads, at least one.
+    /// Worker threads; 0 for one a core.
     pub workers: usize,
     /// The tracing filter.
     pub log: String,
@@ -376,15 +378,15 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// The configuration file to read, and whether somebody named it.
-    fn config_file(&self) -> (Option<PathBuf>, bool) {
+    /// The configuration file to read.
+    fn config_file(&self) -> Option<PathBuf> {
         if let Some(named) = self.var("CNBLOGS_PROXY_CONFIG") {
-            return (Some(named.into()), true);
+            return Some(named.into());
         }
         let own =
             self.directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("cnblogs-proxy/config.toml"));
         let candidates = [own, Some("/etc/cnblogs-proxy/config.toml".into())];
-        (candidates.into_iter().flatten().find(|path| path.exists()), false)
+        candidates.into_iter().flatten().find(|path| path.exists())
     }
 
     fn state_dir(&self) -> Option<PathBuf> {
@@ -411,20 +413,29 @@ impl Config {
     /// # Errors
     /// When anything in it, or in a file that it names, is not valid.
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
-        let (path, _named) = match file {
-            Some(file) => (Some(file.to_owned()), true),
-            None => environment.config_file(),
-        };
-        let text = match &path {
-            None => String::new(),
-            Some(path) => std::fs::read_to_string(path).map_err(|error| {
-                ConfigError::at(&path.display().to_string(), "", format!("can't be read: {error}"))
-            })?,
-        };
-        let source = Source::new(path.as_deref().unwrap_or_else(|| Path::new("(built-in defaults)")), text);
+        let (path, source) = source(file, environment)?;
         let root = source.parse()?;
         let reader = Reader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
         Self::read(path, &reader, environment)
+    }
+
+    /// Only where logins are kept, and a running daemon is found, whatever else is wrong with the file.
+    ///
+    /// # Errors
+    /// When the file can't be read, or does not say it in TOML.
+    pub fn find_state_dir(file: Option<&Path>, environment: &Environment) -> Result<PathBuf, ConfigError> {
+        let (_, source) = source(file, environment)?;
+        let root = source.parse()?.into_inner();
+        let only = root.into_iter().filter(|(key, _)| key.get_ref() == "state_dir").collect();
+        read_state_dir(&Reader::new(&source, String::new(), None, &only, ROOT)?, environment)
+    }
+
+    /// How many worker threads there are, at least one.
+    pub fn worker_threads(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            number => number,
+        }
     }
 
     /// The account's route whose upstream is asked for the person's name, and where requests go by default.
@@ -454,7 +465,7 @@ impl Config {
             file,
             listen,
             state_dir,
-            workers: worker_count(workers),
+            workers: usize::try_from(workers).unwrap_or(usize::MAX).min(64),
             log,
             log_format: match environment.var("CNBLOGS_PROXY_LOG_FORMAT") {
                 Some(text) => log_format_of_variable(text)?,
@@ -597,6 +608,19 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// The configuration file that was named or found, or nothing.
+fn source(file: Option<&Path>, environment: &Environment) -> Result<(Option<PathBuf>, Source), ConfigError> {
+    let path = file.map(Path::to_owned).or_else(|| environment.config_file());
+    let text = match &path {
+        None => String::new(),
+        Some(path) => files::text(path).map_err(|error| {
+            ConfigError::at(&path.display().to_string(), "", format!("can't be read: {error}"))
+        })?,
+    };
+    let source = Source::new(path.as_deref().unwrap_or_else(|| Path::new("(built-in defaults)")), text);
+    Ok((path, source))
+}
+
 fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Listen>, ConfigError> {
     let mut listen = Vec::new();
     for entry in root.strings("listen")?.unwrap_or_default() {
@@ -682,12 +706,4 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 
 fn log_format_of_variable(text: &str) -> Result<LogFormat, ConfigError> {
     log_format(text).map_err(|message| ConfigError::at("CNBLOGS_PROXY_LOG_FORMAT", "", message))
-}
-
-/// One a core, at most four, unless a number was given.
-fn worker_count(configured: u64) -> usize {
-    match usize::try_from(configured) {
-        Ok(0) | Err(_) => std::thread::available_parallelism().map_or(1, usize::from).min(4),
-        Ok(number) => number.min(64),
-    }
 }

@@ -25,6 +25,7 @@ use axum::routing::{get, post};
 use http_body_util::{BodyExt as _, Limited};
 use ring::hmac;
 use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
 use url::form_urlencoded;
 
 use crate::config::{Listen, ResponseType};
@@ -57,6 +58,12 @@ pub struct Control {
     started: Moment,
     page_key: hmac::Key,
 }
+
+/// What came of a reload, in words: taken over, or why not.
+pub type Outcome = Result<String, String>;
+
+/// Where a reload is asked for.
+pub type Reloads = mpsc::Sender<oneshot::Sender<Outcome>>;
 
 type Shared = State<Arc<Control>>;
 
@@ -182,11 +189,12 @@ pub fn router(control: Arc<Control>) -> Router {
 }
 
 /// The routes for those who may read the store: over a socket in the state directory only.
-pub fn private_router(control: Arc<Control>) -> Router {
+pub fn private_router(control: Arc<Control>, reloads: Reloads) -> Router {
     Router::new()
         .route("/-/token/{account}", get(access_token))
-        .layer(axum::middleware::map_response(inert))
         .with_state(Arc::clone(&control))
+        .merge(Router::new().route("/-/reload", post(reload)).with_state(reloads))
+        .layer(axum::middleware::map_response(inert))
         .merge(router(control))
 }
 
@@ -376,6 +384,17 @@ async fn access_token(State(control): Shared, Path(account): Path<String>) -> Re
         NoToken::Unavailable { .. } => Problem::new(Code::TokenUnavailable, "there is no token now"),
     })?;
     Ok(([(CONTENT_TYPE, "text/plain")], token.access_token().to_vec()).into_response())
+}
+
+async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
+    let (asker, outcome) = oneshot::channel();
+    // Without a receiver, the asker is dropped, and no outcome comes.
+    let _asked = reloads.send(asker).await;
+    match outcome.await {
+        Ok(Ok(words)) => Ok(axum_json(&json!({ "outcome": words })).into_response()),
+        Ok(Err(words)) => Ok((StatusCode::CONFLICT, axum_json(&json!({ "detail": words }))).into_response()),
+        Err(_stopping) => Err(Problem::new(Code::Stopping, "the daemon is stopping").into()),
+    }
 }
 
 async fn healthz() -> Response {

@@ -10,6 +10,7 @@ mod connection;
 mod line;
 pub mod listen;
 mod peer;
+mod reload;
 mod room;
 mod supervisor;
 mod worker;
@@ -31,7 +32,7 @@ use axum::Router;
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
 use crate::token::now;
 use listen::{Bound, Inherited};
+use reload::Reloads;
+pub use reload::Reread;
 use room::Room;
 use supervisor::Supervisor;
 use worker::Worker;
@@ -67,18 +70,6 @@ pub struct Accounts {
     store: Arc<Store>,
     keepers: Vec<JoinHandle<()>>,
     stop: CancellationToken,
-}
-
-/// What the daemon tells the one who started it, and what it asks of it again.
-pub trait Surroundings {
-    /// It accepts now, at these addresses; the names are of accounts that need a login, with the address of
-    /// its page.
-    fn accepting(&mut self, listening: &[Listen], login_required: &[(String, Option<String>)]);
-    /// Reads the configuration again, for SIGHUP, and takes over the log filter.
-    ///
-    /// # Errors
-    /// What is wrong with it; nothing changes then.
-    fn reread(&mut self) -> anyhow::Result<Config>;
 }
 
 /// How the daemon ended.
@@ -126,18 +117,20 @@ impl Accounts {
     }
 }
 
-/// Runs the daemon on the current thread until a signal ends it.
+/// Runs the daemon on the current thread until a signal ends it. `accepting` is told where it listens and which
+/// accounts need a login, with the address of the page; `read` reads the configuration again.
 ///
 /// # Errors
 /// When it can't start: a port or the state directory is taken, a file can't be read.
 pub fn run(
     config: Config,
     inherited: Inherited,
-    surroundings: &mut impl Surroundings,
+    accepting: impl FnOnce(&[Listen], &[(String, Option<String>)]),
+    read: impl Fn() -> anyhow::Result<Reread> + Send + Sync + 'static,
 ) -> anyhow::Result<Ended> {
     let runtime =
         Builder::new_current_thread().enable_all().build().context("starting the control runtime")?;
-    let ended = runtime.block_on(serve(config, inherited, surroundings));
+    let ended = runtime.block_on(serve(config, inherited, accepting, Arc::new(read)));
     // What is still blocked in a file operation does not hold up the exit.
     runtime.shutdown_background();
     ended
@@ -151,7 +144,8 @@ pub fn control_socket(state_dir: &Path) -> PathBuf {
 async fn serve(
     config: Config,
     inherited: Inherited,
-    surroundings: &mut impl Surroundings,
+    accepting: impl FnOnce(&[Listen], &[(String, Option<String>)]),
+    read: reload::Read,
 ) -> anyhow::Result<Ended> {
     room::take_descriptors(config.limits.connections);
     let mut signals = Signals::new().context("asking for signals")?;
@@ -171,23 +165,21 @@ async fn serve(
     let control = Arc::new(Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone()));
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
-    let private =
-        serve_commands(&config.state_dir, control::private_router(Arc::clone(&control)), stop.clone());
+    let (asked, mut askers) = mpsc::channel(8);
+    let private = control::private_router(Arc::clone(&control), asked);
+    let private = serve_commands(&config.state_dir, private, stop.clone());
     let local = control::router(Arc::clone(&control));
     let (pulses, mut workers) = start_workers(&config, &bound, &shared, &local, &stop)?;
     drop(bound);
 
-    let needing: Vec<_> = sessions
-        .iter()
-        .filter(|(_, session)| session.status().state == State::LoginRequired)
-        .map(|(name, _)| (name.clone(), login_url(&listening, name)))
-        .collect();
-    surroundings.accepting(&listening, &needing);
+    accepting(&listening, &needing_login(&sessions, &listening));
     let mut supervisor = Supervisor::new(pulses);
     supervisor.ready(&sessions, &listening);
+    let config = Arc::new(config);
+    let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared));
 
     let is_asked_to_end = tokio::select! {
-        () = attend(&mut signals, &mut supervisor, &sessions, &shared, &listening, surroundings) => true,
+        () = attend(&mut signals, &mut askers, &mut reloads, &mut supervisor, &sessions, &shared) => true,
         () = one_has_ended(&mut keepers) => false,
     };
     supervisor.stopping();
@@ -203,6 +195,15 @@ async fn serve(
     notifying.abort();
     anyhow::ensure!(is_asked_to_end, "the keeper of an account has failed: without it no token is refreshed");
     Ok(if drained && kept { Ended::Drained } else { Ended::CutOff })
+}
+
+/// The accounts that need a login, with the address of its page.
+fn needing_login(
+    sessions: &BTreeMap<String, Session>,
+    listening: &[Listen],
+) -> Vec<(String, Option<String>)> {
+    let needing = sessions.iter().filter(|(_, session)| session.status().state == State::LoginRequired);
+    needing.map(|(name, _)| (name.clone(), login_url(listening, name))).collect()
 }
 
 fn shared(
@@ -233,7 +234,7 @@ fn start_workers(
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
     let (control, room) = (Handle::current(), Room::new(config.limits.connections));
-    let pulses: Vec<_> = (0..config.workers).map(|_| Arc::new(Pulse::new())).collect();
+    let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
     for (number, pulse) in pulses.iter().cloned().enumerate() {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
@@ -255,63 +256,30 @@ fn start_workers(
     Ok((pulses, ended))
 }
 
-/// Until the first signal that ends: tells the service manager how things are, and re-reads on SIGHUP.
+/// Until the first signal that ends: tells the service manager how things are, and reloads when asked to.
 async fn attend(
     signals: &mut Signals,
+    askers: &mut mpsc::Receiver<oneshot::Sender<control::Outcome>>,
+    reloads: &mut Reloads,
     supervisor: &mut Supervisor,
     sessions: &BTreeMap<String, Session>,
-    shared: &Arc<proxy::Shared>,
-    listening: &[Listen],
-    surroundings: &mut impl Surroundings,
+    shared: &proxy::Shared,
 ) {
     let mut heartbeat = supervisor.heartbeat();
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Asked::End => return,
-                Asked::Reread => {
-                    supervisor.reloading();
-                    reload(surroundings, sessions, shared).await;
-                    supervisor.reloaded();
-                }
+                Asked::Reread => reloads.ask(None, supervisor),
             },
+            Some(asker) = askers.recv() => reloads.ask(Some(asker), supervisor),
+            ended = reloads.ended() => reloads.settle(ended, supervisor),
             _ = heartbeat.tick() => {
                 shared.metrics.look(now());
-                supervisor.beat(sessions, listening);
+                supervisor.beat(sessions, &shared.listening);
             }
         }
     }
-}
-
-/// Takes over keys, secrets and CA files; a bad configuration changes nothing.
-async fn reload(
-    surroundings: &mut impl Surroundings,
-    sessions: &BTreeMap<String, Session>,
-    shared: &Arc<proxy::Shared>,
-) {
-    let config = match surroundings.reread() {
-        Ok(config) => config,
-        Err(error) => {
-            tracing::error!("the configuration was not taken over: {error:#}");
-            return;
-        }
-    };
-    for endpoint in &shared.endpoints {
-        let route = config.routes.iter().find(|route| route.prefix == endpoint.prefix());
-        if let Some(Err(error)) = route.map(|route| endpoint.trust(route)) {
-            tracing::error!(%error, "the CA of a route was not taken over");
-        }
-    }
-    for account in config.accounts.values() {
-        if let Some(session) = sessions.get(&account.name) {
-            match session.oauth().reconfigured(account.clone()) {
-                Ok(oauth) => session.reconfigure(oauth),
-                Err(error) => tracing::error!(%error, "the configuration of an account was not taken over"),
-            }
-        }
-    }
-    shared.guard.store(Arc::new(Guard::new(&config)));
-    tracing::info!("took over keys, secrets, certificates and the log filter");
 }
 
 /// Waits until every worker has answered what it accepted. False when something was cut off.

@@ -5,6 +5,7 @@ mod stream;
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, ClientConfig, RootCertStore};
@@ -19,12 +20,17 @@ const FIRST: [CipherSuite; 3] = [
     CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 ];
 
+static SYSTEM_ROOTS: ArcSwapOption<RootCertStore> = ArcSwapOption::const_empty();
+
 /// Why no TLS client can be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A certificate of the extra CA file can't serve as a root.
     #[error("a certificate of the extra CA can't be trusted as a root")]
     Root(#[source] rustls::Error),
+    /// There were some.
+    #[error("the system's CA certificates can't be read any more")]
+    NoSystemRoots,
     /// The crypto provider has no usable protocol version.
     #[error("the TLS client can't be built")]
     Client(#[source] rustls::Error),
@@ -35,7 +41,7 @@ pub enum TlsError {
 /// # Errors
 /// When a certificate in `extra` is not one.
 pub fn client(extra: &[CertificateDer<'static>], alpn: &[&str]) -> Result<ClientConfig, TlsError> {
-    let mut roots = Arc::clone(system_roots());
+    let mut roots = system_roots();
     for certificate in extra {
         Arc::make_mut(&mut roots).add(certificate.clone()).map_err(TlsError::Root)?;
     }
@@ -48,21 +54,34 @@ pub fn client(extra: &[CertificateDer<'static>], alpn: &[&str]) -> Result<Client
     Ok(client)
 }
 
-/// Read once: a system has some 140 of them.
-fn system_roots() -> &'static Arc<RootCertStore> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    ROOTS.get_or_init(|| {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        let (trusted, refused) = roots.add_parsable_certificates(found.certs);
-        tracing::debug!(
-            trusted,
-            refused,
-            unreadable = found.errors.len(),
-            "read the system's CA certificates"
-        );
-        Arc::new(roots)
+/// Reads the system's certificates again, for the clients that are made from now on.
+///
+/// # Errors
+/// When there is none any more.
+pub fn reread_system_roots() -> Result<(), TlsError> {
+    let fresh = read_system_roots();
+    if fresh.is_empty() && !system_roots().is_empty() {
+        return Err(TlsError::NoSystemRoots);
+    }
+    SYSTEM_ROOTS.store(Some(Arc::new(fresh)));
+    Ok(())
+}
+
+/// Read once, and when asked to: a system has some 140 of them.
+fn system_roots() -> Arc<RootCertStore> {
+    SYSTEM_ROOTS.load_full().unwrap_or_else(|| {
+        let roots = Arc::new(read_system_roots());
+        SYSTEM_ROOTS.store(Some(Arc::clone(&roots)));
+        roots
     })
+}
+
+fn read_system_roots() -> RootCertStore {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (trusted, refused) = roots.add_parsable_certificates(found.certs);
+    tracing::debug!(trusted, refused, unreadable = found.errors.len(), "read the system's CA certificates");
+    roots
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -56,7 +56,7 @@ fn describe(config: &Config, running: Option<&[String]>) {
     if let Some(running) = running {
         row("daemon", &format!("is running, on {}", running.join(", ")));
     }
-    row("workers", &config.workers.to_string());
+    row("workers", &config.worker_threads().to_string());
     for account in config.accounts.values() {
         row("account", &words_for_account(account));
         row("", &words_for_lifetime(account));

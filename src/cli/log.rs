@@ -70,11 +70,16 @@ pub(super) fn is_journal(environment: &Environment) -> bool {
 }
 
 impl LogFilter {
-    /// Takes over another filter; a bad one changes nothing.
-    pub(super) fn change(&self, config: &Config, common: &Common) -> anyhow::Result<()> {
+    /// Makes another filter. What is returned puts it in place.
+    pub(super) fn prepare(
+        &self,
+        config: &Config,
+        common: &Common,
+    ) -> anyhow::Result<Box<dyn FnOnce() + Send>> {
         let filter = filter(config, common).map_err(|failure| anyhow::anyhow!(failure.message))?;
-        self.0.reload(filter)?;
-        Ok(())
+        let handle = self.0.clone();
+        // Fails only where the log has ended.
+        Ok(Box::new(move || drop(handle.reload(filter))))
     }
 }
 

@@ -2,45 +2,33 @@
 
 use listenfd::ListenFd;
 
-use super::log::{self, LogFilter};
-use super::{Common, Exit, Failure, say};
+use super::{Common, Exit, Failure, log, say};
 use crate::config::{Config, Environment, Listen};
 use crate::server::listen::Inherited;
-use crate::server::{self, Ended, Surroundings};
+use crate::server::{self, Ended, Reread};
 
-struct Terminal<'a> {
-    common: &'a Common,
-    environment: &'a Environment,
-    filter: LogFilter,
-}
-
-pub(super) fn serve(config: Config, common: &Common, environment: &Environment) -> Result<Exit, Failure> {
-    let filter = log::start(&config, common, environment)?;
-    let inherited = inherited()?;
-    let mut terminal = Terminal { common, environment, filter };
-    match server::run(config, inherited, &mut terminal)? {
+pub(super) fn serve(config: Config, common: Common, environment: Environment) -> Result<Exit, Failure> {
+    let filter = log::start(&config, &common, &environment)?;
+    let read = move || {
+        let config = Config::load(common.config.as_deref(), &environment)?;
+        let swap_log = filter.prepare(&config, &common)?;
+        Ok(Reread { config, swap_log })
+    };
+    match server::run(config, inherited()?, announce, read)? {
         Ended::Drained => Ok(Exit::Done),
         Ended::CutOff => Ok(Exit::Failed),
     }
 }
 
-impl Surroundings for Terminal<'_> {
-    fn accepting(&mut self, listening: &[Listen], login_required: &[(String, Option<String>)]) {
-        for listen in listening {
-            say(&format!("listening on {listen}"));
-        }
-        for (account, url) in login_required {
-            match url {
-                Some(url) => say(&format!("login required: {url}")),
-                None => say(&format!("login required: run `cnblogs-proxy login {account}`")),
-            }
-        }
+fn announce(listening: &[Listen], login_required: &[(String, Option<String>)]) {
+    for listen in listening {
+        say(&format!("listening on {listen}"));
     }
-
-    fn reread(&mut self) -> anyhow::Result<Config> {
-        let config = Config::load(self.common.config.as_deref(), self.environment)?;
-        self.filter.change(&config, self.common)?;
-        Ok(config)
+    for (account, url) in login_required {
+        match url {
+            Some(url) => say(&format!("login required: {url}")),
+            None => say(&format!("login required: run `cnblogs-proxy login {account}`")),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The short commands: each asks the running daemon, or, where that makes sense, does it here.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -39,6 +40,13 @@ pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
     }
     let detail = answer.json().get("detail").and_then(Value::as_str).unwrap_or("not ready").to_owned();
     Err(Failure::new(Exit::Failed, detail))
+}
+
+pub(super) fn reload(state_dir: &Path) -> Result<Exit, Failure> {
+    let daemon = Daemon::running(state_dir)?;
+    let outcome = daemon.post("/-/reload", &[])?.success()?.json();
+    say(outcome.get("outcome").and_then(Value::as_str).unwrap_or_default());
+    Ok(Exit::Done)
 }
 
 /// What a command changes at an account, in the daemon or here.

@@ -22,10 +22,12 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Fields by which some servers are told another method than the request line's.
 const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
 
-/// Where a caller connected: the Host values that name it.
+/// The listener that a caller connected to: the Host values that name it, and who can reach it. Made when the socket
+/// is bound: what is read into the configuration later changes neither.
 #[derive(Debug)]
 pub struct Door {
     hosts: Hosts,
+    is_remote: bool,
 }
 
 #[derive(Debug)]
@@ -89,23 +91,13 @@ pub struct Guard {
 }
 
 impl Door {
-    /// A TCP listener: the loopback names with its port, and what is configured beside them.
-    pub fn tcp(port: u16, callers: &Callers) -> Self {
-        let mut hosts = Vec::new();
-        let mut accept = |name: &str, only: Option<u16>| {
-            hosts.push(format!("{name}:{}", only.unwrap_or(port)));
-            if only.is_none() && (port == 80 || !LOOPBACK.contains(&name)) {
-                hosts.push(name.to_owned());
-            }
+    /// The door of a bound listener.
+    pub fn of(listen: &Listen, callers: &Callers) -> Self {
+        let hosts = match listen {
+            Listen::Tcp(address) => Hosts::of_tcp(address.port(), callers),
+            Listen::Unix(_) => Hosts::Any,
         };
-        LOOPBACK.iter().for_each(|name| accept(name, None));
-        callers.hosts.iter().for_each(|(name, only)| accept(name, *only));
-        Self { hosts: Hosts::These(hosts) }
-    }
-
-    /// A unix socket.
-    pub const fn unix() -> Self {
-        Self { hosts: Hosts::Any }
+        Self { hosts, is_remote: listen.is_remote() }
     }
 
     fn is_any(&self) -> bool {
@@ -121,6 +113,22 @@ impl Door {
                     || hosts.iter().any(|host| host.eq_ignore_ascii_case(authority))
             }
         }
+    }
+}
+
+impl Hosts {
+    /// The loopback names with a port, and what is configured beside them.
+    fn of_tcp(port: u16, callers: &Callers) -> Self {
+        let mut hosts = Vec::new();
+        let mut accept = |name: &str, only: Option<u16>| {
+            hosts.push(format!("{name}:{}", only.unwrap_or(port)));
+            if only.is_none() && (port == 80 || !LOOPBACK.contains(&name)) {
+                hosts.push(name.to_owned());
+            }
+        };
+        LOOPBACK.iter().for_each(|name| accept(name, None));
+        callers.hosts.iter().for_each(|(name, only)| accept(name, *only));
+        Self::These(hosts)
     }
 }
 
@@ -146,7 +154,7 @@ impl Guard {
         let looks = self.greet(caller, parts)?;
         // Most callers are no browsers.
         let origin = if looks.is_of_a_browser { self.page(&parts.headers)? } else { None };
-        let key = self.key(&parts.headers)?;
+        let key = self.key(caller, &parts.headers)?;
         Ok(Admitted { origin, key })
     }
 
@@ -167,7 +175,7 @@ impl Guard {
         } else if self.allowed_page(&parts.headers)?.is_some() {
             return Err(forbidden_origin("this origin may call the API, but not the proxy's own pages"));
         }
-        let key = self.key(&parts.headers)?;
+        let key = self.key(caller, &parts.headers)?;
         let is_limited = key.is_some_and(|k| k.methods.is_some() || k.paths.is_some() || k.routes.is_some());
         let may_read = parts.uri.path() == "/-/status" && [Method::GET, Method::HEAD].contains(&parts.method);
         if is_limited && !may_read {
@@ -277,11 +285,17 @@ impl Guard {
         Ok(allowed)
     }
 
-    fn key(&self, fields: &HeaderMap) -> Result<Option<&Key>, Problem> {
-        if self.keys.is_empty() {
-            return Ok(None);
-        }
+    /// The key of a caller: where any is configured, and wherever other machines come from, even with none left.
+    fn key(&self, caller: &Caller, fields: &HeaderMap) -> Result<Option<&Key>, Problem> {
         let required = |detail: &str| Err(Problem::new(Code::KeyRequired, detail).with_challenge());
+        if self.keys.is_empty() {
+            return match caller.door.is_remote || caller.peer == Peer::Remote {
+                false => Ok(None),
+                true => {
+                    required("other machines can reach this address: give callers keys with [[callers.key]]")
+                }
+            };
+        }
         let presented =
             || [PROXY_AUTHORIZATION, AUTHORIZATION].into_iter().flat_map(|name| fields.get_all(name));
         let known = presented().find_map(|value| self.keys.get(&fingerprint(&credentials(value)?)));
@@ -357,14 +371,6 @@ impl Peer {
     /// True for a listener's address that only this machine reaches.
     pub fn is_remote(address: std::net::IpAddr) -> bool {
         !address.to_canonical().is_loopback()
-    }
-}
-
-/// The doors of a configuration, for a listener that is bound.
-pub fn door(listen: &Listen, callers: &Callers) -> Door {
-    match listen {
-        Listen::Tcp(address) => Door::tcp(address.port(), callers),
-        Listen::Unix(_) => Door::unix(),
     }
 }
 
@@ -578,12 +584,24 @@ mod tests {
         ]
     }
 
+    fn tcp(address: &str) -> Listen {
+        Listen::Tcp(address.parse().unwrap())
+    }
+
+    fn door() -> Door {
+        Door::of(&tcp("127.0.0.1:8262"), &callers())
+    }
+
+    fn socket() -> Door {
+        Door::of(&Listen::Unix("/run/proxy.sock".into()), &callers())
+    }
+
     fn caller_at(door: Door, peer: Peer) -> Caller {
         Caller { peer, door: Arc::new(door) }
     }
 
     fn caller() -> Caller {
-        caller_at(Door::tcp(8262, &callers()), Peer::Local(Some(ME)))
+        caller_at(door(), Peer::Local(Some(ME)))
     }
 
     fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> Parts {
@@ -618,9 +636,10 @@ mod tests {
             (8262, "behind.example", false),
             (80, "behind.example", false),
         ] {
-            assert_eq!(Door::tcp(port, &callers()).accepts(authority), expected, "{authority} on {port}");
+            let door = Door::of(&tcp(&format!("127.0.0.1:{port}")), &callers());
+            assert_eq!(door.accepts(authority), expected, "{authority} on {port}");
         }
-        assert!(Door::unix().accepts("anything"));
+        assert!(socket().accepts("anything"));
     }
 
     #[test]
@@ -668,7 +687,7 @@ mod tests {
             let came = code(right_host_alone(&caller(), &parts("GET", target, &fields)));
             assert_eq!(came, expected, "{target} {hosts:?}");
         }
-        let at_socket = caller_at(Door::unix(), Peer::Local(Some(ME)));
+        let at_socket = caller_at(socket(), Peer::Local(Some(ME)));
         for (target, expected) in [("/", None), ("http://any.example/", Some(Code::WrongHost))] {
             let came = code(right_host_alone(&at_socket, &parts("GET", target, &[("host", "any.example")])));
             assert_eq!(came, expected, "{target} on a unix socket");
@@ -689,7 +708,7 @@ mod tests {
             (&[User::Uid(7), User::Anyone], Peer::Local(Some(ME)), true),
             (&[User::Anyone], Peer::Local(None), true),
         ] {
-            let came = guard(users, &[]).known_user(&caller_at(Door::unix(), peer));
+            let came = guard(users, &[]).known_user(&caller_at(socket(), peer));
             assert_eq!(came.is_ok(), expected, "{users:?} {peer:?}");
         }
     }
@@ -781,7 +800,7 @@ mod tests {
     #[test]
     fn a_preflight_needs_no_key_and_all_else_that_a_request_needs() {
         let keyed = guard(&[User::Myself], &[key()]);
-        let stranger = caller_at(Door::tcp(8262, &callers()), Peer::Local(Some(ME + 1)));
+        let stranger = caller_at(door(), Peer::Local(Some(ME + 1)));
         let good = caller();
         let asks = ("access-control-request-method", "PUT");
         for (caller, fields, expected) in [
@@ -796,9 +815,33 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_that_other_machines_reach_needs_a_key_even_when_none_is_left() {
+        let asks = ("access-control-request-method", "PUT");
+        for (address, peer, expected) in [
+            ("127.0.0.1:8262", Peer::Local(Some(ME)), None),
+            ("[::ffff:127.0.0.1]:8262", Peer::Local(Some(ME)), None),
+            ("127.0.0.1:8262", Peer::Remote, Some(Code::KeyRequired)),
+            ("0.0.0.0:8262", Peer::Local(Some(ME)), Some(Code::KeyRequired)),
+            ("0.0.0.0:8262", Peer::Remote, Some(Code::KeyRequired)),
+            ("[::]:8262", Peer::Remote, Some(Code::KeyRequired)),
+            ("[::ffff:192.0.2.1]:8262", Peer::Remote, Some(Code::KeyRequired)),
+        ] {
+            let caller = caller_at(Door::of(&tcp(address), &callers()), peer);
+            for presented in [&[OURS][..], &[OURS, KEY]] {
+                let asked = parts("GET", "/-/status", presented);
+                assert_eq!(code(open().admit(&caller, &asked)), expected, "{address} {peer:?}");
+                assert_eq!(code(open().admit_local(&caller, &asked, false)), expected, "{address} {peer:?}");
+                assert_eq!(code(open().admit_local(&caller, &asked, true)), expected, "{address} {peer:?}");
+            }
+            let preflight = parts("OPTIONS", "/", &[OURS, PAGE, asks]);
+            assert!(open().admit_preflight(&caller, &preflight).unwrap().is_some(), "{address} {peer:?}");
+        }
+    }
+
+    #[test]
     fn each_reason_to_refuse_is_reason_enough() {
         let keyed = guard(&[User::Myself], &[key()]);
-        let stranger = caller_at(Door::tcp(8262, &callers()), Peer::Local(Some(ME + 1)));
+        let stranger = caller_at(door(), Peer::Local(Some(ME + 1)));
         let evil = ("origin", "https://evil.example");
         let good = caller();
         for (caller, method, fields, expected) in [
@@ -896,9 +939,9 @@ mod tests {
             ("x-key", "Bearer the-key", false),
         ] {
             let parts = parts("GET", "/", &[OURS, (name, value)]);
-            let found = keyed.key(&parts.headers).map(|key| key.map(|key| key.name.as_str()));
+            let found = keyed.key(&caller(), &parts.headers).map(|key| key.map(|key| key.name.as_str()));
             assert_eq!(found.ok().flatten(), expected.then_some("k"), "{name}: {value}");
-            assert!(open().key(&parts.headers).unwrap().is_none(), "no keys, none needed");
+            assert!(open().key(&caller(), &parts.headers).unwrap().is_none(), "no keys, none needed");
         }
     }
 

@@ -123,17 +123,15 @@ impl Endpoint {
         let server_name = upstream
             .tls
             .then(|| ServerName::try_from(upstream.host.clone()).expect("a URL's host is a server name"));
-        let endpoint = Self {
+        Ok(Self {
             route: route.clone(),
             host: HeaderValue::from_str(&upstream.authority).expect("a URL's authority is a field value"),
             uri: upstream.origin().parse().expect("an origin is a URI"),
             server_name,
-            tls: ArcSwapOption::empty(),
+            tls: ArcSwapOption::new(client_for(route)?),
             limits,
             listening,
-        };
-        endpoint.trust(route)?;
-        Ok(endpoint)
+        })
     }
 
     /// The prefix of its route.
@@ -152,18 +150,23 @@ impl Endpoint {
         })
     }
 
-    /// Takes over re-read CA certificates for new connections.
-    ///
-    /// # Errors
-    /// When they can't serve as roots.
-    pub fn trust(&self, route: &Route) -> Result<(), TlsError> {
-        if self.server_name.is_some() {
-            let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
-            let protocol = if route.http == HttpVersion::Http2 { "h2" } else { "http/1.1" };
-            self.tls.store(Some(Arc::new(tls::client(extra, &[protocol])?)));
-        }
-        Ok(())
+    /// Replaces what new connections trust, by what [`client_for`] made of the route.
+    pub fn trust(&self, tls: Option<Arc<rustls::ClientConfig>>) {
+        self.tls.store(tls);
     }
+}
+
+/// The TLS client for a route's upstream: none where that is spoken to without TLS.
+///
+/// # Errors
+/// When its CA certificates can't serve as roots.
+pub fn client_for(route: &Route) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    if !route.upstream.tls {
+        return Ok(None);
+    }
+    let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
+    let protocol = if route.http == HttpVersion::Http2 { "h2" } else { "http/1.1" };
+    tls::client(extra, &[protocol]).map(Arc::new).map(Some)
 }
 
 impl Client {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use crate::config::{Callers, Listen, User};
-use crate::proxy::guard::{Door, door};
+use crate::proxy::guard::Door;
 
 /// Connections that wait for a worker.
 const BACKLOG: i32 = 1024;
@@ -136,11 +136,20 @@ fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, Listen
         Socket::Unix(listener) => listener.set_nonblocking(true),
     }
     .map_err(|source| failed(&listen, source))?;
-    if listen.is_remote() && (!callers.allow_remote || callers.keys.is_empty()) {
-        return Err(ListenError::Remote(listen));
-    }
-    let door = Arc::new(door(&listen, callers));
+    check_reach(&listen, callers)?;
+    let door = Arc::new(Door::of(&listen, callers));
     Ok(Bound { listen, socket, door })
+}
+
+/// A listener that other machines can reach is meant to be, and callers need keys there.
+///
+/// # Errors
+/// When it is not so.
+pub(super) fn check_reach(listen: &Listen, callers: &Callers) -> Result<(), ListenError> {
+    if listen.is_remote() && (!callers.allow_remote || callers.keys.is_empty()) {
+        return Err(ListenError::Remote(listen.clone()));
+    }
+    Ok(())
 }
 
 /// One listener for all workers, and never `SO_REUSEPORT`, by which another process could share the port.

@@ -15,8 +15,19 @@ use tempfile::TempDir;
 use crate::standin::{Person, Standin};
 use crate::support::{Daemon, Home, PATIENCE, Setup, World, config, eventually};
 
-const COMMANDS: [&str; 10] =
-    ["serve", "login", "status", "refresh", "token", "logout", "check", "health", "completions", "man"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "login",
+    "status",
+    "refresh",
+    "token",
+    "logout",
+    "check",
+    "reload",
+    "health",
+    "completions",
+    "man",
+];
 /// A caller's key, in a file that is written with [`with_key`].
 const KEY: &str = "first-key-of-the-caller";
 

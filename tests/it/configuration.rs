@@ -439,8 +439,8 @@ fn the_complete_file_names_every_key_that_the_program_knows_and_no_other() {
 #[test]
 fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let home = furnished();
-    let uncommented = |skip: &[&str]| {
-        let lines = COMPLETE.lines().filter(|line| !skip.iter().any(|key| line.contains(key)));
+    let uncommented = |skipped: &[&str]| {
+        let lines = COMPLETE.lines().filter(|line| !skipped.iter().any(|skip| line.contains(skip)));
         let lines = lines.map(|line| match line.strip_prefix('#') {
             Some(key) if !key.starts_with(' ') => key,
             _ => line,
@@ -1129,6 +1129,8 @@ fn fixture(table: &str, key: &str, lines: &str) -> String {
     let client_id = if key == "client_id" { "" } else { "client_id = \"id\"\n" };
     let secret = match key {
         "client_secret_file" | "token_file" => "",
+        // The end of a personal access token.
+        "expires" => "token_file = \"<pat>\"\n",
         _ => "client_secret_file = \"<secret>\"\n",
     };
     let name = if key == "name" { "" } else { "name = \"k\"\n" };
@@ -1141,6 +1143,11 @@ fn fixture(table: &str, key: &str, lines: &str) -> String {
         "callers.key" => format!("{ACCOUNT}[[callers.key]]\n{name}{file}{lines}\n"),
         _ => format!("{ACCOUNT}[{table}]\n{lines}\n"),
     }
+}
+
+/// Every key that has a value of its own or stands for tables with names, and its table.
+pub(crate) fn keys_with_values() -> impl Iterator<Item = (&'static str, &'static str)> {
+    all_keys().filter(|(_, _, kind)| *kind != Kind::Table).map(|(table, key, _)| (table, key))
 }
 
 fn all_keys() -> impl Iterator<Item = (&'static str, &'static str, Kind)> {

@@ -171,10 +171,24 @@ fn assert_manager_and_journal_are_told(machine: &Machine) {
     machine.done("systemctl reload cnblogs-proxy");
     eventually("it is reloaded", || machine.journal(unit, "info").contains("took over").then_some(()));
     assert_eq!(machine.show(unit, "ActiveState"), "active");
-    machine
-        .done("echo 'wrong = 1' | tee -a /etc/cnblogs-proxy/config.toml && systemctl reload cnblogs-proxy");
-    eventually("an error is told", || machine.journal(unit, "err").contains("not taken over").then_some(()));
-    machine.done("sed -i '$d' /etc/cnblogs-proxy/config.toml && systemctl reload cnblogs-proxy");
+    let config = "/etc/cnblogs-proxy/config.toml";
+    for (change, says) in [
+        ("$a wrong = 1", "callers.wrong: unknown key"),
+        ("$a hosts = [\"proxy.example\"]", "these keys need a restart: callers.hosts"),
+    ] {
+        machine.done(&format!("cp {config} /tmp/config.toml && sed -i '{change}' {config}"));
+        let reload = machine.run("systemctl reload cnblogs-proxy", "");
+        assert!(!reload.status.success(), "nothing was taken over: {says}");
+        // From the daemon, and from the command that asked it.
+        eventually("both say why", || {
+            let errors = machine.journal(unit, "err");
+            let said = errors.lines().filter(|line| line.contains("not taken over") && line.contains(says));
+            (said.count() == 2).then_some(())
+        });
+        assert_eq!(machine.show(unit, "ActiveState"), "active");
+        machine.done(&format!("cp /tmp/config.toml {config}"));
+    }
+    machine.done("systemctl reload cnblogs-proxy");
 
     let warnings = machine.journal(unit, "warning");
     assert!(warnings.contains("login-required") || warnings.contains("login required"), "{warnings}");
@@ -332,10 +346,21 @@ fn assert_instance_has_a_login_of_its_own(machine: &Machine, standin: &Standin) 
 
     machine.log_in(standin, told("cnblogs-proxy --config /etc/cnblogs-proxy/work.toml login"));
     assert_eq!(get(8263, "/echo/x").status, 200);
+    assert_reload_tells(machine, "systemctl reload cnblogs-proxy@work", "/etc/cnblogs-proxy/work.toml");
     let process = machine.show("cnblogs-proxy@work", "MainPID");
     let user: u32 = machine.done(&format!("stat -c %u /proc/{process}")).trim_end().parse().unwrap();
     // https://systemd.io/UIDS-GIDS/
     assert!((61_184..=65_519).contains(&user), "{user} is no user that exists only while it runs");
+}
+
+/// A reload succeeds, and fails when the file needs a restart.
+#[track_caller]
+fn assert_reload_tells(machine: &Machine, reload: &str, config: &str) {
+    machine.done(reload);
+    machine.done(&format!("sed -i '1i workers = 3' {config}"));
+    assert!(!machine.run(reload, "").status.success(), "{reload}");
+    machine.done(&format!("sed -i 1d {config}"));
+    machine.done(reload);
 }
 
 fn assert_user_needs_neither_package_nor_root(machine: &Machine, standin: &Standin) {
@@ -366,6 +391,8 @@ fn assert_user_needs_neither_package_nor_root(machine: &Machine, standin: &Stand
     let ours = |command: &str| as_alice(&format!("PATH=$PATH:~/.cargo/bin {command}"));
     machine.log_in(standin, &ours("cnblogs-proxy login"));
     assert_eq!(get(8264, "/echo/x").status, 200);
+    let reload = as_alice("systemctl --user reload cnblogs-proxy");
+    assert_reload_tells(machine, &reload, &format!("{home}/config.toml"));
     machine.done(&as_alice("systemctl --user restart cnblogs-proxy"));
     machine.done(&ours("cnblogs-proxy status"));
 }

@@ -189,7 +189,7 @@ fn has_a_place(error: &ConfigError, text: &str) {
 /// What the rest of the program takes for granted.
 fn can_be_used(config: &Config) {
     assert!(!config.listen.is_empty() && !config.accounts.is_empty() && !config.routes.is_empty());
-    assert!((1..=64).contains(&config.workers) && config.state_dir.is_absolute());
+    assert!((1..=64).contains(&config.worker_threads()) && config.state_dir.is_absolute());
     let is_public = |listen: &Listen| match listen {
         Listen::Tcp(address) => !address.ip().to_canonical().is_loopback(),
         Listen::Unix(_) => false,

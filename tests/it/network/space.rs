@@ -8,17 +8,17 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-pub(super) const NEAR: Ipv4Addr = Ipv4Addr::new(10, 82, 62, 1);
+pub(crate) const NEAR: Ipv4Addr = Ipv4Addr::new(10, 82, 62, 1);
 pub(super) const FAR: Ipv4Addr = Ipv4Addr::new(10, 82, 62, 2);
 
 /// Both ends.
-pub(super) struct Net {
-    pub(super) near: Space,
-    pub(super) far: Space,
+pub(crate) struct Net {
+    pub(crate) near: Space,
+    pub(crate) far: Space,
 }
 
 /// One end: a namespace, held by a process that waits for the end of its input.
-pub(super) struct Space {
+pub(crate) struct Space {
     holder: Child,
     _input: ChildStdin,
 }
@@ -27,7 +27,7 @@ pub(super) struct Space {
 pub(super) struct Link<'a>(&'a Space);
 
 /// Runs a test on a thread that can move between both ends; it starts at the near one.
-pub(super) fn in_a_net(test: impl FnOnce(&Net) + Send) {
+pub(crate) fn in_a_net(test: impl FnOnce(&Net) + Send) {
     on_a_thread(|| {
         let net = Net::new();
         net.near.enter();
@@ -76,7 +76,7 @@ impl Space {
     }
 
     /// Sockets of this thread, and of what it starts, are here from now on.
-    pub(super) fn enter(&self) {
+    pub(crate) fn enter(&self) {
         let space = File::open(self.path()).unwrap();
         move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }

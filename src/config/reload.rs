@@ -1,0 +1,115 @@
+//! What a running daemon takes over from a configuration that was read again, and which keys need a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Account, Callers, Config, Endpoints, Limits, Route};
+
+/// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
+/// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
+#[derive(Debug)]
+pub struct Reloadable(Config);
+
+/// The keys of a table that need a restart and differ. Every field is named once, so that a new one does not compile
+/// before somebody decides: compared here, or else free to change, or looked at apart.
+macro_rules! differing {
+    ($Type:ident, $running:expr, $new:expr => $($key:ident),* $(; else $($other:ident),*)?) => {{
+        let $Type { $($key,)* $($($other: _,)*)? } = $running;
+        let keys = [$((stringify!($key), *$key != $new.$key)),*];
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect::<Vec<_>>()
+    }};
+}
+
+impl Config {
+    /// What may be taken over from a configuration that was read again, while this one runs: all of it or nothing.
+    ///
+    /// # Errors
+    /// The keys that differ and need a restart.
+    pub fn reloadable(&self, new: Self) -> Result<Reloadable, Vec<String>> {
+        let top = differing!(Config, self, new => listen, state_dir, workers, log_format;
+            else file, log, accounts, routes, callers, limits, notify_command);
+        let below = |table: &str, keys: Vec<&str>| -> Vec<_> {
+            keys.iter().map(|key| format!("{table}.{key}")).collect()
+        };
+        let is_other_command = self.notify_command != new.notify_command;
+        let keys = [
+            top.into_iter().map(str::to_owned).collect(),
+            tables("account", &self.accounts_by_name(), &new.accounts_by_name(), of_account),
+            tables("route", &self.routes_by_prefix(), &new.routes_by_prefix(), of_route),
+            below("callers", of_callers(&self.callers, &new.callers)),
+            below("limits", of_limits(&self.limits, &new.limits)),
+            below("notify", if is_other_command { vec!["command"] } else { Vec::new() }),
+        ]
+        .concat();
+        if keys.is_empty() { Ok(Reloadable(new)) } else { Err(keys) }
+    }
+
+    fn accounts_by_name(&self) -> BTreeMap<&str, &Account> {
+        self.accounts.iter().map(|(name, account)| (name.as_str(), account)).collect()
+    }
+
+    fn routes_by_prefix(&self) -> BTreeMap<&str, &Route> {
+        self.routes.iter().map(|route| (route.prefix.as_str(), route)).collect()
+    }
+}
+
+impl Reloadable {
+    /// All of it.
+    pub const fn config(&self) -> &Config {
+        &self.0
+    }
+
+    /// It runs now.
+    pub fn into_config(self) -> Config {
+        self.0
+    }
+}
+
+fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
+    let mut keys = differing!(Account, running, new =>
+        grant, client_id, scope, redirect_uri, pkce, response_type, response_mode, issuer, client_auth, refresh_at,
+        identity_url, login_lifetime;
+        else name, secret, endpoints, asks_userinfo, ca, expires_at_ms);
+    let endpoints = differing!(Endpoints, &running.endpoints, &new.endpoints =>
+        authorization, token, revocation, jwks);
+    keys.extend(endpoints.into_iter().map(|endpoint| match endpoint {
+        "authorization" => "authorization_url",
+        "token" => "token_url",
+        "revocation" => "revocation_url",
+        _ => "jwks_url",
+    }));
+    if running.asks_userinfo != new.asks_userinfo && !keys.contains(&"identity_url") {
+        keys.push("identity_url");
+    }
+    keys
+}
+
+fn of_route(running: &Route, new: &Route) -> Vec<&'static str> {
+    differing!(Route, running, new => name, upstream, account, http; else prefix, ca)
+}
+
+fn of_callers(running: &Callers, new: &Callers) -> Vec<&'static str> {
+    differing!(Callers, running, new => users, hosts, allowed_origins, allow_remote; else keys)
+}
+
+fn of_limits(running: &Limits, new: &Limits) -> Vec<&'static str> {
+    differing!(Limits, running, new =>
+        connections, header_timeout, connect_timeout, response_timeout, token_timeout, token_wait, idle_timeout,
+        drain_timeout, replay_buffer)
+}
+
+/// The keys of tables with names; a table that only one of them has is named as a whole.
+fn tables<T>(
+    kind: &str,
+    running: &BTreeMap<&str, &T>,
+    new: &BTreeMap<&str, &T>,
+    differing: fn(&T, &T) -> Vec<&'static str>,
+) -> Vec<String> {
+    let names: BTreeSet<_> = running.keys().chain(new.keys()).copied().collect();
+    let keys_of = |name: &str| match (running.get(name), new.get(name)) {
+        (Some(running), Some(new)) => {
+            differing(running, new).into_iter().map(|key| format!("{kind}.{name}.{key}")).collect()
+        }
+        _ => vec![format!("{kind}.{name}")],
+    };
+    names.into_iter().flat_map(keys_of).collect()
+}
