@@ -161,7 +161,7 @@ fn changed(file: &str, table: &str, key: &str, value: &str) -> String {
         if line.starts_with('[') {
             is_inside = line == header;
         }
-        if !is_inside || !line.split('=').next().is_some_and(|name| name.trim() == key) {
+        if !is_inside || line.split('=').next().map(str::trim) != Some(key) {
             changed += &format!("{line}\n");
         }
         if is_inside && line.starts_with('[') {
