@@ -55,6 +55,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("account.main", "jwks_url", "\"\"", Names("account.main.jwks_url")),
     ("account.main", "client_auth", "\"basic\"", Names("account.main.client_auth")),
     ("account.main", "ca_file", "\"<home>/other_ca.pem\"", Takes),
+    ("account.main", "pkce", "\"off\"", Names("account.main.pkce")),
     ("account.main", "refresh_at", "0.6", Names("account.main.refresh_at")),
     ("account.main", "identity_url", "\"\"", Names("account.main.identity_url")),
     ("account.main", "login_lifetime", "\"1d\"", Names("account.main.login_lifetime")),
@@ -161,7 +162,7 @@ fn changed(file: &str, table: &str, key: &str, value: &str) -> String {
         if line.starts_with('[') {
             is_inside = line == header;
         }
-        if !is_inside || line.split('=').next().is_none_or(|name| name.trim() != key) {
+        if !is_inside || line.split('=').next().map(str::trim) != Some(key) {
             changed += &format!("{line}\n");
         }
         if is_inside && line.starts_with('[') {
