@@ -159,8 +159,10 @@ impl Logins {
     /// What is wrong with it, in words for the person.
     pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
         let session = self.session(account)?;
-        let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri);
-        let callback = callback.map_err(Rejected::from)?;
+        let is_ours = |callback: &Callback| self.account_of(&callback.state).is_some();
+        let oauth = session.oauth();
+        let (redirect_uri, mode) = (&oauth.account().redirect_uri, oauth.account().response_mode);
+        let callback = callback::parse_pasted(pasted, redirect_uri, mode, &is_ours)?;
         let owner = self.account_of(&callback.state);
         if owner.as_deref().is_some_and(|owner| owner != account) {
             return Err(Rejected::new(
@@ -307,11 +309,12 @@ impl From<CallbackError> for Rejected {
     fn from(error: CallbackError) -> Self {
         let reason = match error {
             CallbackError::Empty | CallbackError::Address { .. } => Reason::Address,
-            CallbackError::NoParameters | CallbackError::Missing(_) => Reason::Incomplete,
+            CallbackError::NoParameters(_) | CallbackError::Missing(_) => Reason::Incomplete,
             CallbackError::TooLong
             | CallbackError::Characters
             | CallbackError::Repeated(_)
-            | CallbackError::TooMany => Reason::Malformed,
+            | CallbackError::TooMany
+            | CallbackError::Several => Reason::Malformed,
         };
         Self::new(reason, error.to_string())
     }
