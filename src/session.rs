@@ -130,6 +130,9 @@ pub enum AskError {
     /// It can't be done, and why.
     #[error("{0}")]
     Failed(String),
+    /// It could not be begun, so that nothing was spent, and why.
+    #[error("{0}: the same address can be pasted again")]
+    NotBegun(String),
     /// Only a login helps.
     #[error("{0}")]
     LoginRequired(String),
@@ -165,10 +168,10 @@ pub struct LoginDone {
 pub struct Confirmation {
     /// Names it in the answer.
     pub id: String,
-    /// Who is logged in.
-    pub stored: String,
-    /// Who would be.
-    pub new: String,
+    /// Who is logged in, if that is known.
+    pub stored: Option<String>,
+    /// Who would be, if that is known.
+    pub new: Option<String>,
 }
 
 struct Shared {

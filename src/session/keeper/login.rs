@@ -19,9 +19,10 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
-        let reservation = self.reserve().await.map_err(AskError::Failed)?;
+        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
         let LoggedIn { granted, remarks } = match self.oauth.log_in(pending, code, verified).await {
             Ok(logged_in) => logged_in,
+            Err(error) if error.is_unsent() => return Err(AskError::NotBegun(error.to_string())),
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
         let identity = self.oauth.identity(&granted.access_token).await;
@@ -42,7 +43,8 @@ impl Keeper {
         if let (Some(stored), Some(new)) = (stored, record.person.clone())
             && stored.id != new.id
         {
-            let confirmation = Confirmation { id: random(18), stored: stored.name, new: new.name };
+            let confirmation =
+                Confirmation { id: random(18), stored: Some(stored.name), new: Some(new.name) };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
             self.drop_awaiting().await;
             self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
