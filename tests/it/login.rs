@@ -11,6 +11,7 @@ mod local;
 mod pages;
 mod person;
 mod secrecy;
+mod terminal;
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
