@@ -17,8 +17,10 @@ use super::Language;
 use crate::config::Environment;
 use crate::control::login::PENDING_LIVES;
 
-/// The lines of a paste come one right after the other; when nothing came for so long, it was all.
-const SILENCE: Duration = Duration::from_millis(300);
+/// The lines of a paste come one right after the other; when nothing came for so long, it was all. What is whole is
+/// waited for less.
+const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_BEHIND_WHOLE: Duration = Duration::from_millis(300);
 /// More than anybody takes for an address.
 const LONGEST_TEXT: usize = 256 * 1024;
 /// What is said when, and at last nothing: the login is not waited for any longer.
@@ -91,8 +93,14 @@ impl Terminal {
     /// `is_whole` in a paste needs no Enter behind it.
     pub(super) fn next(&mut self, is_whole: &dyn Fn(&str) -> bool) -> Result<Option<String>, Failure> {
         loop {
-            if self.editor.was_pasted && is_whole(&String::from_utf8_lossy(&self.editor.text)) {
+            let can_be_whole = self.editor.was_pasted || self.editor.has_line;
+            let is_whole = can_be_whole && is_whole(&String::from_utf8_lossy(&self.editor.text));
+            if self.editor.was_pasted && is_whole {
                 self.show(b"\n");
+                return Ok(Some(self.editor.take()));
+            }
+            // A script's lines are whole, however soon the next one comes.
+            if self.editor.has_line && !self.is_a_persons() {
                 return Ok(Some(self.editor.take()));
             }
             if self.editor.is_at_end {
@@ -100,7 +108,8 @@ impl Terminal {
             }
             let reminder = REMINDERS.get(self.told).filter(|_| self.is_a_persons());
             let left = reminder.map(|(at, _)| at.saturating_sub(self.started.elapsed()));
-            let wait = if self.editor.has_line { Some(SILENCE) } else { left };
+            let silence = if is_whole { SILENCE_BEHIND_WHOLE } else { SILENCE };
+            let wait = if self.editor.has_line { Some(silence) } else { left };
             let piece = match wait {
                 None => self.pieces.recv().map_err(|_ended| RecvTimeoutError::Disconnected),
                 Some(wait) => self.pieces.recv_timeout(wait),

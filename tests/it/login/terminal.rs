@@ -1,9 +1,9 @@
 //! `login` on a terminal of its own: what is pasted into it, what it says, and how it leaves the terminal.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
@@ -243,6 +243,25 @@ fn the_terminal_speaks_of_the_flow_in_the_language_of_the_locale() {
         sitting.shows(&format!("main 已登录为 {}。", Person::Alice.display_name()));
         assert_eq!(sitting.ends(), Some(0));
     }
+}
+
+/// A script may write all its lines at once; each is one, of any length.
+#[test]
+fn a_script_writes_a_line_for_each_answer() {
+    let world = World::logged_in();
+    let mut command = world.home.command(&["login"]);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = lines.skip_while(|line| !line.starts_with("http"));
+    let address = world.standin.authorize(&lines.next().unwrap(), Person::Bob);
+    let address = address.replacen("&id_token", &format!("&more={}&id_token", "x".repeat(20_000)), 1);
+
+    child.stdin.take().unwrap().write_all(format!("\r\n{address}\r\nyes\n").as_bytes()).unwrap();
+
+    let told = lines.collect::<Vec<_>>().join("\n");
+    assert!(told.contains(&format!("main is logged in as {}.", Person::Bob.display_name())), "{told}");
+    assert!(child.wait().unwrap().success(), "{told}");
 }
 
 /// An Enter behind a paste that was taken already is no answer to the question that follows.
