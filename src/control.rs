@@ -30,6 +30,7 @@ use url::form_urlencoded;
 
 use crate::config::{Listen, ResponseType};
 use crate::metrics::{Metrics, Minute};
+use crate::oauth::callback;
 use crate::problem::{Code, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{At, Moment, now};
@@ -114,7 +115,8 @@ impl Control {
         }
     }
 
-    fn login_page(&self, reader: Reader, session: &Session) -> Html<String> {
+    /// The login page of an account. The page's script asks in `query` for the `state` of a login.
+    fn login_page(&self, reader: Reader, session: &Session, query: Option<&str>) -> Html<String> {
         let account = session.account();
         let Some(redirect_uri) = self.logins.redirect_uri(account) else {
             return pages::no_login_needed(reader, account);
@@ -126,6 +128,7 @@ impl Control {
             url.to_string()
         });
         let authorization_url = authorization_url.or_else(|| configured.account().issuer.clone());
+        let state = field(query.unwrap_or_default(), "state");
         let page = LoginPage {
             account,
             accounts: &self.logins.accounts().collect::<Vec<_>>(),
@@ -137,7 +140,9 @@ impl Control {
                 ResponseType::Hybrid => "code id_token state",
                 ResponseType::Code => "code state",
             },
-            waiting: &self.logins.waiting(),
+            mark: callback::mark(configured.account().response_mode),
+            newest: self.logins.newest(account),
+            asked: state.as_deref().map(|state| (state, self.logins.look(state))),
             secret: &self.page_secret(),
         };
         pages::login(reader, &page)
@@ -214,10 +219,10 @@ async fn status_page(State(control): Shared, fields: HeaderMap) -> Response {
     pages::status(reader(&fields), &control.overview()).into_response()
 }
 
-async fn login_page(State(control): Shared, fields: HeaderMap) -> Response {
+async fn login_page(State(control): Shared, fields: HeaderMap, RawQuery(query): RawQuery) -> Response {
     let sessions: Vec<_> = control.logins.accounts().filter_map(|name| control.sessions.get(name)).collect();
     if let [only] = sessions.as_slice() {
-        return control.login_page(reader(&fields), only).into_response();
+        return control.login_page(reader(&fields), only, query.as_deref()).into_response();
     }
     let states: Vec<_> = sessions.iter().map(|session| (session.account(), session.status().state)).collect();
     pages::choose(reader(&fields), &states).into_response()
@@ -227,9 +232,10 @@ async fn account_page(
     State(control): Shared,
     Path(account): Path<String>,
     fields: HeaderMap,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Answer> {
     let session = control.session(&account)?;
-    Ok(control.login_page(reader(&fields), session).into_response())
+    Ok(control.login_page(reader(&fields), session, query.as_deref()).into_response())
 }
 
 // --- login -----------------------------------------------------------------------------------------------

@@ -598,9 +598,16 @@ impl Oauth {
 }
 
 impl Pending {
-    /// A new login with fresh random values.
-    pub fn start() -> Self {
-        Self { state: random(24), nonce: random(24), code_verifier: random(32).into(), started: now() }
+    /// A login with these values, each of 128 random bits or more.
+    pub const fn new(state: String, nonce: String, code_verifier: SecretString, started: Moment) -> Self {
+        Self { state, nonce, code_verifier, started }
+    }
+}
+
+impl LoginError {
+    /// True when the code did not reach the server, and is still good.
+    pub const fn is_unsent(&self) -> bool {
+        matches!(self, Self::Exchange(GrantError::Unavailable { was_sent: false, .. }))
     }
 }
 

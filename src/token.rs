@@ -39,6 +39,11 @@ impl Moment {
         self.wall_ms
     }
 
+    /// Milliseconds on the boot-time clock, which nobody can set.
+    pub const fn boot_ms(self) -> i64 {
+        self.boot_ms
+    }
+
     /// Seconds since the Unix epoch.
     pub const fn wall_secs(self) -> i64 {
         self.wall_ms.div_euclid(1000)

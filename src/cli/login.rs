@@ -1,40 +1,31 @@
 //! `login`: the browser's part in any browser, the rest in this terminal.
 
-use std::io::{BufRead as _, IsTerminal as _, stdin};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+mod terminal;
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::daemon::{Daemon, runtime};
 use super::{Common, Exit, Failure, log, say, say_error};
-use crate::config::{Config, Environment};
-use crate::control::login::{PENDING_LIVES, as_json, is_local};
+use crate::config::{Account, Config, Environment};
+use crate::control::login::{as_json, is_local};
 use crate::notify;
+use crate::oauth::callback::{mark, parse_pasted};
 use crate::server::Accounts;
+use terminal::Terminal;
 
 /// Where the login takes place: in the running daemon, or here.
 enum Place {
     Daemon(Daemon),
-    Here(Runtime, Accounts),
+    Here(Runtime, Box<Accounts>),
 }
 
-/// A person who writes, or a script; the person is told how the time passes.
-struct Terminal {
-    lines: Receiver<std::io::Result<String>>,
-    started: Instant,
-    told: usize,
-    is_one: bool,
+/// What the terminal speaks.
+#[derive(Clone, Copy)]
+enum Language {
+    English,
+    Chinese,
 }
-
-/// What is said when, and at last nothing: the login is not waited for any longer.
-const REMINDERS: [(Duration, Option<&str>); 4] = [
-    (Duration::from_secs(5 * 60), Some("(5 minutes are left)")),
-    (Duration::from_secs(8 * 60), Some("(2 minutes are left)")),
-    (Duration::from_secs(9 * 60), Some("(1 minute is left)")),
-    (PENDING_LIVES, None),
-];
 
 pub(super) fn login(
     config: &Config,
@@ -47,13 +38,13 @@ pub(super) fn login(
         None => {
             log::start_quiet(config, common, environment)?;
             let (runtime, accounts) = open(config)?;
-            Place::Here(runtime, accounts)
+            Place::Here(runtime, Box::new(accounts))
         }
     };
-    let redirect_uri = &config.accounts[account].redirect_uri.url;
+    let (account, language) = (&config.accounts[account], Language::of_locale(environment));
     let outcome = match &place {
-        Place::Daemon(_) if is_local(redirect_uri) => come_back(&place, account),
-        _ => converse(&place, account),
+        Place::Daemon(_) if is_local(&account.redirect_uri.url) => come_back(&place, &account.name, language),
+        _ => converse(&place, account, language, environment),
     };
     if let Place::Here(runtime, accounts) = place {
         runtime.block_on(accounts.close());
@@ -74,11 +65,17 @@ pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
 }
 
 /// The browser comes back to the daemon by itself, which ends the login.
-fn come_back(place: &Place, account: &str) -> Result<Exit, Failure> {
+fn come_back(place: &Place, account: &str, language: Language) -> Result<Exit, Failure> {
     let url = place.start(account)?;
-    say("Open this address in a browser on this machine and log in there:\n");
+    say(language.of([
+        "Open this address in a browser on this machine and log in there:\n",
+        "请在本机的浏览器中打开这个地址并登录：\n",
+    ]));
     say(&url);
-    say("\nThe browser comes back to the daemon by itself. `cnblogs-proxy status` says when it is done.");
+    say(language.of([
+        "\nThe browser comes back to the daemon by itself. `cnblogs-proxy status` says when it is done.",
+        "\n浏览器会自己回到代理。运行 `cnblogs-proxy status` 可以看到是否完成。",
+    ]));
     Ok(Exit::Done)
 }
 
@@ -91,32 +88,38 @@ fn missing_secret(account: &str) -> Failure {
     .with_hint("start the daemon, or name the secret's file in the configuration")
 }
 
-fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {
-    let url = place.start(account)?;
-    say("Open this address in a browser and log in there:\n");
-    say(&url);
-    say(
-        "\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,",
-    );
-    say("with everything behind the #, and paste it here:");
-    let mut terminal = Terminal::new();
-    terminal.tell("(10 minutes are left)");
+fn converse(
+    place: &Place,
+    account: &Account,
+    language: Language,
+    environment: &Environment,
+) -> Result<Exit, Failure> {
+    let url = place.start(&account.name)?;
+    ask(&url, mark(account.response_mode), language);
+    let is_whole =
+        |text: &str| parse_pasted(text, &account.redirect_uri.url, account.response_mode, &|_| true).is_ok();
+    let mut terminal = Terminal::new(environment, language);
     let mut last = None;
     loop {
-        let Some(line) = terminal.next_line()? else {
-            return Err(last.unwrap_or_else(|| Failure::new(Exit::Failed, "nothing was pasted")));
+        let Some(pasted) = terminal.next(&is_whole)? else {
+            let nothing = language.of(["nothing was pasted", "没有粘贴任何内容"]);
+            return Err(last.unwrap_or_else(|| Failure::new(Exit::Failed, nothing)));
         };
-        if line.trim().is_empty() {
+        if pasted.trim().is_empty() {
             continue;
         }
-        terminal.tell("Checking the address, and exchanging its code for a token ...");
-        match place.finish(account, &line) {
-            Ok(outcome) => {
-                return settle(place, account, &outcome, &mut || terminal.next_line().ok().flatten());
-            }
-            Err(failure) if terminal.is_one && failure.exit == Exit::Failed => {
-                say_error(&format!("error: {}", failure.message));
-                say("Paste the address again, or press Ctrl-C and start over:");
+        terminal.tell(language.of([
+            "Checking the address, and exchanging its code for a token ...",
+            "正在检查地址，并用其中的授权码换取令牌……",
+        ]));
+        match place.finish(&account.name, &pasted) {
+            Ok(outcome) => return settle(place, &account.name, &outcome, &mut terminal, language),
+            Err(failure) if terminal.is_a_persons() && failure.exit == Exit::Failed => {
+                say_error(&format!("{}{}", language.of(["error: ", "错误："]), failure.message));
+                say(language.of([
+                    "Paste the address again, or press Ctrl-C and start over:",
+                    "请重新粘贴地址，或按 Ctrl-C 后重新开始：",
+                ]));
                 last = Some(failure);
             }
             Err(failure) => return Err(failure),
@@ -124,78 +127,104 @@ fn converse(place: &Place, account: &str) -> Result<Exit, Failure> {
     }
 }
 
+fn ask(url: &str, mark: char, language: Language) {
+    let (english, chinese) = (
+        format!("with everything behind the {mark}, and paste it here:"),
+        format!("包括 {mark} 后面的全部内容，粘贴到这里："),
+    );
+    say(language
+        .of(["Open this address in a browser and log in there:\n", "请在浏览器中打开这个地址并登录：\n"]));
+    say(url);
+    say(language.of([
+        "\nThe browser ends at an almost empty page. Copy the whole address of that page from the address bar,",
+        "\n浏览器最后停在一个几乎空白的页面。请从地址栏复制该页面的完整地址，",
+    ]));
+    say(language.of([&english, &chinese]));
+}
+
 fn settle(
     place: &Place,
     account: &str,
     outcome: &Value,
-    next_line: &mut dyn FnMut() -> Option<String>,
+    terminal: &mut Terminal,
+    language: Language,
 ) -> Result<Exit, Failure> {
     let text = |name: &str| outcome.get(name).and_then(Value::as_str).unwrap_or_default();
     match text("outcome") {
         "needs-confirmation" => {
-            say(&format!(
-                "{account} is logged in as {}, and you logged in as {}. Write yes to replace the login:",
-                text("stored"),
-                text("new")
-            ));
-            let is_yes = next_line().is_some_and(|line| line.trim().eq_ignore_ascii_case("yes"));
+            say(&question(account, outcome, language));
+            let is_yes = wants_it(terminal);
             let outcome = place.confirm(account, text("confirm"), is_yes)?;
-            settle(place, account, &outcome, &mut || None)
+            settle(place, account, &outcome, terminal, language)
         }
         "declined" => {
-            say("Nothing changed: the new login was revoked.");
+            say(language.of(["Nothing changed: the new login was revoked.", "没有变化：新的登录已撤销。"]));
             Ok(Exit::Failed)
         }
         _ => {
-            let who =
-                if text("person").is_empty() { String::new() } else { format!(" as {}", text("person")) };
-            say(&format!("{account} is logged in{who}."));
-            if !text("login_expires_at").is_empty() {
-                say(&format!("This login lasts until {}.", text("login_expires_at")));
-            }
-            for remark in outcome.get("remarks").and_then(Value::as_array).into_iter().flatten() {
-                say_error(&format!("warning: {}", remark.as_str().unwrap_or_default()));
-            }
+            tell_of_login(account, outcome, language);
             Ok(Exit::Done)
         }
     }
 }
 
-impl Terminal {
-    fn new() -> Self {
-        let (sender, lines) = channel();
-        // It waits for a person, whom nothing but the end of the program interrupts.
-        std::thread::spawn(move || stdin().lock().lines().try_for_each(|line| sender.send(line)).ok());
-        Self { lines, started: Instant::now(), told: 0, is_one: stdin().is_terminal() }
-    }
-
-    /// Progress, for a person who sits in front of it.
-    fn tell(&self, words: &str) {
-        if self.is_one {
-            say_error(words);
+/// Asks whether to replace somebody's login by somebody else's.
+fn question(account: &str, outcome: &Value, language: Language) -> String {
+    let unknown = language.of(["somebody whose name is not known", "一位不知道名字的人"]);
+    let [stored, new] =
+        ["stored", "new"].map(|name| outcome.get(name).and_then(Value::as_str).unwrap_or(unknown));
+    match language {
+        Language::English => format!(
+            "{account} is logged in as {stored}, and you logged in as {new}. Write yes to replace the login:"
+        ),
+        Language::Chinese => {
+            format!("{account} 目前登录的是 {stored}，您刚才登录为 {new}。输入 yes 并回车，替换原来的登录：")
         }
     }
+}
 
-    /// What the person writes next; none when nothing more will come.
-    fn next_line(&mut self) -> Result<Option<String>, Failure> {
-        loop {
-            let reminder = REMINDERS.get(self.told).filter(|_| self.is_one);
-            let line = match reminder {
-                None => self.lines.recv().map_err(|_ended| RecvTimeoutError::Disconnected),
-                Some((at, _)) => self.lines.recv_timeout(at.saturating_sub(self.started.elapsed())),
-            };
-            match (line, reminder) {
-                (Ok(line), _) => return line.map(Some).map_err(|error| Failure::of(&error.into())),
-                (Err(RecvTimeoutError::Timeout), Some((_, Some(words)))) => {
-                    self.tell(words);
-                    self.told += 1;
-                }
-                (Err(RecvTimeoutError::Timeout), _) => {
-                    let failure = Failure::new(Exit::Failed, "the 10 minutes of this login are over");
-                    return Err(failure.with_hint("run the command again: it gives a new address"));
-                }
-                (Err(RecvTimeoutError::Disconnected), _) => return Ok(None),
-            }
+/// An Enter that was pressed behind the paste is no answer.
+fn wants_it(terminal: &mut Terminal) -> bool {
+    terminal.start_again();
+    loop {
+        match terminal.next(&|_| false) {
+            Ok(Some(line)) if line.trim().is_empty() => {}
+            Ok(Some(line)) => return line.trim().eq_ignore_ascii_case("yes"),
+            _ => return false,
+        }
+    }
+}
+
+fn tell_of_login(account: &str, outcome: &Value, language: Language) {
+    let text = |name: &str| outcome.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let english = text("person").map_or_else(String::new, |person| format!(" as {person}"));
+    let chinese = text("person").map_or_else(String::new, |person| format!("为 {person}"));
+    say(language.of([&format!("{account} is logged in{english}."), &format!("{account} 已登录{chinese}。")]));
+    if let Some(until) = text("login_expires_at") {
+        say(language.of([&format!("This login lasts until {until}."), &format!("本次登录有效至 {until}。")]));
+    }
+    for remark in outcome.get("remarks").and_then(Value::as_array).into_iter().flatten() {
+        let warning = language.of(["warning: ", "注意："]);
+        say_error(&format!("{warning}{}", remark.as_str().unwrap_or_default()));
+    }
+}
+
+impl Language {
+    /// As the locale says (`locale(7)`), unless its characters are others than ours.
+    fn of_locale(environment: &Environment) -> Self {
+        let names = ["LC_ALL", "LC_MESSAGES", "LANG"];
+        let locale =
+            names.iter().find_map(|name| environment.var(name)).unwrap_or_default().to_ascii_lowercase();
+        let (place, characters) = locale.split_once('.').unwrap_or((&locale, "utf-8"));
+        let is_chinese = place.split(['_', '@', '-']).next() == Some("zh");
+        let is_ours = ["utf-8", "utf8"].iter().any(|utf8| characters.starts_with(utf8));
+        if is_chinese && is_ours { Self::Chinese } else { Self::English }
+    }
+
+    const fn of(self, [english, chinese]: [&str; 2]) -> &str {
+        match self {
+            Self::English => english,
+            Self::Chinese => chinese,
         }
     }
 }
@@ -242,4 +271,45 @@ impl Place {
 
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_language_is_that_of_the_locale() {
+        let language = |variables: &[(&str, &str)]| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            Language::of_locale(&Environment::new(variables.iter().map(owned))).of(["en", "zh"]).to_owned()
+        };
+        for locale in ["zh_CN.UTF-8", "zh_TW.utf8", "zh", "zh_CN", "ZH_cn.UTF-8@pinyin", "zh-Hans"] {
+            assert_eq!(language(&[("LANG", locale)]), "zh", "{locale}");
+        }
+        // What is written in GBK can't be read as UTF-8, and the reverse.
+        for locale in ["", "C", "C.UTF-8", "en_US.UTF-8", "zhu", "zh_CN.GBK", "zh_TW.Big5"] {
+            assert_eq!(language(&[("LANG", locale)]), "en", "{locale}");
+        }
+        assert_eq!(language(&[("LC_MESSAGES", "zh_CN.UTF-8"), ("LANG", "en_US.UTF-8")]), "zh");
+        assert_eq!(
+            language(&[("LC_ALL", "C"), ("LC_MESSAGES", "zh_CN.UTF-8"), ("LANG", "zh_CN.UTF-8")]),
+            "en"
+        );
+        assert_eq!(language(&[("LC_ALL", ""), ("LANG", "zh_CN.UTF-8")]), "zh");
+    }
+
+    #[test]
+    fn a_person_without_a_name_is_somebody() {
+        let asked = |language| question("main", &json!({ "stored": null, "new": "Bob" }), language);
+
+        let english = asked(Language::English);
+        assert!(
+            english.starts_with("main is logged in as somebody whose name is not known, and"),
+            "{english}"
+        );
+        assert!(english.contains("you logged in as Bob. Write yes"), "{english}");
+        assert!(asked(Language::Chinese).contains("一位不知道名字的人，您刚才登录为 Bob。"));
+    }
 }

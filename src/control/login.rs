@@ -1,5 +1,7 @@
 //! Logins in progress: from the authorization URL to the callback that a person pastes or a browser brings.
 
+mod seal;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,60 +13,36 @@ use crate::config::Grant;
 use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
 use crate::oauth::{LoginError, Pending};
-use crate::session::{LoginOutcome, Session};
+use crate::session::{AskError, LoginOutcome, Session};
 use crate::token::{At, Moment, now};
+use seal::Seal;
 
 /// A login that was begun is waited for as long.
 pub const PENDING_LIVES: Duration = Duration::from_secs(600);
-/// More than anybody has tabs; the oldest gives way.
-const MOST_PENDING: usize = 256;
-/// Of how many logins that ended it is known how.
-const MOST_ENDED: usize = 64;
+/// Each spent a code at the token endpoint within [`PENDING_LIVES`]; more than that are not spent.
+const MOST_SPENT: usize = 4096;
+/// Of how many logins that the server said no to it is known.
+const MOST_DENIED: usize = 64;
 /// The path of `/-/callback` in a registered address.
 const LOCAL_CALLBACK: &str = "/-/callback";
 
 /// The logins in progress of all accounts.
 pub struct Logins {
     sessions: BTreeMap<String, Session>,
+    seal: Seal,
     progress: Mutex<Progress>,
 }
 
-#[derive(Debug, Default)]
+/// What is remembered of logins: which are over, and for the page of each account its newest.
+#[derive(Default)]
 struct Progress {
-    pending: Vec<(String, Pending)>,
-    ended: VecDeque<Ended>,
+    spent: BTreeMap<String, Moment>,
+    denied: VecDeque<String>,
+    newest: BTreeMap<String, (String, Moment)>,
 }
 
-/// What a page may know of the logins in progress.
-#[derive(Clone, Debug, Default)]
-pub struct Waiting {
-    /// Those that can be finished, the newest last.
-    pub alive: Vec<Alive>,
-    /// The last that can't any more, the newest last.
-    pub ended: Vec<Ended>,
-}
-
-/// A login that can be finished.
-#[derive(Clone, Debug)]
-pub struct Alive {
-    /// Whose it is.
-    pub account: String,
-    /// Names it.
-    pub state: String,
-    /// How long it can be.
-    pub until: At,
-}
-
-/// A login that can't be finished any more.
-#[derive(Clone, Debug)]
-pub struct Ended {
-    /// Whose it was.
-    pub account: String,
-    /// Named it.
-    pub state: String,
-    /// False when nobody finished it in time.
-    pub was_used: bool,
-}
+/// Whose login has a `state`, and until when it can be finished.
+pub type Look = Result<(String, At), Rejected>;
 
 /// Why a login came to nothing. The stored login is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +79,8 @@ pub enum Reason {
     Clock,
     /// The authorization server is not there.
     Server,
+    /// The code could not be sent, and is still good.
+    Unspent,
     /// The exchange, or keeping what it brought, failed.
     Exchange,
     /// Nobody is asked for a yes.
@@ -114,7 +94,7 @@ impl Logins {
     pub fn new(sessions: &BTreeMap<String, Session>) -> Self {
         let mut sessions = sessions.clone();
         sessions.retain(|_, session| session.oauth().account().grant == Grant::AuthorizationCode);
-        Self { sessions, progress: Mutex::default() }
+        Self { sessions, seal: Seal::new(), progress: Mutex::default() }
     }
 
     /// The accounts that a person logs in to.
@@ -132,26 +112,28 @@ impl Logins {
     /// # Errors
     /// When the account needs no person, or its issuer can't be asked now where that is.
     pub async fn start(&self, account: &str) -> Result<Url, Rejected> {
-        let pending = Pending::start();
-        let url = self.session(account)?.oauth().authorization_url(&pending).await;
+        let session = self.session(account)?;
+        let pending = self.seal.begin(account, now());
+        let url = session.oauth().authorization_url(&pending).await;
         let url = url.map_err(|error| Rejected::new(reason_of(&error), error.to_string()))?;
-        let mut progress = self.progress();
-        if progress.pending.len() >= MOST_PENDING {
-            progress.pending.remove(0);
-        }
-        progress.pending.push((account.to_owned(), pending));
+        let newest = (pending.state, pending.started);
+        self.progress().newest.insert(account.to_owned(), newest);
         Ok(url)
     }
 
-    /// The logins in progress, and how the last ones ended.
-    pub fn waiting(&self) -> Waiting {
+    /// Until when the newest login of an account can be finished, or could be; none when it is over.
+    pub fn newest(&self, account: &str) -> Option<At> {
         let progress = self.progress();
-        let alive = progress.pending.iter().map(|(account, pending)| Alive {
-            account: account.clone(),
-            state: pending.state.clone(),
-            until: At(pending.started.plus(PENDING_LIVES).wall_ms()),
-        });
-        Waiting { alive: alive.collect(), ended: progress.ended.iter().cloned().collect() }
+        let (state, started) = progress.newest.get(account)?;
+        (!progress.is_over(state)).then(|| ends_at(*started))
+    }
+
+    /// Whose login has this `state`, and until when it can be finished.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn look(&self, state: &str) -> Look {
+        self.find(state).map(|(account, pending)| (account, ends_at(pending.started)))
     }
 
     /// Ends a login with what a person pasted.
@@ -160,31 +142,32 @@ impl Logins {
     /// What is wrong with it, in words for the person.
     pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
         let session = self.session(account)?;
-        let callback = callback::parse_pasted(pasted, &session.oauth().account().redirect_uri.url);
-        let callback = callback.map_err(Rejected::from)?;
-        let owner = self.account_of(&callback.state);
-        if owner.as_deref().is_some_and(|owner| owner != account) {
+        let is_ours = |callback: &Callback| self.begun(&callback.state, now()).is_some();
+        let oauth = session.oauth();
+        let (redirect_uri, mode) = (&oauth.account().redirect_uri.url, oauth.account().response_mode);
+        let callback = callback::parse_pasted(pasted, redirect_uri, mode, &is_ours)?;
+        let (owner, pending) = self.find(&callback.state)?;
+        if owner != account {
             return Err(Rejected::new(
                 Reason::OtherAccount,
                 "this address belongs to the login of another account",
             ));
         }
-        self.finish(callback, session).await
+        self.finish(callback, pending, session).await
     }
 
     /// Ends a login with what a browser brought, in the query of a GET or the form of a POST. Says which account
     /// it was for, as far as that is known.
     pub async fn finish_brought(&self, parameters: &str) -> (String, Result<LoginOutcome, Rejected>) {
-        let callback = match callback::parse_parameters(&[parameters]) {
-            Ok(callback) => callback,
-            Err(error) => return (String::new(), Err(error.into())),
-        };
-        let Some(account) = self.account_of(&callback.state) else {
-            return (String::new(), Err(self.progress().gone(&callback.state)));
+        let callback = callback::parse_parameters(&[parameters]).map_err(Rejected::from);
+        let found = callback.and_then(|callback| Ok((self.find(&callback.state)?, callback)));
+        let ((account, pending), callback) = match found {
+            Ok(found) => found,
+            Err(why) => return (String::new(), Err(why)),
         };
         let is_registered = self.redirect_uri(&account).as_ref().is_some_and(is_local);
         let outcome = match self.session(&account) {
-            Ok(session) if is_registered => self.finish(callback, session).await,
+            Ok(session) if is_registered => self.finish(callback, pending, session).await,
             _ => Err(Rejected::new(
                 Reason::Configuration,
                 "this account's redirect_uri is not the address of this page",
@@ -193,7 +176,12 @@ impl Logins {
         (account, outcome)
     }
 
-    async fn finish(&self, callback: Callback, session: &Session) -> Result<LoginOutcome, Rejected> {
+    async fn finish(
+        &self,
+        callback: Callback,
+        pending: Pending,
+        session: &Session,
+    ) -> Result<LoginOutcome, Rejected> {
         let account = session.account();
         let failed = |reason, error: &dyn std::error::Error| {
             tracing::warn!(account, reason = %error, "a login came to nothing");
@@ -204,7 +192,7 @@ impl Logins {
         let code = match callback.outcome {
             Outcome::Code(code) => code,
             Outcome::Denied { error, description } => {
-                self.take(&callback.state)?;
+                self.progress().deny(pending.state);
                 let words = description.map(|words| format!(": {words}")).unwrap_or_default();
                 return Err(Rejected::new(
                     Reason::Denied,
@@ -213,11 +201,18 @@ impl Logins {
             }
         };
         // What does not vouch for the login leaves it open: the person may still bring the right address.
-        let pending = self.progress().find(&callback.state)?;
         let verified = session.oauth().verify(&pending, &code).await;
         let verified = verified.map_err(|error| failed(reason_of(&error), &error))?;
-        let pending = self.take(&callback.state)?;
-        session.log_in(pending, code, verified).await.map_err(|error| failed(Reason::Exchange, &error))
+        let state = pending.state.clone();
+        self.progress().spend(&pending, now())?;
+        match session.log_in(pending, code, verified).await {
+            Err(error @ AskError::NotBegun(_)) => {
+                self.progress().spent.remove(&state);
+                let Rejected { reason, words } = failed(Reason::Unspent, &error);
+                Err(Rejected::new(reason, format!("{words}: the same address can be pasted again")))
+            }
+            outcome => outcome.map_err(|error| failed(Reason::Exchange, &error)),
+        }
     }
 
     fn session(&self, account: &str) -> Result<&Session, Rejected> {
@@ -227,75 +222,76 @@ impl Logins {
         })
     }
 
-    fn account_of(&self, state: &str) -> Option<String> {
-        let progress = self.progress();
-        progress
-            .pending
-            .iter()
-            .find(|(_, pending)| pending.state == state)
-            .map(|(account, _)| account.clone())
+    /// The login with this `state`, whether or not it is over.
+    fn begun(&self, state: &str, now: Moment) -> Option<(String, Pending)> {
+        let of = |account: &String| Some((account.clone(), self.seal.open(account, state, now)?));
+        self.sessions.keys().find_map(of)
     }
 
-    /// A login is taken once, and only while it lives.
-    fn take(&self, state: &str) -> Result<Pending, Rejected> {
-        let mut progress = self.progress();
-        let Some(at) = progress.pending.iter().position(|(_, pending)| pending.state == state) else {
-            return Err(progress.gone(state));
-        };
-        let (account, pending) = progress.pending.remove(at);
-        progress.end(account, &pending, true);
-        Ok(pending)
+    /// The login with this `state`, while it can be finished.
+    fn find(&self, state: &str) -> Result<(String, Pending), Rejected> {
+        let now = now();
+        let (account, pending) = self.begun(state, now).ok_or_else(|| {
+            Rejected::new(
+                Reason::Unknown,
+                "no login is waiting for this address (its `state` is unknown: it is another login's, or from before \
+                 the daemon was started): please start the login again",
+            )
+        })?;
+        self.progress().check(&pending, now)?;
+        Ok((account, pending))
     }
 
-    /// Those that live, and how the others ended.
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        let mut progress = self.progress.lock().expect("no thread panics while it holds the logins");
-        progress.end_late_ones(now());
-        progress
+        self.progress.lock().expect("no thread panics while it holds the logins")
     }
 }
 
 impl Progress {
-    fn find(&self, state: &str) -> Result<Pending, Rejected> {
-        let found = self.pending.iter().find(|(_, pending)| pending.state == state);
-        found.map(|(_, pending)| pending.clone()).ok_or_else(|| self.gone(state))
+    fn is_over(&self, state: &str) -> bool {
+        self.spent.contains_key(state) || self.denied.iter().any(|denied| denied == state)
     }
 
-    fn end_late_ones(&mut self, now: Moment) {
-        let (alive, late) =
-            std::mem::take(&mut self.pending).into_iter().partition(|(_, one)| is_alive(one, now));
-        self.pending = alive;
-        let late: Vec<_> = late;
-        for (account, pending) in late {
-            self.end(account, &pending, false);
-        }
-    }
-
-    fn end(&mut self, account: String, pending: &Pending, was_used: bool) {
-        if self.ended.len() >= MOST_ENDED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(Ended { account, state: pending.state.clone(), was_used });
-    }
-
-    /// Why no login with this state can be finished.
-    fn gone(&self, state: &str) -> Rejected {
-        match self.ended.iter().find(|ended| ended.state == state) {
-            Some(Ended { was_used: true, .. }) => Rejected::new(
+    fn check(&self, pending: &Pending, now: Moment) -> Result<(), Rejected> {
+        if self.is_over(&pending.state) {
+            return Err(Rejected::new(
                 Reason::Used,
                 "this address was used already (its `state` is that of a login that is over): please start the \
                  login again",
-            ),
-            Some(_) => Rejected::new(
+            ));
+        }
+        if !is_alive(pending.started, now) {
+            return Err(Rejected::new(
                 Reason::Late,
                 "this login began more than 10 minutes ago (its `state` has expired): please start the login again",
-            ),
-            None => Rejected::new(
-                Reason::Unknown,
-                "no login is waiting for this address (its `state` is unknown: it is another login's, or from before \
-                 the daemon was started): please start the login again",
-            ),
+            ));
         }
+        Ok(())
+    }
+
+    /// A code is spent once, and only while its login lives. What was spent is forgotten when the login has ended
+    /// anyway, and not before, however much others do.
+    fn spend(&mut self, pending: &Pending, now: Moment) -> Result<(), Rejected> {
+        self.check(pending, now)?;
+        if self.spent.len() >= MOST_SPENT {
+            self.spent.retain(|_, started| is_alive(*started, now));
+        }
+        if self.spent.len() >= MOST_SPENT {
+            return Err(Rejected::new(
+                Reason::Unspent,
+                "very many logins were finished in the last 10 minutes: paste the address again in a minute",
+            ));
+        }
+        self.spent.insert(pending.state.clone(), pending.started);
+        Ok(())
+    }
+
+    /// A no ends the login. One that is forgotten spent nothing: a code that comes after it is as good as any.
+    fn deny(&mut self, state: String) {
+        if self.denied.len() >= MOST_DENIED {
+            self.denied.pop_front();
+        }
+        self.denied.push_back(state);
     }
 }
 
@@ -310,11 +306,12 @@ impl From<CallbackError> for Rejected {
     fn from(error: CallbackError) -> Self {
         let reason = match error {
             CallbackError::Empty | CallbackError::Address { .. } => Reason::Address,
-            CallbackError::NoParameters | CallbackError::Missing(_) => Reason::Incomplete,
+            CallbackError::NoParameters(_) | CallbackError::Missing(_) => Reason::Incomplete,
             CallbackError::TooLong
             | CallbackError::Characters
             | CallbackError::Repeated(_)
-            | CallbackError::TooMany => Reason::Malformed,
+            | CallbackError::TooMany
+            | CallbackError::Several => Reason::Malformed,
         };
         Self::new(reason, error.to_string())
     }
@@ -322,7 +319,7 @@ impl From<CallbackError> for Rejected {
 
 #[cfg(test)]
 impl Reason {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Address,
         Self::Incomplete,
         Self::Malformed,
@@ -334,6 +331,7 @@ impl Reason {
         Self::Untrusted,
         Self::Clock,
         Self::Server,
+        Self::Unspent,
         Self::Exchange,
         Self::Unasked,
         Self::Configuration,
@@ -364,8 +362,12 @@ pub fn as_json(outcome: &LoginOutcome) -> Value {
     }
 }
 
-fn is_alive(pending: &Pending, now: Moment) -> bool {
-    now.since(pending.started) < PENDING_LIVES
+fn is_alive(started: Moment, now: Moment) -> bool {
+    now.since(started) < PENDING_LIVES
+}
+
+fn ends_at(started: Moment) -> At {
+    At(started.plus(PENDING_LIVES).wall_ms())
 }
 
 const fn reason_of(error: &LoginError) -> Reason {
@@ -383,34 +385,59 @@ const fn reason_of(error: &LoginError) -> Reason {
 mod tests {
     use super::*;
 
+    const NOW: Moment = Moment::new(1_700_000_000_000, 5_000);
+
+    fn begun() -> Pending {
+        Seal::new().begin("main", NOW)
+    }
+
+    fn after(secs: u64) -> Moment {
+        NOW.plus(Duration::from_secs(secs))
+    }
+
     #[test]
     fn a_login_is_waited_for_as_long_as_its_code_is_good() {
-        let pending = Pending::start();
-        let after = |secs| pending.started.plus(Duration::from_secs(secs));
-
-        assert!(is_alive(&pending, after(0)) && is_alive(&pending, after(599)));
-        assert!(!is_alive(&pending, after(600)) && !is_alive(&pending, after(601)));
+        assert!(is_alive(NOW, after(0)) && is_alive(NOW, after(599)));
+        assert!(!is_alive(NOW, after(600)) && !is_alive(NOW, after(601)));
     }
 
     #[test]
     fn of_a_login_that_is_over_it_is_known_how_it_ended() {
-        let (used, late) = (Pending::start(), Pending::start());
+        let (used, denied, late) = (begun(), begun(), begun());
         let mut progress = Progress::default();
-        progress.end("main".to_owned(), &used, true);
-        progress.pending.push(("main".to_owned(), late.clone()));
+        assert!(progress.check(&late, after(599)).is_ok());
 
-        progress.end_late_ones(late.started.plus(Duration::from_secs(599)));
-        assert!(progress.find(&late.state).is_ok());
-        progress.end_late_ones(late.started.plus(PENDING_LIVES));
+        progress.spend(&used, NOW).unwrap();
+        progress.deny(denied.state.clone());
 
-        for (state, reason) in
-            [(&*used.state, Reason::Used), (&late.state, Reason::Late), ("x", Reason::Unknown)]
-        {
-            let gone = progress.find(state).unwrap_err();
-            assert_eq!(gone.reason, reason);
-            assert!(gone.words.contains("`state`") && gone.words.contains("start the login again"), "{gone}");
+        for (pending, reason) in [(&used, Reason::Used), (&denied, Reason::Used), (&late, Reason::Late)] {
+            for gone in [progress.check(pending, after(600)), progress.spend(pending, after(600))] {
+                let gone = gone.unwrap_err();
+                assert_eq!(gone.reason, reason);
+                assert!(
+                    gone.words.contains("`state`") && gone.words.contains("start the login again"),
+                    "{gone}"
+                );
+            }
         }
-        (0..=MOST_ENDED).for_each(|_| progress.end("main".to_owned(), &late, false));
-        assert_eq!(progress.ended.len(), MOST_ENDED);
+    }
+
+    /// What can still be spent a second time is remembered; then no more is spent, and nothing is lost by it.
+    #[test]
+    fn a_spent_login_is_pushed_out_by_no_others() {
+        let mut progress = Progress::default();
+        let first = begun();
+        progress.spend(&first, NOW).unwrap();
+        (0..2 * MOST_DENIED).for_each(|_| progress.deny(begun().state));
+        (1..MOST_SPENT).for_each(|_| progress.spend(&begun(), NOW).unwrap());
+
+        let last = begun();
+        assert_eq!(progress.spend(&last, after(599)).unwrap_err().reason, Reason::Unspent);
+        assert_eq!(progress.spend(&first, after(599)).unwrap_err().reason, Reason::Used);
+        assert_eq!(progress.denied.len(), MOST_DENIED);
+
+        let next = Seal::new().begin("main", after(600));
+        progress.spend(&next, after(600)).unwrap();
+        assert_eq!(progress.spent.len(), 1);
     }
 }

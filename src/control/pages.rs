@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{Html, IntoResponse};
 use serde_json::json;
 
-use super::login::{Reason, Rejected, Waiting};
+use super::login::{Look, Reason, Rejected};
 use crate::session::{Confirmation, LoginDone, State, Status};
 use crate::token::At;
 pub(super) use status::{Overview, status};
@@ -42,9 +42,13 @@ pub(super) struct LoginPage<'a> {
     pub(super) authorization_url: &'a str,
     /// The browser comes back to us by itself: the field is only a way out.
     pub(super) comes_back: bool,
-    /// What the address must have behind the #.
+    /// What the address must have behind its mark.
     pub(super) parts: &'a str,
-    pub(super) waiting: &'a Waiting,
+    pub(super) mark: char,
+    /// Until when the newest login of the account that is not over can be finished.
+    pub(super) newest: Option<At>,
+    /// The `state` that the script asks about, and what is known of it.
+    pub(super) asked: Option<(&'a str, Look)>,
     pub(super) secret: &'a str,
 }
 
@@ -83,7 +87,9 @@ pub(super) fn login(reader: Reader, page: &LoginPage<'_>) -> Html<String> {
         .text("redirect_uri", page.redirect_uri)
         .text("authorization_url", page.authorization_url)
         .text("parts", page.parts)
-        .text("logins", &logins(page.waiting))
+        .text("mark", &page.mark.to_string())
+        .text("sample", &page.parts.split(' ').map(|part| format!("{part}=…")).collect::<Vec<_>>().join("&"))
+        .text("asked", &asked(page))
         .markup("others", others(reader, page))
         .markup("current", current(reader, page.status))
         .markup("progress", progress(reader, page));
@@ -153,10 +159,10 @@ pub(super) fn logged_in(reader: Reader, account: &str, done: &LoginDone, here: &
 /// Somebody else is logged in: asks whether to replace that login.
 pub(super) fn confirm(reader: Reader, account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
     let fill = Fill::new(reader).text("account", account).text("secret", secret);
-    let fill = fill
-        .text("stored", asked.stored.as_deref().unwrap_or("?"))
-        .text("new", asked.new.as_deref().unwrap_or("?"))
-        .text("id", &asked.id);
+    let unknown = reader.word("confirm.unknown");
+    let name = |name: &Option<String>| name.as_deref().map_or_else(|| unknown.clone(), escape);
+    let fill =
+        fill.markup("stored", name(&asked.stored)).markup("new", name(&asked.new)).text("id", &asked.id);
     layout(reader, "confirm.heading", None, "", fill.fill(CONFIRM))
 }
 
@@ -199,21 +205,27 @@ const fn advice_on(reason: Reason) -> &'static str {
         Reason::Untrusted => "failed.untrusted",
         Reason::Clock => "failed.clock",
         Reason::Server => "failed.server",
+        Reason::Unspent => "failed.unspent",
         Reason::Exchange => "failed.exchange",
         Reason::Unasked => "failed.answer",
         Reason::Configuration => "failed.configuration",
     }
 }
 
-/// Every login in progress, and what became of the last ones, for the script. A state is in the address that the
-/// browser was sent to anyway; `nonce` and `code_verifier` stay here.
-fn logins(waiting: &Waiting) -> String {
-    let alive = waiting
-        .alive
-        .iter()
-        .map(|one| json!({ "state": one.state, "account": one.account, "until": one.until.0 }));
-    let ended = waiting.ended.iter().map(|one| json!({ "state": one.state, "was_used": one.was_used }));
-    json!({ "alive": alive.collect::<Vec<_>>(), "ended": ended.collect::<Vec<_>>() }).to_string()
+/// What is known of the login that the script asks about, for the script.
+fn asked(page: &LoginPage<'_>) -> String {
+    let Some((state, found)) = &page.asked else { return "{}".to_owned() };
+    let is = |standing: &str| json!({ "state": state, "is": standing });
+    let known = match found {
+        Ok((account, until)) if account == page.account => {
+            json!({ "state": state, "is": "good", "until": until.0 })
+        }
+        Ok((account, _)) => json!({ "state": state, "is": "account", "part": account }),
+        Err(why) if why.reason == Reason::Used => is("used"),
+        Err(why) if why.reason == Reason::Late => is("old"),
+        Err(_) => is("foreign"),
+    };
+    known.to_string()
 }
 
 fn others(reader: Reader, page: &LoginPage<'_>) -> String {
@@ -237,14 +249,14 @@ fn current(reader: Reader, status: &Status) -> String {
 
 /// How long the newest login of the account may still take.
 fn progress(reader: Reader, page: &LoginPage<'_>) -> String {
-    let ours = |account: &str| account == page.account;
-    if let Some(one) = page.waiting.alive.iter().rev().find(|one| ours(&one.account)) {
-        let fill = Fill::new(reader).markup("left", reader.left(one.until));
-        return fill.markup("until", reader.time(one.until)).word("login.progress");
+    match page.newest {
+        Some(until) if until.0 > reader.now.0 => {
+            let fill = Fill::new(reader).markup("left", reader.left(until));
+            fill.markup("until", reader.time(until)).word("login.progress")
+        }
+        Some(_) => reader.word("js.timeout"),
+        None => reader.word("login.progress.none"),
     }
-    let last = page.waiting.ended.iter().rev().find(|one| ours(&one.account));
-    let is_late = last.is_some_and(|one| !one.was_used);
-    reader.word(if is_late { "js.timeout" } else { "login.progress.none" })
 }
 
 /// The program's own words, which are English.
@@ -308,6 +320,26 @@ mod tests {
         let Html(page) = failed(reader, "main", &why);
 
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;"));
+    }
+
+    #[test]
+    fn a_person_without_a_name_is_somebody() {
+        for (language, words) in [
+            (Language::English, "somebody whose name is not known"),
+            (Language::Chinese, "一位不知道名字的人"),
+        ] {
+            // The new one is named a second time, as whom programs would act.
+            for (stored, new, times) in [(None, Some("<Bob>"), 1), (Some("<Bob>"), None, 2), (None, None, 3)]
+            {
+                let [stored, new] = [stored, new].map(|name: Option<&str>| name.map(str::to_owned));
+                let asked = Confirmation { id: "id".to_owned(), stored, new };
+
+                let Html(page) = confirm(Reader { language, now: At(0) }, "main", &asked, "secret");
+
+                assert_eq!(page.matches(words).count(), times, "{page}");
+                assert_eq!(page.contains("&lt;Bob&gt;"), times < 3, "{page}");
+            }
+        }
     }
 
     #[test]

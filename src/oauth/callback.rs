@@ -1,10 +1,14 @@
 //! The address that the browser ends at, as a person pastes it or a browser brings it: parsed strictly, since
 //! anybody may have made it.
 
+mod pasted;
+
 use std::collections::BTreeMap;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use url::{Url, form_urlencoded};
+
+use crate::config::ResponseMode;
 
 /// A real callback has some 1,500 bytes.
 const LONGEST: usize = 32 * 1024;
@@ -63,58 +67,42 @@ pub enum CallbackError {
         expected: String,
     },
     /// The address alone.
-    #[error("the part behind the # is missing: copy the whole address from the address bar")]
-    NoParameters,
+    #[error("the part behind the {0} is missing: copy the whole address from the address bar")]
+    NoParameters(char),
     /// Repeated, or both in query and fragment.
     #[error("the parameter `{0}` is there more than once")]
     Repeated(String),
     /// Far too many.
     #[error("this has too many parameters to be the address of the redirect page")]
     TooMany,
+    /// Callbacks that are not the same.
+    #[error("this has more than one address of the redirect page, and they differ: paste only the newest")]
+    Several,
     /// A parameter that must be there.
     #[error("the parameter `{0}` is missing: copy the whole address from the address bar")]
     Missing(&'static str),
 }
 
-/// Parses what a person pasted: the whole address, or only its query or fragment.
+/// What stands in front of the parameters in the redirect page's address.
+pub const fn mark(mode: ResponseMode) -> char {
+    match mode {
+        ResponseMode::Fragment => '#',
+        ResponseMode::Query | ResponseMode::FormPost => '?',
+    }
+}
+
+/// Finds and parses what a person pasted: the whole address, or only its query or fragment, in whatever surrounds
+/// it. Where the text leaves open how far it goes, `is_ours` tells a callback that belongs to a login from others.
 ///
 /// # Errors
 /// [`CallbackError`], in words for the person.
-pub fn parse_pasted(text: &str, redirect_uri: &Url) -> Result<Callback, CallbackError> {
-    let text = text.trim().trim_matches(['"', '\'', '<', '>']).trim();
-    if text.is_empty() {
-        return Err(CallbackError::Empty);
-    }
-    if text.len() > LONGEST {
-        return Err(CallbackError::TooLong);
-    }
-    if text.chars().any(|c| c.is_control() || c == ' ') {
-        return Err(CallbackError::Characters);
-    }
-    if !text.contains("://") {
-        let parameters = text.trim_start_matches(['#', '?']);
-        return if parameters.contains('=') {
-            parse_parameters(&[parameters])
-        } else {
-            Err(CallbackError::Address { expected: redirect_uri.to_string() })
-        };
-    }
-
-    let expected = || CallbackError::Address { expected: redirect_uri.to_string() };
-    let url = Url::parse(text).map_err(|_invalid| expected())?;
-    let same = url.scheme() == redirect_uri.scheme()
-        && url.host() == redirect_uri.host()
-        && url.port_or_known_default() == redirect_uri.port_or_known_default()
-        && url.path() == redirect_uri.path()
-        && url.username().is_empty()
-        && url.password().is_none();
-    if !same {
-        return Err(expected());
-    }
-    match (url.query(), url.fragment()) {
-        (None | Some(""), None | Some("")) => Err(CallbackError::NoParameters),
-        (query, fragment) => parse_parameters(&[query.unwrap_or_default(), fragment.unwrap_or_default()]),
-    }
+pub fn parse_pasted(
+    text: &str,
+    redirect_uri: &Url,
+    mode: ResponseMode,
+    is_ours: &dyn Fn(&Callback) -> bool,
+) -> Result<Callback, CallbackError> {
+    pasted::Finder::new(redirect_uri, mode, is_ours).find(text)
 }
 
 /// Parses the parameters of a query, a fragment or a form.
@@ -156,6 +144,27 @@ pub fn parse_parameters(encoded: &[&str]) -> Result<Callback, CallbackError> {
     Ok(Callback { state, iss, outcome: Outcome::Code(code) })
 }
 
+impl Callback {
+    /// True when only this one has an `id_token`.
+    fn brings_more_than(&self, other: &Self) -> bool {
+        let has_id_token =
+            |outcome: &Outcome| matches!(outcome, Outcome::Code(Code { id_token: Some(_), .. }));
+        has_id_token(&self.outcome) && !has_id_token(&other.outcome)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let id_token = |code: &Code| code.id_token.as_ref().map(|token| token.expose_secret().to_owned());
+        self.state == other.state
+            && match (&self.outcome, &other.outcome) {
+                (Outcome::Code(a), Outcome::Code(b)) => {
+                    a.code.expose_secret() == b.code.expose_secret() && id_token(a) == id_token(b)
+                }
+                (Outcome::Denied { error: a, .. }, Outcome::Denied { error: b, .. }) => a == b,
+                _ => false,
+            }
+    }
+}
+
 /// What no parameter has: control characters, or bytes that are not UTF-8.
 fn is_foreign(c: char) -> bool {
     c.is_control() || c == char::REPLACEMENT_CHARACTER
@@ -173,10 +182,47 @@ mod tests {
         Url::parse("https://oauth.cnblogs.com/auth/callback").unwrap()
     }
 
+    const AT: &str = "https://oauth.cnblogs.com/auth/callback";
+    const STATE: &str = "c3RhdGU_LW9m-YS1sb2dpbg";
+    const CODE: &str = "c38fee53637dea29";
+    const ID_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl-b2Y_aXQ";
+
+    /// As a login would find it whose `state` is [`STATE`].
+    fn pasted(text: &str) -> Result<Callback, CallbackError> {
+        parse_pasted(text, &redirect_uri(), ResponseMode::Fragment, &|callback| callback.state == STATE)
+    }
+
+    /// In the order of Cnblogs, with spaces in `scope` written like this.
+    fn parameters(space: &str) -> String {
+        let scope = ["openid", "profile", "CnBlogsApi"].join(space);
+        format!("code={CODE}&id_token={ID_TOKEN}&scope={scope}&state={STATE}")
+    }
+
+    fn address() -> String {
+        format!("{AT}#{}", parameters("%20"))
+    }
+
+    fn wrapped(text: &str, column: usize, with: &str) -> String {
+        text.as_bytes()
+            .chunks(column)
+            .map(|line| String::from_utf8_lossy(line))
+            .collect::<Vec<_>>()
+            .join(with)
+    }
+
+    #[track_caller]
+    fn assert_found(text: &str) {
+        let callback = pasted(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let Outcome::Code(code) = callback.outcome else { panic!("no code: {text}") };
+        let id_token = code.id_token.as_ref().map(SecretString::expose_secret);
+        let found = (callback.state.as_str(), code.code.expose_secret(), id_token);
+        assert_eq!(found, (STATE, CODE, Some(ID_TOKEN)), "{text}");
+    }
+
     #[test]
     fn the_sample_of_the_specification_parses() {
         for text in [SAMPLE, SAMPLE.split_once('#').unwrap().1, &format!("  <{}>\n", SAMPLE.trim())] {
-            let callback = parse_pasted(text, &redirect_uri()).unwrap();
+            let callback = pasted(text).unwrap();
 
             let Outcome::Code(code) = callback.outcome else { panic!("no code") };
             assert_eq!(callback.state, "abc");
@@ -185,9 +231,197 @@ mod tests {
         }
     }
 
+    /// What stands around an address.
+    const AROUND: &[&str] = &[
+        "{}",
+        " {} ",
+        "Here it is: {} thanks",
+        "Here it is:\n{}\nThanks!\n",
+        "{}\n\nRegards,\nBob",
+        "{}.",
+        "({})",
+        "<{}>",
+        "\"{}\"",
+        "'{}'",
+        "`{}`",
+        "```\n{}\n```",
+        "「{}」",
+        "“{}”",
+        "‘{}’",
+        "『{}』",
+        "《{}》",
+        "＜{}＞",
+        "**{}**",
+        "地址：{}。",
+        "地址是{}，谢谢",
+        "请看{}！",
+        "({})，",
+        "<a href=\"{}\" data-x=\"a&b=c\">here</a>",
+        "[here]({})",
+        "[here]({} \"title\") and more",
+        "view-source:{}",
+        "curl '{}' -o x",
+        "{\"url\":\"{}\",\"a\":1}",
+        "\u{feff}{}\r\n",
+        "{}\u{200b}",
+        "\u{202a}{}\u{202c}",
+        "{}\n{}",
+        "{} {}",
+        "{}{}",
+        "[{}]({})",
+        "{}, see https://a.b/?x=1&y=2",
+        "> {}\n>\n> Bob wrote",
+        "{}\nR&D",
+        "It begins with https://oauth.cnblogs.com/auth/callback: {}",
+        "\t{}\t",
+        "https://www.cnblogs.com/ is what I see, then {}",
+        "URL:{}",
+        "{};",
+        "{}\u{3000}谢谢",
+        "“{}”，两天前",
+    ];
+
+    #[test]
+    fn an_address_is_found_whatever_is_put_around_it() {
+        assert!(AROUND.len() > 40);
+        for around in AROUND {
+            assert_found(&around.replace("{}", &address()));
+        }
+    }
+
+    #[test]
+    fn an_address_is_found_however_it_is_written() {
+        let address = address();
+        let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+        for text in [
+            address.replace('&', "&amp;"),
+            address.replace('&', "&amp;amp;"),
+            address.replace('&', "&#38;").replace('#', "&#x23;"),
+            address.replace('&', "\\u0026"),
+            address.replace('/', "\\/").replace('&', "\\u0026").replace('#', "\\u0023"),
+            address.replace('&', "\\&").replace('#', "\\#").replace('=', "\\="),
+            address.replace('&', "^&"),
+            address.replace('_', "\\_"),
+            address.replace("%20", " "),
+            address.replace("%20", "+"),
+            address.replace("https", "HTTPS").replace("oauth", "OAuth"),
+            address.replacen('#', "?", 1),
+            address.replacen("https://", "", 1),
+            encoded(&address),
+            encoded(&address).replace("%2F", "/"),
+            encoded(&address)
+                .to_lowercase()
+                .replace(&encoded(&parameters("%20")).to_lowercase(), &encoded(&parameters("%20"))),
+            format!("https://link.example/?target={}&from=chat", encoded(&address)),
+            format!("https://link.example/?target={}#top", encoded(&encoded(&address))),
+            format!("https://link.example/?target={AT}%23{}&x=1", encoded(&parameters("%20"))),
+            parameters("%20"),
+            parameters(" "),
+            format!("#{}", parameters("%20")),
+            format!("?{}\n", parameters("+")),
+            format!("It is: #{}, I think", parameters("%20")),
+            format!("片段：{}。", parameters("%20")),
+            encoded(&parameters("%20")),
+            parameters("%20").replace('&', "&amp;"),
+            format!("{address}&session_state=abc.def&iss=https://oauth.cnblogs.com and words"),
+            format!("{address}&iss=https%3A%2F%2Foauth.cnblogs.com"),
+            format!("#{}&iss=https://oauth.cnblogs.com", parameters("%20")),
+            format!("{AT}?code={CODE}#id_token={ID_TOKEN}&state={STATE}"),
+            format!("{AT}#state={STATE}&code={CODE}&id_token={ID_TOKEN} thanks"),
+        ] {
+            assert_found(&text);
+        }
+    }
+
+    #[test]
+    fn an_address_is_found_however_it_is_wrapped() {
+        let mail = address().replace('=', "=3D");
+        for column in 1..=address().len() {
+            for with in ["\n", "\r\n", "\n    ", "\n> ", " \n\t", "=\n", "\\\n", "\u{2028}", "\n\n"] {
+                let text = wrapped(&address(), column, with);
+                assert_found(&text);
+                assert_found(&format!("See\n{text}\nThanks"));
+            }
+            for text in [parameters("%20"), format!("#{}", parameters("%20"))] {
+                assert_found(&wrapped(&text, column, "\n"));
+            }
+            let encoded: String = form_urlencoded::byte_serialize(address().as_bytes()).collect();
+            assert_found(&wrapped(&format!("https://link.example/?target={encoded}&x=1"), column, "\n"));
+            let lines = mail.split_inclusive("=3D").flat_map(|part| {
+                let (plain, escape) = part.split_at(part.len() - part.ends_with("=3D") as usize * 3);
+                [wrapped(plain, column, "=\n"), escape.to_owned()]
+            });
+            assert_found(&lines.collect::<String>());
+        }
+    }
+
+    #[test]
+    fn of_two_callbacks_none_is_guessed() {
+        let other = address().replace(CODE, "another-code");
+        for text in [
+            format!("{} {other}", address()),
+            format!("{other}\n{}", address()),
+            format!("{}{}", address(), address().replace(STATE, "another-state")),
+            format!("{}\n{AT}#error=access_denied&state={STATE}", address()),
+        ] {
+            assert_eq!(pasted(&text).unwrap_err(), CallbackError::Several, "{text}");
+        }
+    }
+
+    /// What is cut off the end of an address must not be what makes it wrong.
+    #[test]
+    fn what_is_wrong_with_an_address_is_not_taken_for_words_behind_it() {
+        for (more, words) in [
+            ("&state=x", "`state` is there more than once"),
+            ("&session_state=a.b&code=x", "`code` is there more than once"),
+            ("&session_state=a,b\n&id_token=x", "`id_token` is there more than once"),
+            ("\n&sc\nope=x", "`scope` is there more than once"),
+            (" more&scope=x", "`scope` is there more than once"),
+            ("&x=\0", "characters"),
+        ] {
+            let found = pasted(&format!("{}{more}", address()));
+            let error = found.map(drop).expect_err(more).to_string();
+            assert!(error.contains(words), "{more:?}: {error}");
+        }
+        for text in [
+            format!("https://evil.example/#{}", parameters("%20")),
+            format!("https://evil.example/auth/callback\n#{}", parameters("%20")),
+            format!("evil.example/auth/callback#{}", parameters("%20")),
+            format!("https://oauth.cnblogs.com.evil.example/auth/callback#{}", parameters("%20")),
+            format!("https%3A%2F%2Fevil.example%2F%23code%3Da%26state%3D{STATE}"),
+            format!("https://oauth.cnblogs.com/connect/authorize?redirect_uri={AT}&{}", parameters("%20")),
+        ] {
+            let error = pasted(&text).unwrap_err().to_string();
+            assert!(error.contains("not the address"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_was_made_to_have_many_readings_is_refused_soon() {
+        let https = "https:".repeat(10_000);
+        let texts = [
+            https.clone(),
+            format!("{}#", "https://oauth.cnblogs.com/auth/callback%".repeat(1500)),
+            "https%3A%2F%2F%25".repeat(3500),
+            format!("{AT}#code=a&state=b{}", ".".repeat(60_000)),
+            format!("{}code=a&state=b{}", "a=1 ".repeat(8000), ".".repeat(30_000)),
+            "\n".repeat(65_000),
+            "a\n=".repeat(20_000),
+            format!("{AT}#code=a&state=b").repeat(1000),
+            "&amp;".repeat(13_000),
+        ];
+        for text in texts {
+            assert!(text.len() <= 64 * 1024, "{}", text.len());
+            let started = std::time::Instant::now();
+            drop(pasted(&text));
+            // A shared machine with an unoptimised build: it is much less elsewhere.
+            assert!(started.elapsed().as_secs() < 20, "{:?}: {text:.60}", started.elapsed());
+        }
+    }
+
     #[test]
     fn anything_else_is_told_in_words() {
-        let at = "https://oauth.cnblogs.com/auth/callback";
+        let at = AT;
         let cases = [
             (String::new(), "nothing was pasted"),
             ("hello".to_owned(), "not the address"),
@@ -203,7 +437,6 @@ mod tests {
             (format!("{at}#code=a%00b&state=c"), "characters"),
             (format!("{at}#code=a%ffb&state=c"), "characters"),
             (format!("{at}#code=a\0b&state=c"), "characters"),
-            (format!("{at}#code=a\nb&state=c"), "characters"),
             (format!("{at}#code=a b&state=c"), "characters"),
             (format!("{at}#{}state=c", "x=1&".repeat(10_000)), "too long"),
             (format!("{at}#{}state=c", (0..100).map(|n| format!("x{n}=1&")).collect::<String>()), "too many"),
@@ -211,8 +444,20 @@ mod tests {
             ("a".repeat(1 << 20), "too long"),
         ];
         for (text, expected) in cases {
-            let error = parse_pasted(&text, &redirect_uri()).unwrap_err().to_string();
+            let error = pasted(&text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:.80}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_called_by_the_sign_of_the_flow() {
+        for (mode, words) in [
+            (ResponseMode::Fragment, "behind the # is missing"),
+            (ResponseMode::Query, "behind the ? is missing"),
+            (ResponseMode::FormPost, "behind the ? is missing"),
+        ] {
+            let error = parse_pasted(AT, &redirect_uri(), mode, &|_| true).unwrap_err().to_string();
+            assert!(error.contains(words), "{mode:?}: {error}");
         }
     }
 
@@ -220,7 +465,7 @@ mod tests {
     fn an_address_has_32_kib_and_32_parameters_at_most() {
         let at = "https://oauth.cnblogs.com/auth/callback#state=a&code=";
         let padded = |text: &str, length: usize| format!("{text}{}", "x".repeat(length - text.len()));
-        let pasted = |length| parse_pasted(&padded(at, length), &redirect_uri()).map(drop);
+        let pasted = |length| pasted(&padded(at, length)).map(drop);
         let posted = |length| parse_parameters(&[&padded("state=a&code=", length)]).map(drop);
         let numbered = |count: usize| {
             let more: String = (2..count).map(|number| format!("&x{number}=")).collect();

@@ -469,10 +469,8 @@ impl Keeper {
             }
             Err(error) => {
                 self.plan.postpone(STORE_RETRY, now());
-                let message = format!(
-                    "the login can't be saved, so the refresh token is not spent: {}",
-                    with_causes(&error)
-                );
+                let message =
+                    format!("the login can't be saved, so nothing is spent: {}", with_causes(&error));
                 self.journal.raise(Event::StoreFailing, || message.clone());
                 Err(message)
             }

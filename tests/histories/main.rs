@@ -444,7 +444,7 @@ impl History {
     async fn log_in(&mut self) {
         self.books().weather = Weather::clear();
         self.books().forgive();
-        let pending = Pending::start();
+        let pending = Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), token::now());
         let code = Code { code: "code".into(), id_token: None };
         let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
         let mut outcome = self.daemon.session.log_in(pending, code, verified).await;

@@ -14,6 +14,7 @@ mod local;
 mod pages;
 mod person;
 mod secrecy;
+mod terminal;
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -237,15 +238,18 @@ fn a_callback_pasted_many_times_at_once_spends_its_code_once() {
 }
 
 #[test]
-fn the_oldest_of_very_many_logins_in_progress_gives_way() {
+fn no_number_of_logins_that_are_begun_or_denied_pushes_one_out() {
     let world = World::start();
     let oldest = world.standin.authorize(&world.begin_login(), Person::Alice);
+    let used = world.standin.authorize(&world.begin_login(), Person::Alice);
+    assert_eq!(world.paste(&used).status, 200);
 
     let urls: Vec<String> = (0..1000).map(|_| world.begin_login()).collect();
+    urls.iter().take(300).for_each(|url| assert_eq!(world.paste(&world.standin.deny(url)).status, 400));
 
-    Before::of(&world).assert_refused(&world, &world.paste(&oldest), "`state`");
-    let newest = urls.iter().rev().take(2).map(|url| world.standin.authorize(url, Person::Alice));
-    for callback in newest {
+    Before::of(&world).assert_refused(&world, &world.paste(&used), "used already");
+    let newest = world.standin.authorize(urls.last().unwrap(), Person::Alice);
+    for callback in [oldest, newest] {
         assert_eq!(world.paste(&callback).status, 200);
     }
 }

@@ -160,7 +160,7 @@ fn the_ten_minutes_are_counted_and_their_end_is_said() {
     reader.says("#progress", "The ten minutes are over. Start again with step 1.");
 }
 
-/// What a login in progress is known by is in the page; what proves that it is ours is not.
+/// Not even what a login in progress is known by, with which anybody who reads the page could end it.
 #[test]
 fn the_login_page_tells_no_secret_of_a_login_in_progress() {
     let world = World::start();
@@ -168,8 +168,8 @@ fn the_login_page_tells_no_secret_of_a_login_in_progress() {
 
     let page = world.daemon.get("/-/login").text();
 
-    assert!(page.contains(&parameter(&url, "state")), "{page}");
-    for secret in ["nonce", "code_challenge"] {
+    assert!(page.contains("A login is in progress"), "{page}");
+    for secret in ["state", "nonce", "code_challenge"] {
         assert!(!page.contains(&parameter(&url, secret)), "{secret}: {page}");
     }
 }
@@ -243,6 +243,10 @@ fn what_is_wrong_with_a_pasted_address_is_said_before_it_is_sent() {
         (&old, "too old"),
         (&good, "This is the whole address"),
         (good.split_once('#').unwrap().1, "This is the whole address"),
+        (&format!("地址：{good}。"), "This is the whole address"),
+        (&format!("See\n{}\n", wrapped(&good, "\n  ")), "This is the whole address"),
+        (&format!("<a href=\"{}\">", good.replace('&', "&amp;")), "This is the whole address"),
+        (&format!("https://link.example/?to={}", encoded(&good)), "This is the whole address"),
     ] {
         reader.paste_is(address, words);
         let invalid = reader.does(&json!(["attribute", "#callback", "aria-invalid"]));
@@ -257,6 +261,63 @@ fn what_is_wrong_with_a_pasted_address_is_said_before_it_is_sent() {
     reader.visit("/-/login/main");
     reader.paste_is(&good, "used already");
     reader.judge("login-wrong");
+}
+
+fn wrapped(text: &str, with: &str) -> String {
+    text.as_bytes().chunks(72).map(String::from_utf8_lossy).collect::<Vec<_>>().join(with)
+}
+
+fn encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+/// Where the page's script can't tell words from the address, it says nothing wrong.
+#[test]
+fn of_what_only_the_daemon_finds_nothing_is_said_before_it_is_sent() {
+    let world = World::start();
+    let mut reader = Reader::start(&world);
+    reader.visit("/-/login");
+    let good = callback(&world, Person::Alice).split("&session_state").next().unwrap().to_owned();
+    reader.paste_is("hello", "This is no address");
+
+    let pasted = format!("{}\nThanks", wrapped(&good, "=\n"));
+    reader.paste_is(&pasted, "");
+
+    assert_eq!(reader.does(&json!(["attribute", "#callback", "aria-invalid"])), Value::Null);
+    reader.send(&pasted, 200, "Logged in");
+}
+
+#[test]
+fn in_the_code_flow_the_page_misses_what_that_flow_has() {
+    let world = Setup { account: "response_type = \"code\"".to_owned(), ..Setup::default() }.start();
+    let mut reader = Reader::start(&world);
+    reader.visit("/-/login");
+    let good = callback(&world, Person::Alice);
+
+    for (address, words) in [
+        (&*format!("{}/auth/callback", world.standin.auth_url()), "Everything behind the ? is missing"),
+        (&good[..good.find("&state").unwrap()], "A part is missing (state)"),
+        (&good, "This is the whole address"),
+    ] {
+        reader.paste_is(address, words);
+    }
+    reader.send(&good, 200, "Logged in");
+}
+
+/// The part that many leave out is seen on the narrowest screen, too.
+#[test]
+fn the_sample_address_shows_the_code_on_a_phone() {
+    let world = World::start();
+    let mut reader = Reader::start(&world);
+    for width in [320, 360, 412, 1100] {
+        reader.open(&world, &json!({ "width": width }));
+        reader.visit("/-/login");
+        for part in [".addressbar span > span", ".addressbar b"] {
+            let seen = reader.does(&json!(["seen_width", part, ".addressbar"])).as_f64().unwrap();
+            let least = if part.ends_with('b') { 60.0 } else { 40.0 };
+            assert!(seen > least, "{seen} pixels of {part} are seen on {width}");
+        }
+    }
 }
 
 #[test]

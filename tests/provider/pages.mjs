@@ -72,6 +72,12 @@ const verbs = {
     return page.getAttribute(selector, name);
   },
 
+  /** How much of an element is seen in another one that cuts what is beyond its edges. */
+  async seen_width(selector, within) {
+    const [part, whole] = await Promise.all([selector, within].map((one) => page.locator(one).boundingBox()));
+    return Math.min(part.x + part.width, whole.x + whole.width) - Math.max(part.x, whole.x);
+  },
+
   async count(selector) {
     return page.locator(selector).count();
   },

@@ -49,7 +49,8 @@ function showTimes() {
 // A page's secret is new each time.
 const withoutSecrets = (part) => part.innerHTML.replace(/(name="page" value=")[^"]*/g, "$1");
 
-function follow() {
+/** `query` is what the page shall be asked with. */
+function follow(query) {
   const parts = () => document.querySelectorAll("[data-live]");
   const served = new Map([...parts()].map((part) => [part.id, withoutSecrets(part)]));
   const isInUse = (part) => part.contains(document.activeElement) || part.querySelector("details[open]");
@@ -76,7 +77,7 @@ function follow() {
     if (asking || document.hidden) return;
     asking = true;
     try {
-      const answer = await fetch(location.pathname, { cache: "no-store", signal: AbortSignal.timeout(10_000) });
+      const answer = await fetch(location.pathname + query(), { cache: "no-store", signal: AbortSignal.timeout(10_000) });
       if (!answer.ok) throw new Error(answer.status);
       show(new DOMParser().parseFromString(await answer.text(), "text/html"));
       document.getElementById("offline").hidden = true;
@@ -101,9 +102,31 @@ function say(part) {
 
 // --- pasting -----------------------------------------------------------------------------------------------
 
+/** A pasted text without what mails, chats and terminals put around and into an address. The daemon looks closer. */
+function withoutSurroundings(text, redirect) {
+  const joined = text.replace(/[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]/g, "").replaceAll("&amp;", "&")
+    .replaceAll("\\u0026", "&").replace(/\\(?=[^\w\s])/g, "").replace(/\s*\n[\s>|]*/g, "");
+  const at = joined.indexOf(redirect);
+  const encodedAt = joined.indexOf(encodeURIComponent(redirect));
+  let found = joined.slice(Math.max(at, 0));
+  if (at < 0 && encodedAt >= 0) {
+    const encoded = joined.slice(encodedAt).match(/^[^&#\s]*/)[0];
+    try { found = decodeURIComponent(encoded); } catch { found = encoded; }
+  }
+  return found.match(/^[^\s"<>`{}|\\^\u0080-\uffff]*/)[0].replace(/[.,;:!?)\]'*]+$/, "");
+}
+
 /** What is wrong with a pasted text, as the key of a word with its values; nothing for an address that is good. */
 function wrongWith(text, form) {
-  const { redirect, authorize, account, parts, logins } = form.dataset;
+  const wrong = wrongWithAddress(text, form);
+  const bare = wrong && withoutSurroundings(text, form.dataset.redirect);
+  if (!bare || bare === text || !/state=/.test(bare)) return wrong;
+  // What is not seen here may be words that stand behind.
+  return wrongWithAddress(bare, form) === null ? null : ["paste.unsure"];
+}
+
+function wrongWithAddress(text, form) {
+  const { redirect, authorize, parts, mark } = form.dataset;
   const isAddress = /^[a-z][a-z0-9+.-]*:\/\//i.test(text);
   if (!isAddress && !text.includes("=")) return ["paste.text"];
   if (isAddress) {
@@ -114,24 +137,24 @@ function wrongWith(text, form) {
     }
   }
   const behind = isAddress ? text.replace(/^[^?#]*[?#]?/, "") : text.replace(/^[?#]/, "");
-  if (!behind) return ["paste.cut"];
+  if (!behind) return ["paste.cut", { mark }];
   const given = new URLSearchParams(behind.replace("#", "&"));
-  for (const part of ["state", "code", "id_token"]) {
+  for (const part of parts.split(" ")) {
     if (given.getAll(part).length > 1) return ["paste.twice", { part }];
   }
   if (given.has("error")) return ["paste.denied", { part: given.get("error") }];
   const missing = parts.split(" ").filter((part) => !given.get(part));
   if (missing.length > 0) return ["paste.part", { part: missing.join(", ") }];
 
-  const { alive, ended } = JSON.parse(logins);
-  const state = given.get("state");
-  const its = alive.find((login) => login.state === state);
-  const over = ended.find((login) => login.state === state);
-  if (over) return [over.was_used ? "paste.used" : "paste.old"];
-  if (!its) return ["paste.foreign"];
-  if (its.account !== account) return ["paste.account", { part: its.account }];
-  return its.until <= now() || isOld(given.get("id_token")) ? ["paste.old"] : null;
+  const asked = JSON.parse(form.dataset.asked);
+  stateToAsk = given.get("state");
+  if (asked.state !== stateToAsk) return ["paste.unsure"];
+  if (asked.is !== "good") return [`paste.${asked.is}`, { part: asked.part }];
+  return asked.until <= now() || isOld(given.get("id_token")) ? ["paste.old"] : null;
 }
+
+/** Of the pasted address: only the daemon knows whose login it is. */
+let stateToAsk = "";
 
 /** The id_token has ended for longer than is granted. What can't be read is the daemon's to judge. */
 function isOld(idToken) {
@@ -149,15 +172,16 @@ function watchPaste(form, ask) {
   const verdict = () => (field.value.trim() ? wrongWith(field.value.trim(), form) : null);
   const judge = () => {
     const wrong = verdict();
-    const said = !field.value.trim() ? "" : wrong ? word(...wrong) : word("paste.good");
+    const isUnsure = wrong?.[0] === "paste.unsure";
+    const said = !field.value.trim() || isUnsure ? "" : wrong ? word(...wrong) : word("paste.good");
     if (hint.textContent !== said) hint.textContent = said;
     hint.className = `hint ${wrong ? "wrong" : "right"}`;
-    if (wrong) field.setAttribute("aria-invalid", "true");
+    if (wrong && !isUnsure) field.setAttribute("aria-invalid", "true");
     else field.removeAttribute("aria-invalid");
   };
   field.addEventListener("input", async () => {
-    // A login that began after this page was loaded is not known yet.
-    if (verdict()?.[0] === "paste.foreign") await ask();
+    judge();
+    if (verdict()?.[0] === "paste.unsure") await ask();
     judge();
   });
   setInterval(() => field.value && judge(), 1000);
@@ -192,7 +216,8 @@ function bringFragment(form) {
 
 const bring = document.getElementById("bring");
 if (bring) bringFragment(bring);
-const ask = "follow" in document.body.dataset ? follow() : () => {};
+const asksFor = () => (stateToAsk ? `?state=${encodeURIComponent(stateToAsk)}` : "");
+const ask = "follow" in document.body.dataset ? follow(asksFor) : () => {};
 const paste = document.getElementById("paste");
 if (paste) watchPaste(paste, ask);
 showTimes();

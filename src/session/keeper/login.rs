@@ -33,6 +33,7 @@ impl Keeper {
         let oauth = self.oauth();
         let LoggedIn { granted, remarks } = match oauth.log_in(pending, code, verified).await {
             Ok(logged_in) => logged_in,
+            Err(error) if error.is_unsent() => return Err(AskError::NotBegun(error.to_string())),
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
         let identity = oauth.identity(&granted).await;

@@ -13,10 +13,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::callback::{self, Callback, Outcome};
+use super::callback::{self, Callback, CallbackError, Code, Outcome};
 use super::id_token::{self, Claims, Expected, IdTokenError};
 use super::keys::{Key, key};
 use super::{GrantError, Granted, answer};
+use crate::config::ResponseMode;
 use crate::fuzz::{Input, at_once};
 use crate::token::{Moment, now};
 
@@ -33,26 +34,26 @@ static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../
 static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../../standin/key-2.pk8")));
 static PUBLISHED: LazyLock<Vec<Key>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
 
-/// A text that is taken for a callback has one state and, if it has no error, one code, and they are what the text
-/// says.
+/// What is taken for a callback is one, wherever it was found: written as an address again it says the same, and nothing
+/// in it is what no server sends.
 pub fn callback(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let Ok(Callback { state, iss, outcome }) = callback::parse_pasted(&text, &redirect_uri()) else { return };
+    let Ok(Callback { state, outcome, .. }) = pasted(&text, "abc") else { return };
 
-    let said = parameters(&text);
-    let only = |name: &str| {
-        let values: Vec<_> = said.iter().filter(|(known, _)| known == name).map(|(_, value)| value).collect();
-        assert!(values.len() <= 1, "{name} is there more than once");
-        values.first().map(|value| value.as_str()).filter(|value| !value.is_empty())
-    };
-    assert_eq!(
-        (only("state"), only("iss")),
-        (Some(state.as_str()), iss.as_deref().filter(|iss| !iss.is_empty()))
-    );
+    assert!(!state.is_empty() && !state.chars().any(char::is_control), "{state:?}");
     match outcome {
         Outcome::Code(code) => {
-            assert_eq!(only("code"), Some(code.code.expose_secret()));
-            assert_eq!(only("id_token"), code.id_token.as_ref().map(SecretString::expose_secret));
+            let (code, id_token) = (code.code.expose_secret(), code.id_token.as_ref());
+            assert!(!code.is_empty() && !code.chars().any(char::is_control), "{code:?}");
+            let mut meant = vec![("state".to_owned(), state.clone()), ("code".to_owned(), code.to_owned())];
+            meant.extend(id_token.map(|token| ("id_token".to_owned(), token.expose_secret().to_owned())));
+            let again = written(&meant, AT, &mut Input::new(b""));
+            let Ok(Callback { state: again, outcome: Outcome::Code(Code { code: same, .. }), .. }) =
+                pasted(&again, &state)
+            else {
+                panic!("{again} is no callback")
+            };
+            assert_eq!((again.as_str(), same.expose_secret()), (state.as_str(), code));
         }
         Outcome::Denied { error, description } => {
             let words = [Some(error), description].into_iter().flatten().collect::<String>();
@@ -61,8 +62,20 @@ pub fn callback(bytes: &[u8]) {
     }
 }
 
-/// A callback that a server could send is read as it was meant, however it is written and wherever it is copied
-/// from; with one thing wrong it is not read at all.
+/// As it is pasted while a login with this `state` is in progress.
+fn pasted(text: &str, state: &str) -> Result<Callback, CallbackError> {
+    callback::parse_pasted(text, &redirect_uri(), ResponseMode::Fragment, &|found| found.state == state)
+}
+
+/// Breaks a text into lines of a random width, or does not.
+fn wrapped(text: &str, input: &mut Input<'_>) -> String {
+    let with = input.one_of(&["", "\n", "\r\n  ", "\n> ", "\\\n"]);
+    let width = 1 + input.below(120);
+    text.as_bytes().chunks(width).map(String::from_utf8_lossy).collect::<Vec<_>>().join(with)
+}
+
+/// A callback that a server could send is read as it was meant, however it is written and wrapped and wherever it is
+/// copied from; with one thing wrong it is not read at all.
 pub fn callback_round_trip(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let (state, code, id_token) = (word(&mut input), word(&mut input), word(&mut input));
@@ -75,17 +88,19 @@ pub fn callback_round_trip(bytes: &[u8]) {
     meant.swap(0, swapped);
 
     let text = written(&meant, AT, &mut input);
-    let read = callback::parse_pasted(&text, &redirect_uri()).expect("a valid callback");
+    let text = wrapped(&text, &mut input);
+    let read = pasted(&text, &state).unwrap_or_else(|error| panic!("{error}: {text}"));
     let Outcome::Code(read_code) = read.outcome else { panic!("no error was sent") };
     let has_id_token = meant.iter().any(|(name, _)| name == "id_token");
-    assert_eq!((read.state, read_code.code.expose_secret()), (state, code.as_str()));
+    assert_eq!((&read.state, read_code.code.expose_secret()), (&state, code.as_str()));
     assert_eq!(
         read_code.id_token.as_ref().map(SecretString::expose_secret),
         has_id_token.then_some(id_token.as_str())
     );
 
     let spoiled = spoiled(meant, &mut input);
-    assert!(callback::parse_pasted(&spoiled, &redirect_uri()).is_err(), "{spoiled}");
+    let spoiled = wrapped(&spoiled, &mut input);
+    assert!(pasted(&spoiled, &state).is_err(), "{spoiled}");
 }
 
 /// An `id_token` passes when it is what our login asked for, signed with the published key, and not with anything
@@ -138,41 +153,6 @@ pub fn token_answer(bytes: &[u8]) {
 
 fn redirect_uri() -> Url {
     Url::parse(AT).expect("a constant URL")
-}
-
-/// The parameters of a pasted text, read by hand (URL Standard, section 5.1).
-fn parameters(text: &str) -> Vec<(String, String)> {
-    let text = text.trim().trim_matches(['"', '\'', '<', '>']).trim();
-    let parts: Vec<&str> = if text.contains("://") {
-        let (before, fragment) = text.split_once('#').unwrap_or((text, ""));
-        vec![before.split_once('?').map_or("", |(_, query)| query), fragment]
-    } else {
-        vec![text.trim_start_matches(['#', '?'])]
-    };
-    let pairs = parts.iter().flat_map(|part| part.split('&')).filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(name, value)| (decoded(name), decoded(value)))
-        .collect()
-}
-
-fn decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let digits = bytes.get(at + 1..at + 3).filter(|pair| pair.iter().all(u8::is_ascii_hexdigit));
-        match (bytes[at], digits.and_then(|pair| std::str::from_utf8(pair).ok())) {
-            (b'%', Some(pair)) => {
-                decoded.push(u8::from_str_radix(pair, 16).expect("two hexadecimal digits"));
-                at += 2;
-            }
-            (b'+', _) => decoded.push(b' '),
-            (byte, _) => decoded.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 /// A value that a parameter may have, and not an empty one.

@@ -101,6 +101,53 @@ fn a_callback_is_taken_however_it_was_copied() {
     assert_eq!(world.standin.token_requests().len(), copies.len());
 }
 
+/// What `parse_pasted` finds where, its own tests say; here, that a daemon tells its login from the words around it.
+#[test]
+fn a_callback_is_found_in_what_surrounds_it() {
+    let world = World::start();
+    let encoded = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let lines = |text: &str, with: &str| {
+        text.as_bytes().chunks(72).map(String::from_utf8_lossy).collect::<Vec<_>>().join(with)
+    };
+    let copies: [&dyn Fn(&str) -> String; 9] = [
+        &|address| format!("Here it is:\n{}\nThanks!\nBob", lines(address, "\n")),
+        &|address| format!("> {}\n>\n> Regards", lines(address, "\n> ")),
+        &|address| lines(address, "=\n"),
+        &|address| format!("<a href=\"{}\">here</a>", address.replace('&', "&amp;")),
+        &|address| format!("[here]({address}) and 「{address}」。"),
+        &|address| format!("https://link.example/?target={}&from=chat", encoded(address)),
+        &|address| address.replace("%20", " "),
+        &|address| format!("\u{feff}地址：{address}\u{200b}，谢谢"),
+        &|address| format!("curl '{}'", address.replace('&', "\\&")),
+    ];
+
+    // Without what comes behind it, words behind the address have to be told from the `state`.
+    for with_more in [true, false] {
+        for copy in copies {
+            let callback = good(&world);
+            let less = changed(&callback, |all| all.retain(|(name, _)| with_more || name != "session_state"));
+            let pasted = copy(&less);
+            let answer = world.paste(&pasted);
+            assert_eq!(answer.status, 200, "{pasted}: {}", answer.text());
+        }
+    }
+
+    assert_eq!(world.standin.token_requests().len(), 2 * copies.len());
+}
+
+#[test]
+fn of_two_callbacks_none_is_taken_and_both_can_be_pasted_alone() {
+    let world = World::start();
+    let (one, other) = (good(&world).address(), good(&world).address());
+    let before = Before::of(&world);
+
+    before.assert_refused(&world, &world.paste(&format!("{one}\n{other}")), "more than one address");
+
+    for address in [format!("{one} {one}"), other] {
+        assert_eq!(world.paste(&address).status, 200);
+    }
+}
+
 #[test]
 fn an_address_of_another_page_is_refused() {
     let world = World::logged_in();

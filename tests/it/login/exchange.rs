@@ -219,6 +219,25 @@ fn a_server_that_was_not_reached_burns_no_stored_login() {
     world.log_in(Person::Alice);
 }
 
+/// What was not sent is still good.
+#[test]
+fn an_address_can_be_pasted_again_when_its_code_was_not_sent() {
+    let account = "response_type = \"code\"".to_owned();
+    let world = Setup { account, ..Setup::default() }.logged_in();
+    let before = Before::of(&world);
+    let callback = world.standin.authorize(&world.begin_login(), Person::Alice);
+
+    world.standin.set_down(true);
+    let answers = [world.paste(&callback), world.paste(&callback)];
+    world.standin.set_down(false);
+
+    for answer in answers {
+        before.assert_refused(&world, &answer, "the same address can be pasted again");
+    }
+    assert_eq!(world.paste(&callback).status, 200);
+    assert_eq!(world.paste(&callback).status, 400, "it is used up now");
+}
+
 #[test]
 fn the_exchange_has_every_parameter_once_and_the_secret_in_the_body() {
     let world = World::logged_in();

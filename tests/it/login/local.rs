@@ -68,6 +68,8 @@ fn a_form_post_that_is_spoiled_or_unknown_is_refused() {
         ),
         (change(|all| all.push(all[0].clone())), "`code` is there more than once"),
         (change(|all| all.iter_mut().for_each(|(_, value)| value.push('x'))), "`state` is unknown"),
+        // No paste, in which words may stand behind.
+        (change(|all| all.iter_mut().for_each(|(_, value)| value.push_str(". Bob"))), "`state` is unknown"),
         (change(|all| all.retain(|(name, _)| name != "id_token")), "no id_token"),
     ] {
         let answer = post(&world, &spoiled, "https://evil.example");

@@ -243,12 +243,14 @@ fn a_page_s_secret_is_worth_nothing_to_the_next_daemon() {
     assert_eq!(post_from_page(&world, "/-/login/main/start", &[("page", &page)]).status, 403);
 }
 
-/// web-023: a GET makes no login, replaces none and ends none. More than the logins that may be in progress at once,
-/// so that one which makes a login would push out what waits.
+/// web-023: a GET makes no login, replaces none and ends none. One that made a login would be the newest, of which the
+/// login page says how long it can be finished.
 #[test]
 fn gets_of_every_local_route_change_nothing_about_a_login() {
     let world = World::start();
     let callback = world.standin.authorize(&world.begin_login(), Person::Alice);
+    let newest = || super::attribute(&world.daemon.get("/-/login").text(), "<span data-at=\"");
+    let begun = newest();
     let image = "Sec-Fetch-Dest: image\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Site: same-origin\r\n";
 
     for (target, _) in ROUTES {
@@ -261,8 +263,92 @@ fn gets_of_every_local_route_change_nothing_about_a_login() {
         }
     }
     assert_eq!(world.daemon.get("/-/login/main/start").status, 405);
+    assert_eq!(newest(), begun);
 
     assert_eq!(world.paste(&callback).status, 200);
+}
+
+/// A page in each language.
+fn in_both_languages(world: &World, target: &str) -> [String; 2] {
+    ["en", "zh-CN"]
+        .map(|language| world.daemon.request("GET", target, &[("Accept-Language", language)], b"").text())
+}
+
+/// What a person reads is about the flow that is configured.
+#[test]
+fn the_pages_speak_of_the_parts_that_the_address_has() {
+    for (settings, mark, sample) in [
+        ("", "#", "#code=…&amp;id_token=…&amp;state=…"),
+        ("response_type = \"code\"", "?", "?code=…&amp;state=…"),
+        ("response_type = \"code\"\nresponse_mode = \"fragment\"", "#", "#code=…&amp;state=…"),
+    ] {
+        let world = Setup { account: settings.to_owned(), ..Setup::default() }.start();
+        let address = format!("{}/auth/callback", world.standin.auth_url());
+
+        for page in in_both_languages(&world, "/-/login") {
+            assert!(page.contains(sample), "{settings}: {page}");
+            assert!(page.contains(&format!("data-mark=\"{mark}\"")), "{settings}: {page}");
+            assert_eq!(page.contains("id_token"), settings.is_empty(), "{settings}: {page}");
+            assert!(!page.contains("behind the #") && !page.contains("# 后面"), "{settings}: {page}");
+        }
+        let answer = world.paste(&address);
+        assert!(answer.text().contains(&format!("the part behind the {mark} is missing")), "{answer:?}");
+        let (page, form) = (page_secret(&world), "?code=x");
+        let form = [("page", page.as_str()), ("callback", form)];
+        let refused = post_from_page(&world, "/-/login/main", &form).text();
+        assert!(refused.contains("A part of the address is missing") && !refused.contains("behind the #"));
+    }
+}
+
+/// The script asks for the login of a pasted address, and is told no more than whose it is and how it stands.
+#[test]
+fn the_login_page_says_how_a_login_stands_that_is_asked_about() {
+    let world = World::start();
+    let asked = |state: &str| {
+        let page = world.daemon.get(&format!("/-/login/main?state={state}")).text();
+        super::attribute(&page, "data-asked=\"").replace("&quot;", "\"")
+    };
+    let url = world.begin_login();
+    let state = super::parameter(&url, "state");
+
+    assert!(asked(&state).contains("\"is\":\"good\"") && asked(&state).contains("\"until\":"));
+    assert!(asked("x").contains("\"is\":\"foreign\"") && asked("").contains("foreign"));
+    assert_eq!(world.paste(&world.standin.authorize(&url, Person::Alice)).status, 200);
+    assert!(asked(&state).contains("\"is\":\"used\""), "{}", asked(&state));
+    let injected = world.daemon.get("/-/login/main?state=%22%3E%3Cscript%3E").text();
+    assert!(!injected.contains("<script>") && injected.contains("&lt;script&gt;"), "{injected}");
+}
+
+/// What the server did not confirm is said, and not that all is as before.
+#[test]
+fn a_logout_that_the_server_does_not_confirm_is_told_on_the_page() {
+    let world = World::logged_in();
+    let page = page_secret(&world);
+    world.standin.set_down(true);
+
+    let answer = post_from_page(&world, "/-/logout/main", &[("page", &page)]);
+
+    let text = answer.text();
+    assert!(text.contains("<h1>The logout is not complete</h1>"), "{answer:?}");
+    assert!(text.contains("erased here") && text.contains("did not confirm"), "{text}");
+    assert_eq!(world.daemon.state(), "login-required");
+}
+
+/// A login that can't be renewed says so where the person is.
+#[test]
+fn remarks_on_a_login_are_on_its_page() {
+    let world = World::logged_in();
+    world.standin.leave_out_refresh_token(true);
+    let page = page_secret(&world);
+    let callback = world.standin.authorize(&world.begin_login(), Person::Bob);
+
+    let asked = post_from_page(&world, "/-/login/main", &[("page", &page), ("callback", &callback)]).text();
+    let id = super::attribute(&asked, "name=\"confirm\" value=\"");
+    let form = [("page", page.as_str()), ("confirm", id.as_str()), ("answer", "yes")];
+    let text = post_from_page(&world, "/-/login/main", &form).text();
+
+    assert!(text.contains("<h1>Logged in</h1>") && text.contains("gave no refresh token"), "{text}");
+    assert!(!text.contains("refreshed by itself"), "{text}");
 }
 
 #[test]
