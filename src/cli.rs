@@ -21,7 +21,7 @@ use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
 use crate::server::listen::ListenError;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 
 /// Puts a fresh Cnblogs access token on every request of your local programs.
 ///
@@ -192,7 +192,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         }
         Command::Token(one) => show::token(&config, &one.name(&config)?, &common, environment),
         Command::Logout(one) => {
-            show::change(Change::LogOut, &config, &one.name(&config)?, &common, environment)
+            let account = one.stored_name(&config)?;
+            show::change(Change::LogOut, &config, &account, &common, environment)
         }
         Command::Check { connect } => check::check(&config, connect, environment),
         Command::Health => show::health(&config),
@@ -201,6 +202,14 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
 }
 
 impl OneAccount {
+    /// Also of an account that is not configured any more, and has a login.
+    fn stored_name(self, config: &Config) -> Result<String, Failure> {
+        match &self.account {
+            Some(name) if store::accounts_in(&config.state_dir).contains(name) => Ok(name.clone()),
+            _ => self.name(config),
+        }
+    }
+
     fn name(self, config: &Config) -> Result<String, Failure> {
         let names: Vec<_> = config.accounts.keys().map(String::as_str).collect();
         let wanted = match (&self.account, names.as_slice()) {

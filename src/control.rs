@@ -149,9 +149,7 @@ impl Control {
     }
 
     fn session(&self, account: &str) -> Result<&Session, Problem> {
-        self.sessions
-            .get(account)
-            .ok_or_else(|| Problem::new(Code::NotFound, "there is no account of that name"))
+        self.sessions.get(account).ok_or_else(no_account)
     }
 
     /// The secret of a page that is made now: what a browser posts back proves that it saw the page.
@@ -346,7 +344,7 @@ async fn refresh(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    let outcome = control.asked(&account, &fields, &form)?.refresh().await;
+    let outcome = control.asked(&account, &fields, &form)?.refresh().await.map(|()| None);
     changed(&fields, outcome, "refreshed", "changed.failed.refresh")
 }
 
@@ -356,21 +354,28 @@ async fn logout(
     fields: HeaderMap,
     Form(form): Form,
 ) -> Result<Response, Answer> {
-    let outcome = control.asked(&account, &fields, &form)?.log_out().await.map(drop);
+    control.posted_from_our_page(&fields, &form)?;
+    let outcome = match control.sessions.get(&account) {
+        Some(session) => session.log_out().await,
+        None if control.logins.is_stored(&account) => control.logins.log_out_unconfigured(&account).await,
+        None => return Err(no_account().into()),
+    };
     changed(&fields, outcome, "logged-out", "changed.failed.logout")
 }
 
 fn changed(
     fields: &HeaderMap,
-    outcome: Result<(), AskError>,
+    outcome: Result<Option<String>, AskError>,
     done: &str,
     not_done: &str,
 ) -> Result<Response, Answer> {
     let code = match &outcome {
-        Ok(()) if wants_html(fields) => {
+        Ok(_) if wants_html(fields) => {
             return Ok((StatusCode::SEE_OTHER, [(LOCATION, "/-/")]).into_response());
         }
-        Ok(()) => return Ok(axum_json(&json!({ "outcome": done })).into_response()),
+        Ok(remark) => {
+            return Ok(axum_json(&json!({ "outcome": done, "remark": remark })).into_response());
+        }
         Err(AskError::LoginRequired(_)) => Code::LoginRequired,
         Err(AskError::Failed(_) | AskError::NotBegun(_)) => Code::TokenUnavailable,
         Err(AskError::Stopping) => Code::Stopping,
@@ -482,6 +487,10 @@ impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         *self.0
     }
+}
+
+fn no_account() -> Problem {
+    Problem::new(Code::NotFound, "there is no account of that name")
 }
 
 fn problem(problem: Problem) -> Response {

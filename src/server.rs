@@ -107,7 +107,7 @@ impl Accounts {
             sessions.insert(account.name.clone(), session);
             keepers.push(keeper);
         }
-        let logins = Logins::new(&sessions);
+        let logins = Logins::new(&sessions, Arc::clone(&store));
         Ok(Self { sessions, logins, store, keepers, stop })
     }
 

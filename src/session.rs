@@ -234,6 +234,20 @@ pub fn start(
     (Session { shared }, task)
 }
 
+/// Logs out an account that is not configured any more: revokes what the clients of these sessions can, and erases
+/// all of it. Gives a sentence that the person should read, if there is one.
+///
+/// # Errors
+/// When it can't be erased.
+pub async fn log_out_unconfigured(
+    store: Arc<Store>,
+    account: String,
+    sessions: impl Iterator<Item = &Session>,
+) -> Result<Option<String>, AskError> {
+    let clients: Vec<_> = sessions.map(Session::oauth).collect();
+    keeper::log_out_unconfigured(store, account, &clients).await
+}
+
 impl Session {
     /// The account's name.
     pub fn account(&self) -> &str {

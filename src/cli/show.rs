@@ -13,7 +13,8 @@ use super::glance::Glance;
 use super::login::open;
 use super::{Common, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment, Grant};
-use crate::session::{AskError, NoToken, Session};
+use crate::server::Accounts;
+use crate::session::{AskError, NoToken};
 
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
@@ -67,14 +68,25 @@ pub(super) fn change(
         Change::Refresh => ("refresh", "has a fresh token"),
         Change::LogOut => ("logout", "is logged out"),
     };
-    match Daemon::find(&config.state_dir)? {
-        Some(daemon) => drop(daemon.post(&format!("/-/{route}/{account}"), &[])?.success()?),
-        None => here(config, account, common, environment, async |session| match change {
-            Change::Refresh => session.refresh().await,
-            Change::LogOut => session.log_out().await.map(drop),
+    let remark = match Daemon::find(&config.state_dir)? {
+        Some(daemon) => {
+            let answer = daemon.post(&format!("/-/{route}/{account}"), &[])?.success()?.json();
+            answer.get("remark").and_then(Value::as_str).map(str::to_owned)
+        }
+        None => here(config, common, environment, async |accounts| {
+            match (change, accounts.sessions.get(account)) {
+                (Change::Refresh, session) => {
+                    session.expect("it is configured").refresh().await.map(|()| None)
+                }
+                (Change::LogOut, Some(session)) => session.log_out().await,
+                (Change::LogOut, None) => accounts.logins.log_out_unconfigured(account).await,
+            }
         })?,
-    }
+    };
     say(&format!("{account} {done}."));
+    if let Some(remark) = remark {
+        say_error(&format!("warning: {remark}"));
+    }
     Ok(Exit::Done)
 }
 
@@ -91,8 +103,8 @@ pub(super) fn token(
     if let Some(daemon) = Daemon::find(&config.state_dir)? {
         return print_token(&daemon.get(&format!("/-/token/{account}"))?.success()?.body);
     }
-    let token = here(config, account, common, environment, async |session| {
-        session.token(TOKEN_WAIT).await.map_err(|reason| match reason {
+    let token = here(config, common, environment, async |accounts| {
+        accounts.sessions[account].token(TOKEN_WAIT).await.map_err(|reason| match reason {
             NoToken::LoginRequired => AskError::LoginRequired("a person has to log in".to_owned()),
             NoToken::Unavailable { .. } => AskError::Failed("there is no token now".to_owned()),
         })
@@ -100,17 +112,16 @@ pub(super) fn token(
     print_token(token.access_token())
 }
 
-/// Does something with a session of our own, since no daemon is running.
+/// Does something with sessions of our own, since no daemon is running.
 fn here<T>(
     config: &Config,
-    account: &str,
     common: &Common,
     environment: &Environment,
-    act: impl AsyncFnOnce(&Session) -> Result<T, AskError>,
+    act: impl AsyncFnOnce(&Accounts) -> Result<T, AskError>,
 ) -> Result<T, Failure> {
     log::start_quiet(config, common, environment)?;
     let (runtime, accounts) = open(config)?;
-    let outcome = runtime.block_on(act(&accounts.sessions[account]));
+    let outcome = runtime.block_on(act(&accounts));
     runtime.block_on(accounts.close());
     outcome.map_err(|error| match error {
         AskError::LoginRequired(message) => login_required(message),

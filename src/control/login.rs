@@ -3,7 +3,7 @@
 mod seal;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ use crate::config::Grant;
 use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
 use crate::oauth::{LoginError, Pending};
-use crate::session::{AskError, LoginOutcome, Session};
+use crate::session::{self, AskError, LoginOutcome, Session};
+use crate::store::Store;
 use crate::token::{At, Moment, now};
 use seal::Seal;
 
@@ -29,6 +30,7 @@ const LOCAL_CALLBACK: &str = "/-/callback";
 /// The logins in progress of all accounts.
 pub struct Logins {
     sessions: BTreeMap<String, Session>,
+    store: Arc<Store>,
     seal: Seal,
     progress: Mutex<Progress>,
 }
@@ -91,15 +93,30 @@ pub enum Reason {
 
 impl Logins {
     /// Logins for those accounts that a person logs in to.
-    pub fn new(sessions: &BTreeMap<String, Session>) -> Self {
+    pub fn new(sessions: &BTreeMap<String, Session>, store: Arc<Store>) -> Self {
         let mut sessions = sessions.clone();
         sessions.retain(|_, session| session.oauth().account().grant == Grant::AuthorizationCode);
-        Self { sessions, seal: Seal::new(), progress: Mutex::default() }
+        Self { sessions, store, seal: Seal::new(), progress: Mutex::default() }
     }
 
     /// The accounts that a person logs in to.
     pub fn accounts(&self) -> impl Iterator<Item = &str> {
         self.sessions.keys().map(String::as_str)
+    }
+
+    /// True when there is a login of an account, configured or not.
+    pub fn is_stored(&self, account: &str) -> bool {
+        !self.store.records_of(account).is_empty()
+    }
+
+    /// Logs out an account that is not configured any more. Gives a sentence that the person should read, if there is
+    /// one.
+    ///
+    /// # Errors
+    /// When it can't be erased.
+    pub async fn log_out_unconfigured(&self, account: &str) -> Result<Option<String>, AskError> {
+        let (store, account) = (Arc::clone(&self.store), account.to_owned());
+        session::log_out_unconfigured(store, account, self.sessions.values()).await
     }
 
     /// The address where the browser ends, as it is registered; none for an account that needs no login.

@@ -23,6 +23,7 @@ use crate::notify::{Event, Notifier, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
 use crate::store::{Binding, Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
+pub(super) use login::log_out_unconfigured;
 pub(super) use report::first_status;
 
 /// Nothing sleeps longer, so that suspend and clock jumps are noticed.

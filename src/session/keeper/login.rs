@@ -10,7 +10,7 @@ use crate::oauth::callback::Code;
 use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
-use crate::store::{Binding, Person, Record, Reservation, Store};
+use crate::store::{Binding, Person, Record, Reservation, Store, StoreError};
 use crate::token::now;
 
 /// How long the server may take to revoke a token: a person waits for it.
@@ -161,10 +161,7 @@ impl Keeper {
                 self.record.take().map(|record| Record { is_refused: true, is_retried: true, ..record });
             self.unsaved = Some(reservation);
             self.refresh_status();
-            return Err(AskError::Failed(format!(
-                "the stored login can't be erased, please log out again: {}",
-                with_causes(&error)
-            )));
+            return Err(AskError::Failed(not_erased(&error)));
         }
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
@@ -204,27 +201,20 @@ impl Keeper {
     }
 }
 
-/// Logs out an account that is not configured any more: revokes what a configured client can, and erases all of it.
+/// Logs out an account that is not configured any more: revokes what one of these clients can, and erases all of it.
 /// Gives a sentence when something was not revoked.
 ///
 /// # Errors
-/// When nothing of that name is stored, or it can't be erased.
+/// When it can't be erased.
 pub(in crate::session) async fn log_out_unconfigured(
     store: Arc<Store>,
     account: String,
     clients: &[Arc<Oauth>],
 ) -> Result<Option<String>, AskError> {
-    let records = store.records_of(&account);
-    if records.is_empty() {
-        return Err(AskError::LoginRequired(format!(
-            "there is no account \"{account}\", and no login of it"
-        )));
-    }
     let mut is_revoked = true;
-    for record in &records {
-        let client = clients.iter().find(|client| is_of(client, record));
-        is_revoked &= match client {
-            Some(client) => revoke(client, record).await.is_ok(),
+    for record in store.records_of(&account) {
+        is_revoked &= match clients.iter().find(|client| is_of(client, &record)) {
+            Some(client) => revoke(client, &record).await.is_ok(),
             None => false,
         };
     }
@@ -233,13 +223,12 @@ pub(in crate::session) async fn log_out_unconfigured(
         store.erase(&mut reservation, &account)
     };
     let erased = tokio::task::spawn_blocking(erase).await.expect("work on the store does not panic");
-    erased.map_err(|error| {
-        AskError::Failed(format!(
-            "the stored login can't be erased, please log out again: {}",
-            with_causes(&error)
-        ))
-    })?;
+    erased.map_err(|error| AskError::Failed(not_erased(&error)))?;
     Ok((!is_revoked).then(|| NOT_TOLD.to_owned()))
+}
+
+fn not_erased(error: &StoreError) -> String {
+    format!("the stored login can't be erased, please log out again: {}", with_causes(error))
 }
 
 /// Makes a login worthless at the server.
