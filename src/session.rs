@@ -130,8 +130,8 @@ pub enum AskError {
     /// It can't be done, and why.
     #[error("{0}")]
     Failed(String),
-    /// It could not be begun, so that nothing was spent, and why.
-    #[error("{0}: the same address can be pasted again")]
+    /// It was not begun, and why: nothing is spent, and it can be asked for again.
+    #[error("{0}")]
     NotBegun(String),
     /// Only a login helps.
     #[error("{0}")]

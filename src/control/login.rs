@@ -85,6 +85,8 @@ pub enum Reason {
     Exchange,
     /// Nobody is asked for a yes.
     Unasked,
+    /// A yes could not be acted on, and can be said again.
+    StillAsked,
     /// The account is not one for this.
     Configuration,
 }
@@ -205,7 +207,8 @@ impl Logins {
         match session.log_in(pending, code, verified).await {
             Err(error @ AskError::NotBegun(_)) => {
                 self.progress().spent.remove(&state);
-                Err(failed(Reason::Unspent, &error))
+                let Rejected { reason, words } = failed(Reason::Unspent, &error);
+                Err(Rejected::new(reason, format!("{words}: the same address can be pasted again")))
             }
             outcome => outcome.map_err(|error| failed(Reason::Exchange, &error)),
         }
@@ -315,7 +318,7 @@ impl From<CallbackError> for Rejected {
 
 #[cfg(test)]
 impl Reason {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Address,
         Self::Incomplete,
         Self::Malformed,
@@ -330,6 +333,7 @@ impl Reason {
         Self::Unspent,
         Self::Exchange,
         Self::Unasked,
+        Self::StillAsked,
         Self::Configuration,
     ];
 }
