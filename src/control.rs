@@ -270,7 +270,11 @@ async fn paste(
     if let Some(answer) = field(&form, "answer") {
         let id = field(&form, "confirm").unwrap_or_default();
         let outcome = session.confirm(id, answer == "yes").await;
-        let outcome = outcome.map_err(|error| Rejected::new(Reason::Unasked, error.to_string()));
+        let outcome = outcome.map_err(|error| {
+            let can_be_repeated = matches!(error, AskError::NotBegun(_));
+            let reason = if can_be_repeated { Reason::StillAsked } else { Reason::Unasked };
+            Rejected::new(reason, error.to_string())
+        });
         return Ok(told(&control, &fields, &account, outcome));
     }
     let pasted = field(&form, "callback").unwrap_or_default();

@@ -87,6 +87,8 @@ pub enum Reason {
     Exchange,
     /// Nobody is asked for a yes.
     Unasked,
+    /// A yes could not be acted on, and can be said again.
+    StillAsked,
     /// The account is not one for this.
     Configuration,
 }
@@ -336,7 +338,7 @@ impl From<CallbackError> for Rejected {
 
 #[cfg(test)]
 impl Reason {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Address,
         Self::Incomplete,
         Self::Malformed,
@@ -351,6 +353,7 @@ impl Reason {
         Self::Unspent,
         Self::Exchange,
         Self::Unasked,
+        Self::StillAsked,
         Self::Configuration,
     ];
 }

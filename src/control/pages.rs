@@ -208,6 +208,7 @@ const fn advice_on(reason: Reason) -> &'static str {
         Reason::Unspent => "failed.unspent",
         Reason::Exchange => "failed.exchange",
         Reason::Unasked => "failed.answer",
+        Reason::StillAsked => "failed.answer.again",
         Reason::Configuration => "failed.configuration",
     }
 }
