@@ -292,7 +292,10 @@ async fn callback_by_get(
     if method == Method::HEAD {
         return StatusCode::OK.into_response();
     }
-    match query.filter(|query| !query.is_empty()) {
+    // Some servers name themselves (RFC 9207) in the query, although the rest is behind the #.
+    let is_answer =
+        |query: &String| ["state", "code", "error"].iter().any(|name| field(query, name).is_some());
+    match query.filter(is_answer) {
         Some(query) => finish_brought(&control, &fields, &query).await,
         None => pages::fragment(reader(&fields)).into_response(),
     }

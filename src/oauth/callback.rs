@@ -154,7 +154,7 @@ impl Callback {
 
     fn is_same(&self, other: &Self) -> bool {
         let id_token = |code: &Code| code.id_token.as_ref().map(|token| token.expose_secret().to_owned());
-        self.state == other.state
+        (&self.state, &self.iss) == (&other.state, &other.iss)
             && match (&self.outcome, &other.outcome) {
                 (Outcome::Code(a), Outcome::Code(b)) => {
                     a.code.expose_secret() == b.code.expose_secret() && id_token(a) == id_token(b)

@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::control::login::is_local;
 use crate::proxy::guard::{is_below, is_unambiguous};
+use crate::store;
 use crate::tls;
 
 /// The longest name of a unix socket (`sun_path`, with its end).
@@ -30,6 +31,7 @@ pub(super) fn doubts(config: &Config, running: &[String], environment: &Environm
         config.listen.iter().filter(|listen| !running.contains(&listen.to_string())).filter_map(of_listen),
     );
     doubts.extend(of_state(&config.state_dir));
+    of_stored_logins(config, &mut doubts);
     for account in config.accounts.values() {
         of_account(account, config, &mut doubts);
     }
@@ -41,6 +43,16 @@ pub(super) fn doubts(config: &Config, running: &[String], environment: &Environm
     doubts.extend(of_limits(config));
     doubts.extend(of_notify(&config.notify_command, environment));
     doubts
+}
+
+fn of_stored_logins(config: &Config, doubts: &mut Vec<String>) {
+    for name in store::accounts_in(&config.state_dir) {
+        if !config.accounts.contains_key(&name) {
+            doubts.push(format!(
+                "there is a login of account {name}, which is not configured: `cnblogs-proxy logout {name}` ends it"
+            ));
+        }
+    }
 }
 
 fn of_files(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {

@@ -185,3 +185,49 @@ fn which_accounts_have_a_login_is_read_beside_a_daemon_and_changes_nothing() {
     assert_eq!(accounts_in(&state), BTreeSet::new());
     assert_eq!(accounts_in(&state.join("nowhere")), BTreeSet::new());
 }
+
+/// The same configuration without the account `main`, which has a login, and with another one of the same client.
+fn without_main(world: &World) {
+    let config = fs::read_to_string(world.home.config()).unwrap();
+    let config = config.replace("[account.main]", "[account.another]");
+    fs::write(world.home.config(), config).unwrap();
+}
+
+#[test]
+fn an_account_that_is_not_configured_any_more_can_be_logged_out_with_and_without_a_daemon() {
+    for has_daemon in [true, false] {
+        let mut world = World::logged_in();
+        world.daemon.stop();
+        without_main(&world);
+
+        let checked = world.home.run(&["check"], "");
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(said.contains("login of account main, which is not configured"), "{said}");
+        if has_daemon {
+            world.daemon = world.home.serve();
+        }
+        let output = world.home.run(&["logout", "main"], "");
+
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(world.standin.revocations().len(), 1, "the client is the same: {output:?}");
+        assert_eq!(accounts_in(&world.home.state()), BTreeSet::new());
+        let again = world.home.run(&["logout", "main"], "");
+        assert_eq!(again.status.code(), Some(2), "{again:?}");
+    }
+}
+
+#[test]
+fn a_login_that_no_configured_client_can_revoke_is_erased_and_that_is_said() {
+    let mut world = World::logged_in();
+    world.daemon.stop();
+    without_main(&world);
+    let config = fs::read_to_string(world.home.config()).unwrap();
+    let client_id = &world.standin.options().client_id;
+    fs::write(world.home.config(), config.replace(client_id, "another-client")).unwrap();
+
+    let output = world.home.run(&["logout", "main"], "");
+
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the server was not told"), "{output:?}");
+    assert_eq!((world.standin.revocations().len(), accounts_in(&world.home.state())), (0, BTreeSet::new()));
+}
