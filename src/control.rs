@@ -293,8 +293,7 @@ async fn callback_by_get(
         return StatusCode::OK.into_response();
     }
     // Some servers name themselves (RFC 9207) in the query, although the rest is behind the #.
-    let is_answer =
-        |query: &String| ["state", "code", "error"].iter().any(|name| field(query, name).is_some());
+    let is_answer = |query: &String| form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name != "iss");
     match query.filter(is_answer) {
         Some(query) => finish_brought(&control, &fields, &query).await,
         None => pages::fragment(reader(&fields)).into_response(),

@@ -136,6 +136,15 @@ fn a_prefetch_of_the_callback_consumes_nothing() {
 }
 
 #[test]
+fn an_issuer_in_the_query_does_not_hide_what_is_behind_the_hash() {
+    let world = World::start();
+
+    let page = world.daemon.get("/-/callback?iss=https%3A%2F%2Foauth.cnblogs.com");
+
+    assert!(page.status == 200 && page.text().contains("id=\"fragment\""), "{}", page.text());
+}
+
+#[test]
 fn a_query_that_is_no_callback_is_refused_quickly() {
     let world = start("response_type = \"code\"");
     let good = callback(&world).encoded();
