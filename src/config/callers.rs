@@ -123,8 +123,9 @@ fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
         entries.iter().map(method).collect::<Result<Vec<_>, _>>()
     });
     let paths = table.strings("paths")?.map(|entries| {
-        let path =
-            |entry: &Entry<'_>| parse::prefix(&entry.string()?).map_err(|message| entry.error(message));
+        let path = |entry: &Entry<'_>| {
+            parse::path(&entry.string()?).map(str::to_owned).map_err(|message| entry.error(message))
+        };
         entries.iter().map(path).collect::<Result<Vec<_>, _>>()
     });
     let allowed = table.strings("routes")?.map(|entries| {

@@ -117,17 +117,22 @@ pub(super) fn redirect_uri(text: &str) -> Result<RedirectUri, String> {
 
 /// The prefix of a route: starts with a slash, without one at its end (except "/" itself).
 pub(super) fn prefix(text: &str) -> Result<String, String> {
+    let trimmed = path(text)?.trim_end_matches('/');
+    Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
+}
+
+/// The beginning of a caller's path, byte for byte.
+pub(super) fn path(text: &str) -> Result<&str, String> {
     if !text.starts_with('/') {
         return Err("must start with a slash".to_owned());
     }
     if text.bytes().any(|b| !b.is_ascii_graphic() || b"?#\\<>\"".contains(&b)) {
         return Err("must be the bytes of a path as they stand in a request".to_owned());
     }
-    let trimmed = text.trim_end_matches('/');
-    if trimmed == "/-" || trimmed.starts_with("/-/") {
+    if text == "/-" || text.starts_with("/-/") {
         return Err("/-/ is for the proxy's own pages".to_owned());
     }
-    Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
+    Ok(text)
 }
 
 /// A tracing filter: a level, or levels by target.

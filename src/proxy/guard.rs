@@ -271,10 +271,12 @@ impl Guard {
                 ));
             }
         };
-        for referer in fields.get_all(REFERER) {
+        for referer in fields.get_all(REFERER).iter().filter(|_| !is_of_a_program(fields)) {
             let origin = origin_of(referer.as_bytes());
             if !is_own(origin) && !is_allowed(origin) {
-                return Err(forbidden_origin("the Referer is another page's"));
+                return Err(forbidden_origin(
+                    "the Referer is another page's: a program that sets it itself says so by Authorization: Bearer",
+                ));
             }
         }
         for site in fields.get_all(SEC_FETCH_SITE) {
@@ -296,19 +298,13 @@ impl Guard {
                 }
             };
         }
-        let presented =
-            || [PROXY_AUTHORIZATION, AUTHORIZATION].into_iter().flat_map(|name| fields.get_all(name));
-        let known = presented().find_map(|value| self.keys.get(&fingerprint(&credentials(value)?)));
-        if known.is_some() {
-            return Ok(known);
-        }
-        if presented().next().is_none() {
-            required(
+        let Some(presented) = credential(fields)? else {
+            return required(
                 "send the key as Authorization: Bearer KEY, as Basic password, or in Proxy-Authorization",
-            )
-        } else {
-            required("this key is not known here")
-        }
+            );
+        };
+        let known = credentials(presented).and_then(|secret| self.keys.get(&fingerprint(&secret)));
+        if known.is_some() { Ok(known) } else { required("this key is not known here") }
     }
 }
 
@@ -354,11 +350,15 @@ impl Admitted<'_> {
         {
             return refuse("method");
         }
-        if let Some(paths) = &key.paths {
-            let path = parts.uri.path();
-            if !is_unambiguous(path) || !paths.iter().any(|prefix| is_below(path, prefix)) {
-                return refuse("path");
-            }
+        let path = parts.uri.path();
+        let is_below_one = |paths: &Vec<String>| paths.iter().any(|prefix| is_below(path, prefix));
+        if key.paths.as_ref().is_some_and(|paths| !is_below_one(paths)) {
+            return refuse("path");
+        }
+        // The upstream's own path in front of the caller's is a limit as well.
+        let judges_paths = key.paths.is_some() || key.routes.is_some();
+        if judges_paths && !is_unambiguous(path) || key.methods.is_some() && climbs(path) {
+            return refuse("path");
         }
         match &key.routes {
             Some(routes) if !routes.iter().any(|name| name == route) => refuse("route"),
@@ -433,6 +433,23 @@ fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// True for what no browser sends for a page of another site. To this machine's own names browsers always say what site
+/// a request comes from (Fetch Metadata, section 2); to other names over plain http they do not, but no page can send a
+/// Bearer credential without a CORS preflight (Fetch, section 3.2.2).
+fn is_of_a_program(fields: &HeaderMap) -> bool {
+    let says_site = [ORIGIN, SEC_FETCH_SITE, SEC_FETCH_MODE, SEC_FETCH_DEST];
+    if says_site.iter().any(|name| fields.contains_key(name)) {
+        return false;
+    }
+    let host = fields.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
+    let is_bearer = |value: &HeaderValue| {
+        value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
+    };
+    LOOPBACK.iter().any(|own| own.eq_ignore_ascii_case(name))
+        || [AUTHORIZATION, PROXY_AUTHORIZATION].iter().any(|name| fields.get_all(name).iter().any(is_bearer))
+}
+
 /// Nothing that belongs to a page, such as the icon that a browser fetches for every page it shows, and be it our
 /// refusal: no page that may call shows the API's answers as its parts.
 fn is_asked_for(fields: &HeaderMap) -> Result<(), Problem> {
@@ -478,6 +495,22 @@ fn forbidden_origin(detail: &str) -> Problem {
     Problem::new(Code::ForbiddenOrigin, detail)
 }
 
+/// The one field that presents a key. Programs that set an Authorization of their own present it in
+/// Proxy-Authorization, which is looked at first.
+fn credential(fields: &HeaderMap) -> Result<Option<&HeaderValue>, Problem> {
+    for name in [PROXY_AUTHORIZATION, AUTHORIZATION] {
+        let mut values = fields.get_all(&name).iter();
+        match (values.next(), values.next()) {
+            (None, _) => {}
+            (Some(value), None) => return Ok(Some(value)),
+            (Some(_), Some(_)) => {
+                return Err(Problem::new(Code::BadRequest, "a request has one credential").closing());
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// What follows `Bearer`, or the password of `Basic` (RFC 7617).
 fn credentials(value: &HeaderValue) -> Option<zeroize::Zeroizing<Vec<u8>>> {
     let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
@@ -514,10 +547,27 @@ pub fn is_unambiguous(path: &str) -> bool {
     is_clean && is_whole && !encoded
 }
 
-/// Whole segments: `/write` is above `/write/x` and not above `/writer`.
+/// True when a server may read dot segments in the path, however they are encoded.
+fn climbs(path: &str) -> bool {
+    if memchr::memchr3(b'.', b'%', b'\\', path.as_bytes()).is_none() {
+        return false;
+    }
+    let mut plain = path.to_ascii_lowercase();
+    // What is encoded twice is decoded by whoever is behind.
+    while plain.contains("%25") {
+        plain = plain.replace("%25", "%");
+    }
+    let plain = plain.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
+    plain.split('/').any(|segment| {
+        let name = segment.split([';', '%']).next().unwrap_or_default();
+        name == "." || name == ".."
+    })
+}
+
+/// Whole segments, byte for byte: `/write` is above `/write/x` and not above `/writer`, `/write/` not above `/write`.
 pub fn is_below(path: &str, prefix: &str) -> bool {
-    let rest = if prefix == "/" { Some(path) } else { path.strip_prefix(prefix) };
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    let rest = path.strip_prefix(prefix);
+    rest.is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -748,7 +798,7 @@ mod tests {
             (&[PAGE, PAGE], Err(())),
             (&[("referer", "http://localhost:8262/-/")], Ok(None)),
             (&[("referer", "https://page.example/x")], Ok(None)),
-            (&[("referer", "https://evil.example/http://localhost:8262/")], Err(())),
+            (&[("referer", "https://evil.example/http://localhost:8262/"), site("cross-site")], Err(())),
             (&[own, ("referer", "https://evil.example/")], Err(())),
             (&[site("none")], Ok(None)),
             (&[site("same-origin"), own], Ok(None)),
@@ -766,6 +816,46 @@ mod tests {
             let came = came.map(|page| page.map(|AllowedOrigin(page)| page.to_str().unwrap().to_owned()));
             let expected = expected.map(|page| page.map(str::to_owned)).map_err(|()| Code::ForbiddenOrigin);
             assert_eq!(came, expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_referer_alone_is_a_programs_where_browsers_say_more_or_can_not_say_as_much() {
+        let elsewhere = ("referer", "https://www.cnblogs.com/");
+        for (host, more, may_call) in [
+            ("localhost:8262", &[][..], true),
+            ("127.0.0.1:8262", &[], true),
+            ("[::1]:8262", &[], true),
+            ("localhost:8262", &[("sec-fetch-mode", "navigate")], false),
+            ("localhost:8262", &[("origin", "http://localhost:8262")], false),
+            ("proxy.lan", &[], false),
+            ("localhost.evil.example", &[], false),
+            ("proxy.lan", &[KEY], true),
+            ("proxy.lan", &[("proxy-authorization", "bearer x")], true),
+            ("proxy.lan", &[("authorization", "Basic eDp5")], false),
+            ("proxy.lan", &[KEY, ("sec-fetch-site", "cross-site")], false),
+        ] {
+            let fields = [&[("host", host), elsewhere], more].concat();
+            let came = open().allowed_page(&parts("GET", "/", &fields).headers);
+            assert_eq!(came.is_ok(), may_call, "{host} {more:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_presents_one_credential() {
+        let guard = guard(&[User::Myself], &[key()]);
+        let wrong = ("authorization", "Bearer wrong");
+        for (fields, expected) in [
+            (&[KEY][..], Ok(true)),
+            (&[wrong], Err(Code::KeyRequired)),
+            (&[wrong, KEY], Err(Code::BadRequest)),
+            (&[KEY, KEY], Err(Code::BadRequest)),
+            (&[wrong, ("proxy-authorization", "Bearer the-key")], Ok(true)),
+            (&[KEY, ("proxy-authorization", "Bearer wrong")], Err(Code::KeyRequired)),
+        ] {
+            let admitted = guard.key(&caller(), &parts("GET", "/", fields).headers);
+            let admitted = admitted.map(|key| key.is_some()).map_err(|problem| problem.code());
+            assert_eq!(admitted, expected, "{fields:?}");
         }
     }
 
@@ -955,7 +1045,18 @@ mod tests {
         };
         let [of_methods, of_paths, of_routes] = limited_keys();
 
-        assert!(may(&of_methods, "GET", "/a/../b", "x", &[]));
+        assert!(may(&of_methods, "GET", "/a//b/%2f;x", "x", &[]));
+        let of_folder = Key { paths: Some(vec!["/api/blogposts/".to_owned()]), ..key() };
+        assert!(may(&of_folder, "GET", "/api/blogposts/1", "x", &[]));
+        assert!(may(&of_folder, "GET", "/api/blogposts/", "x", &[]));
+        assert!(!may(&of_folder, "GET", "/api/blogposts", "x", &[]));
+        assert!(!may(&of_routes, "GET", "/write/../users", "writing", &[]));
+        assert!(!may(&of_routes, "GET", "/write//users", "writing", &[]));
+        for climbing in
+            ["/a/../b", "/a/%2e%2E/b", "/a/..%2fb", "/a/%252e%252e/b", "/a\\..\\b", "/a/..;x/b", "/a/.."]
+        {
+            assert!(!may(&of_methods, "GET", climbing, "x", &[]), "{climbing}");
+        }
         assert!(!may(&of_methods, "POST", "/a", "x", &[]));
         for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
             assert!(!may(&of_methods, "GET", "/a", "x", &[(name, "GET")]), "{name}");
