@@ -116,6 +116,24 @@ impl Answer {
     }
 }
 
+/// A document whose texts can be shown on a terminal: what would move its cursor or turn its text around is escaped.
+pub(super) fn printable(value: Value) -> Value {
+    let is_shown =
+        |c: char| !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    match value {
+        Value::String(text) if !text.chars().all(is_shown) => {
+            let escaped = text.chars().map(|c| match is_shown(c) {
+                true => c.to_string(),
+                false => c.escape_default().to_string(),
+            });
+            Value::String(escaped.collect())
+        }
+        Value::Array(values) => values.into_iter().map(printable).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, printable(value))).collect(),
+        other => other,
+    }
+}
+
 /// Exit code 3, and what to do.
 pub(super) fn login_required(message: String) -> Failure {
     Failure::new(Exit::LoginRequired, message)

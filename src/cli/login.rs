@@ -5,7 +5,7 @@ mod terminal;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::daemon::{Daemon, runtime};
+use super::daemon::{Daemon, printable, runtime};
 use super::{Common, Exit, Failure, log, say, say_error};
 use crate::config::{Account, Config, Environment};
 use crate::control::login::{as_json, is_local};
@@ -245,11 +245,12 @@ impl Place {
     fn finish(&self, account: &str, pasted: &str) -> Result<Value, Failure> {
         match self {
             Self::Daemon(daemon) => {
-                Ok(daemon.post(&format!("/-/login/{account}"), &[("callback", pasted)])?.success()?.json())
+                let form = [("callback", pasted)];
+                Ok(printable(daemon.post(&format!("/-/login/{account}"), &form)?.success()?.json()))
             }
             Self::Here(runtime, accounts) => {
                 let outcome = runtime.block_on(accounts.logins.finish_pasted(account, pasted));
-                outcome.map(|outcome| as_json(&outcome)).map_err(failed)
+                outcome.map(|outcome| printable(as_json(&outcome))).map_err(failed)
             }
         }
     }
@@ -259,11 +260,11 @@ impl Place {
         match self {
             Self::Daemon(daemon) => {
                 let form = [("confirm", id), ("answer", answer)];
-                Ok(daemon.post(&format!("/-/login/{account}"), &form)?.success()?.json())
+                Ok(printable(daemon.post(&format!("/-/login/{account}"), &form)?.success()?.json()))
             }
             Self::Here(runtime, accounts) => {
                 let outcome = runtime.block_on(accounts.sessions[account].confirm(id.to_owned(), yes));
-                outcome.map(|outcome| as_json(&outcome)).map_err(failed)
+                outcome.map(|outcome| printable(as_json(&outcome))).map_err(failed)
             }
         }
     }

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::daemon::{Daemon, login_required};
+use super::daemon::{Daemon, login_required, printable};
 use super::glance::Glance;
 use super::login::open;
 use super::{Common, Exit, Failure, log, print_bytes, say, say_error};
@@ -29,7 +29,7 @@ pub(super) fn status(config: &Config, json: bool, environment: &Environment) -> 
     if json {
         say(&serde_json::to_string_pretty(&status).unwrap_or_default());
     } else {
-        say(&Glance::new(environment).at(&status));
+        say(&Glance::new(environment).at(&printable(status)));
     }
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }

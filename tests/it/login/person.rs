@@ -79,6 +79,25 @@ fn a_name_is_text_on_every_page() {
 }
 
 #[test]
+fn a_name_moves_no_cursor_and_ends_no_line_on_a_terminal() {
+    let world = World::start();
+    let name = "\u{1b}[2J\u{7}evil\nmain: ready as root\u{202e}";
+    world.standin.on_api(move |_| {
+        Some(Scripted::Answer(standin::Answer::json(200, &json!({ "UserId": "1", "DisplayName": name }))))
+    });
+    world.log_in(Person::Alice);
+
+    let status = world.home.run(&["status"], "").stdout;
+    let login = world.home.run(&["status", "--json"], "").stdout;
+
+    let shown = String::from_utf8(status).unwrap();
+    assert!(shown.contains(r"\u{1b}[2J\u{7}evil\nmain: ready as root\u{202e}"), "{shown:?}");
+    assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
+    let status: Value = serde_json::from_slice(&login).unwrap();
+    assert_eq!(status["accounts"]["main"]["person"], name);
+}
+
+#[test]
 fn an_api_that_does_not_say_who_it_is_fails_no_login() {
     let world = World::start();
     let trap = world.standin.trap();
