@@ -82,6 +82,11 @@ pub enum Body {
     Counted(Box<Counted>),
 }
 
+/// Marks an answer whose upstream said how long it keeps its own connection. That was removed, and ours is not said in
+/// its place, where it could be taken for the upstream's.
+#[derive(Clone, Copy, Debug)]
+pub struct HadKeepAlive;
+
 /// The upstream's body, opaque.
 pub struct UpstreamBody(Box<Download>);
 
@@ -292,8 +297,12 @@ impl Proxy {
     ) -> Response<Body> {
         let route = &client.endpoint.route;
         let (mut parts, body) = answer.into_parts();
+        let has_keep_alive = parts.headers.contains_key("keep-alive");
         headers::for_caller(&mut parts.headers, &route.prefix, &route.upstream, token, origin);
         parts.extensions.clear();
+        if has_keep_alive {
+            parts.extensions.insert(HadKeepAlive);
+        }
         parts.version = http::Version::HTTP_11;
         Response::from_parts(parts, Body::Upstream(UpstreamBody(body)))
     }

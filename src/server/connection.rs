@@ -5,12 +5,13 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderMap, HeaderName, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -18,7 +19,7 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::line::{Activity, Line, Transport, in_bytes};
+use super::line::{Activity, Ended, Line, Transport, in_bytes, locked};
 use super::room::Place;
 use super::worker::{Answered, Worker, goal_of};
 use crate::config::Limits;
@@ -30,6 +31,8 @@ use crate::proxy::guard::Caller;
 
 /// How long a half-sent head holds up the end.
 const LEAVING: Duration = Duration::from_secs(1);
+/// How long we keep an idle connection (RFC 9112, appendix C.2.2): clients that read it use none that is about to end.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Heads with more fields are refused.
 const MOST_FIELDS: usize = 128;
 
@@ -56,6 +59,32 @@ struct Stay<'a> {
     alarm: Alarm,
 }
 
+/// Notices that a caller has gone while its request is answered, which hyper does not (it does not read then, so that a
+/// half-closed caller gets its answer).
+struct HangUp<T> {
+    socket: Arc<Mutex<T>>,
+    worker: Arc<Worker>,
+    is_half_closed: bool,
+}
+
+impl<T: Transport> HangUp<T> {
+    /// Ready when nobody reads the answer: the connection was reset, or its other end has no owner any more.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let socket = locked(&self.socket);
+        ready!(socket.poll_readable(cx));
+        match socket.ended() {
+            Ended::Both => Poll::Ready(()),
+            Ended::Sending if !self.is_half_closed => {
+                self.is_half_closed = true;
+                let addresses = socket.addresses();
+                let is_gone = addresses.is_some_and(|(peer, own)| self.worker.is_orphaned(peer, own));
+                if is_gone { Poll::Ready(()) } else { Poll::Pending }
+            }
+            Ended::Sending | Ended::Nothing => Poll::Pending,
+        }
+    }
+}
+
 /// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
 pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<Worker>, place: Place) {
     let activity = Arc::clone(&place.activity);
@@ -65,6 +94,7 @@ pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<W
         async move { Ok::<_, Infallible>(answer(worker, activity, caller, request).await) }
     };
     let mut line = Line::new(socket, Arc::clone(&activity));
+    let mut hang_up = HangUp { socket: line.socket(), worker: Arc::clone(&worker), is_half_closed: false };
     let leave = pin!(place.leave.cancelled());
     let mut stay = Stay { place: &place, leave, is_asked: false, limits, alarm: Alarm::default() };
     while asks(&mut line, &mut stay).await {
@@ -79,8 +109,13 @@ pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<W
                 .max_buf_size(Line::<T>::HYPER_TAKES)
                 .serve_connection(TokioIo::new(line), service_fn(service)),
         );
-        match talk(connection, &mut stay).await {
+        match talk(connection, &mut stay, &mut hang_up).await {
             Some(rested) => line = rested,
+            None if activity.is_http2() => {
+                let problem =
+                    Problem::new(Code::BadRequest, "this proxy speaks HTTP/1.1 with callers, not HTTP/2");
+                return locked(&hang_up.socket).try_last_words(&in_bytes(problem.closing()));
+            }
             None => return,
         }
     }
@@ -103,6 +138,7 @@ async fn asks<T: Transport>(line: &mut Line<T>, stay: &mut Stay<'_>) -> bool {
 async fn talk<T: Transport, S>(
     mut connection: Box<http1::Connection<TokioIo<Line<T>>, S>>,
     stay: &mut Stay<'_>,
+    hang_up: &mut HangUp<T>,
 ) -> Option<Line<T>>
 where
     S: HttpService<Incoming, ResBody = Answer, Error = Infallible>,
@@ -112,6 +148,9 @@ where
         loop {
             // First, so that what has arrived is served.
             if Pin::new(&mut *connection).poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            if stay.place.activity.is_busy() && hang_up.poll(cx).is_ready() {
                 return Poll::Ready(false);
             }
             let has_to_end = stay.has_to_end(cx);
@@ -190,6 +229,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<Answer> {
     let (began, refusal) = activity.answering();
+    let stays = request.version() == Version::HTTP_11 && !asks_to_close(request.headers());
     let goal = goal_of(request.uri().path());
     worker.counters().began(goal);
     // Made before anything is awaited, so that a caller that leaves is counted, too.
@@ -207,10 +247,23 @@ async fn answer(
         },
     };
     worker.counters().answered(goal, response.status());
+    let mut response = response;
+    let is_free = response.extensions().get::<proxy::HadKeepAlive>().is_none();
+    if stays
+        && is_free
+        && let Some(idle_timeout) = worker.idle_timeout()
+    {
+        response.headers_mut().insert(KEEP_ALIVE, idle_timeout.clone());
+    }
     response.map(|kind| {
         unanswered.kind = kind;
         unanswered
     })
+}
+
+fn asks_to_close(fields: &HeaderMap) -> bool {
+    let mut values = fields.get_all(CONNECTION).iter();
+    values.any(|value| value.as_bytes().to_ascii_lowercase().windows(5).any(|part| part == b"close"))
 }
 
 impl Drop for Answer {

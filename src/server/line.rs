@@ -2,13 +2,14 @@
 //! long nothing is read or written, whether a head is ambiguous; and hyper's bare refusals become problems.
 
 use std::io;
-use std::pin::Pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
@@ -25,6 +26,7 @@ const DAWDLES: Duration = Duration::from_secs(1);
 const LONGEST_START: usize = "content-length: 12345678901234567890\r\n".len();
 /// Who asks nothing for that long is waited for without buffers.
 const RESTS_AFTER: Duration = Duration::from_secs(3);
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Between requests.
@@ -48,6 +50,8 @@ pub(super) struct Activity {
     since_ms: AtomicU64,
     blocked_since_ms: AtomicU64,
     is_answering: AtomicBool,
+    /// The caller began with the preface of HTTP/2 (RFC 9113, section 3.4), to which hyper says nothing.
+    is_http2: AtomicBool,
     /// What came last, perhaps while the request before it was being answered.
     came: AtomicU8,
     /// hyper is asked for the socket, which stays open.
@@ -64,11 +68,29 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
     /// Writes what there is room for, without waiting.
     fn try_last_words(&self, words: &[u8]);
+
+    /// How much of the connection the other end has ended, as far as the socket tells.
+    fn ended(&self) -> Ended;
+
+    /// Both addresses, the other end's first, of a connection that the kernel can be asked about.
+    fn addresses(&self) -> Option<(SocketAddr, SocketAddr)>;
+}
+
+/// How much of a connection its other end has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// None of it.
+    Nothing,
+    /// It sends nothing more, and may still read.
+    Sending,
+    /// It was reset, or nobody can read there any more.
+    Both,
 }
 
 /// The socket, watched.
 pub(super) struct Line<T> {
-    socket: T,
+    /// hyper has the line; whether its other end is gone is asked beside it, by the same task.
+    socket: Arc<Mutex<T>>,
     activity: Arc<Activity>,
     inbound: Inbound,
     own_words: Vec<u8>,
@@ -131,6 +153,7 @@ impl Activity {
             since_ms: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(u64::MAX),
             is_answering: AtomicBool::new(false),
+            is_http2: AtomicBool::new(false),
             came: AtomicU8::new(WHOLE),
             is_handed_back: AtomicBool::new(false),
             requests: AtomicU64::new(0),
@@ -200,6 +223,16 @@ impl Activity {
     /// The answer is made, and some of it is not yet taken by the socket.
     pub(super) fn has_tail(&self) -> bool {
         !self.is(BUSY) && self.is_answering.load(Ordering::Relaxed)
+    }
+
+    /// The caller speaks HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.is_http2.load(Ordering::Relaxed)
+    }
+
+    /// A request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is(BUSY)
     }
 
     /// Nothing has come yet.
@@ -447,11 +480,15 @@ impl<T> Line<T> {
     pub(super) const HYPER_TAKES: usize = 3 * LARGEST;
 
     pub(super) fn new(socket: T, activity: Arc<Activity>) -> Self {
+        let socket = Arc::new(Mutex::new(socket));
         Self { socket, activity, inbound: Inbound::Head(0, Head::default()), own_words: Vec::new() }
     }
 
     fn watch(&mut self, read: &[u8]) {
         let activity = &self.activity;
+        if activity.is_new() && read.starts_with(HTTP2_PREFACE) {
+            activity.is_http2.store(true, Ordering::Relaxed);
+        }
         self.inbound.read(read, activity);
         let (came, before) = (self.inbound.came(), activity.came.load(Ordering::Relaxed));
         activity.came.store(came, Ordering::Relaxed);
@@ -478,9 +515,13 @@ impl<T> Line<T> {
 }
 
 impl<T: Transport> Line<T> {
+    pub(super) fn socket(&self) -> Arc<Mutex<T>> {
+        Arc::clone(&self.socket)
+    }
+
     /// Ready when there is something to read, the end included.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.socket.poll_readable(cx)
+        locked(&self.socket).poll_readable(cx)
     }
 }
 
@@ -492,6 +533,14 @@ impl Transport for TcpStream {
     fn try_last_words(&self, words: &[u8]) {
         let _sent = self.try_write(words);
     }
+
+    fn ended(&self) -> Ended {
+        ended(self.ready(Interest::READABLE | Interest::WRITABLE))
+    }
+
+    fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.peer_addr().ok().zip(self.local_addr().ok())
+    }
 }
 
 impl Transport for UnixStream {
@@ -502,12 +551,34 @@ impl Transport for UnixStream {
     fn try_last_words(&self, words: &[u8]) {
         let _sent = self.try_write(words);
     }
+
+    fn ended(&self) -> Ended {
+        ended(self.ready(Interest::READABLE | Interest::WRITABLE))
+    }
+
+    fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        None
+    }
+}
+
+/// What epoll says: a reset and a hang-up end both directions, a FIN ends one.
+fn ended(ready: impl Future<Output = io::Result<Ready>>) -> Ended {
+    match pin!(ready).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(ready)) if ready.is_write_closed() => Ended::Both,
+        Poll::Ready(Ok(ready)) if ready.is_read_closed() => Ended::Sending,
+        _ => Ended::Nothing,
+    }
+}
+
+/// Never waits: one task has the connection.
+pub(super) fn locked<T>(socket: &Mutex<T>) -> MutexGuard<'_, T> {
+    socket.lock().expect("no thread panics while it holds a socket")
 }
 
 impl<T: AsyncWrite + Unpin> Line<T> {
     fn poll_own_words(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.own_words.is_empty() {
-            let written = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.own_words))?;
+            let written = ready!(Pin::new(&mut *locked(&self.socket)).poll_write(cx, &self.own_words))?;
             self.own_words.drain(..written);
         }
         Poll::Ready(Ok(()))
@@ -522,7 +593,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Line<T> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
+        ready!(Pin::new(&mut *locked(&this.socket)).poll_read(cx, buffer))?;
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
             this.watch(read);
@@ -538,7 +609,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
         if this.reword(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
-        this.activity.wrote(Pin::new(&mut this.socket).poll_write(cx, bytes))
+        this.activity.wrote(Pin::new(&mut *locked(&this.socket)).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -553,17 +624,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
         {
             return Poll::Ready(Ok(first.len()));
         }
-        this.activity.wrote(Pin::new(&mut this.socket).poll_write_vectored(cx, parts))
+        this.activity.wrote(Pin::new(&mut *locked(&this.socket)).poll_write_vectored(cx, parts))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        locked(&self.socket).is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_own_words(cx))?;
-        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        ready!(Pin::new(&mut *locked(&this.socket)).poll_flush(cx))?;
         this.activity.flushed();
         Poll::Ready(Ok(()))
     }
@@ -574,7 +645,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
             return Poll::Ready(Ok(()));
         }
         ready!(this.poll_own_words(cx))?;
-        Pin::new(&mut this.socket).poll_shutdown(cx)
+        Pin::new(&mut *locked(&this.socket)).poll_shutdown(cx)
     }
 }
 

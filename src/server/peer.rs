@@ -18,6 +18,13 @@ const NETLINK_HEADER: usize = 16;
 /// `struct inet_diag_msg`: family, state, timer, retrans, id, expires, rqueue, wqueue, uid, inode.
 const ANSWER: usize = NETLINK_HEADER + 72;
 
+/// What the kernel says of a socket.
+struct Found {
+    state: u8,
+    uid: u32,
+    inode: u32,
+}
+
 /// Asks the kernel about TCP sockets. One a worker.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -37,12 +44,23 @@ impl Kernel {
 
     /// The user that owns the socket at `peer` which is connected to `own`; none when the kernel can't tell.
     pub(super) fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+        self.ask(peer, own)
+            .filter(|socket| socket.state != TIME_WAIT && socket.inode != 0)
+            .map(|socket| socket.uid)
+    }
+
+    /// True when that socket is known, and no process has it any more: it was closed, not only shut down.
+    pub(super) fn is_orphaned(&self, peer: SocketAddr, own: SocketAddr) -> bool {
+        self.ask(peer, own).is_some_and(|socket| socket.inode == 0)
+    }
+
+    fn ask(&self, peer: SocketAddr, own: SocketAddr) -> Option<Found> {
         let request = request(peer, own)?;
         let sent = sendto(&self.netlink, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0));
         sent.ok()?;
         let mut answer = [0; 512];
         let (_, length) = recv(&self.netlink, &mut answer[..], RecvFlags::DONTWAIT).ok()?;
-        uid(answer.get(..length)?)
+        found(answer.get(..length)?)
     }
 }
 
@@ -82,13 +100,13 @@ fn request(peer: SocketAddr, own: SocketAddr) -> Option<Vec<u8>> {
     Some(message)
 }
 
-fn uid(answer: &[u8]) -> Option<u32> {
+fn found(answer: &[u8]) -> Option<Found> {
     let word =
         |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes)?;
     let state = *answer.get(NETLINK_HEADER + 1)?;
     let (uid, inode) = (word(ANSWER - 8)?, word(ANSWER - 4)?);
-    (kind == BY_FAMILY && state != TIME_WAIT && inode != 0).then_some(uid)
+    (kind == BY_FAMILY).then_some(Found { state, uid, inode })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Handle;
@@ -44,6 +44,7 @@ pub(super) struct Worker {
     control: Handle,
     kernel: Option<Kernel>,
     room: Arc<Room>,
+    idle_timeout: Option<HeaderValue>,
 }
 
 /// An answer of the proxy or of our own pages.
@@ -61,11 +62,20 @@ impl Worker {
             .ok();
         let counters = shared.metrics.worker();
         let proxy = Proxy::new(Arc::clone(&shared), Arc::clone(&counters));
-        Self { proxy, shared, counters, local, control, kernel, room }
+        let idle_secs = shared.limits.idle_timeout.as_secs();
+        let idle_timeout = (idle_secs > 0).then(|| {
+            HeaderValue::from_str(&format!("timeout={idle_secs}")).expect("a number is a field value")
+        });
+        Self { proxy, shared, counters, local, control, kernel, room, idle_timeout }
     }
 
     pub(super) fn limits(&self) -> Limits {
         self.shared.limits
+    }
+
+    /// How long an idle connection is kept, for callers.
+    pub(super) const fn idle_timeout(&self) -> Option<&HeaderValue> {
+        self.idle_timeout.as_ref()
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -106,6 +116,12 @@ impl Worker {
             Ok(Ok(response)) => response,
             Err(_stopped) => refused(Problem::new(Code::Stopping, "the daemon is stopping")).await,
         }
+    }
+
+    /// True when the kernel says that the other end of a connection of this machine was closed by its owner.
+    pub(super) fn is_orphaned(&self, peer: SocketAddr, own: SocketAddr) -> bool {
+        let kernel = self.kernel.as_ref().filter(|_| !Peer::is_remote(peer.ip()));
+        kernel.is_some_and(|kernel| kernel.is_orphaned(peer, own))
     }
 
     fn peer(&self, peer: SocketAddr, stream: &TcpStream) -> Peer {

@@ -8,6 +8,7 @@ mod closing;
 mod descriptors;
 mod goaway;
 mod guard;
+mod leaving;
 mod limits;
 mod problems;
 mod replay;
