@@ -351,9 +351,13 @@ impl Keeper {
         // The server may take its time, which says nothing of this task.
         self.shared.pulse.hold();
         let oauth = self.oauth();
-        let outcome = match self.record.as_ref().and_then(|record| record.refresh_token.as_ref()) {
-            Some(refresh_token) => oauth.refresh(refresh_token).await,
-            None => oauth.client_credentials().await,
+        let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
+        let outcome = match refresh_token {
+            Some(refresh_token) if self.grant() == Grant::AuthorizationCode => {
+                oauth.refresh(refresh_token).await
+            }
+            // Some servers send a refresh token with it, against RFC 6749, section 4.4.3: it is not needed.
+            _ => oauth.client_credentials().await,
         };
         self.shared.pulse.beat();
         outcome
