@@ -185,7 +185,9 @@ impl Keeper {
     async fn forget(&mut self) {
         self.record = None;
         self.drop_awaiting().await;
-        self.shared.current.store(None);
+        if self.grant() != Grant::PersonalAccessToken {
+            self.shared.current.store(None);
+        }
         self.plan = Plan::default();
         self.is_in_doubt = false;
         self.refresh_status();
