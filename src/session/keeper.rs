@@ -63,6 +63,13 @@ struct Awaiting {
     remarks: Vec<String>,
 }
 
+impl Awaiting {
+    /// Nobody can say yes to it any more.
+    fn is_over(&self) -> bool {
+        now().since(self.since) >= CONFIRM_WITHIN
+    }
+}
+
 /// What the wake-up was for.
 enum Wake {
     Stop,
@@ -199,7 +206,7 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
-        if self.awaiting.as_ref().is_some_and(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN) {
+        if self.awaiting.as_ref().is_some_and(Awaiting::is_over) {
             self.drop_awaiting().await;
         }
         self.refresh_status();

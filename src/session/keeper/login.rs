@@ -66,7 +66,8 @@ impl Keeper {
 
     /// A yes takes room for the waiting login before it is taken, so that it can be said again on a full disk.
     pub(super) async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
-        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id) {
+        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id || awaiting.is_over())
+        {
             return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
         }
         if !yes {
@@ -86,6 +87,9 @@ impl Keeper {
         mut remarks: Vec<String>,
     ) -> LoginOutcome {
         self.journal.clear(Event::LoginExpiring);
+        // What the API said to the tokens of the login before says nothing of this one's.
+        self.plan.rejection_cured();
+        self.is_incurable = false;
         self.keep_login(Some(reservation), record).await;
         self.refresh_status();
         self.finish_try();
