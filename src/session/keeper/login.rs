@@ -124,9 +124,7 @@ impl Keeper {
 
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
     async fn drop_login(&self, record: &Record) {
-        if record.refresh_token.is_some() {
-            let _revoked = revoke(&self.oauth(), record).await;
-        }
+        let _revoked = revoke(&self.oauth(), record).await;
     }
 
     /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
@@ -153,20 +151,22 @@ impl Keeper {
             revoked = revoked.and(revoke(&oauth, record).await);
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let (reservation, erased) = self
+        let failed = self
             .on_disk(move || {
-                let erased = store.erase(&mut reservation, &account);
-                (reservation, erased)
+                let failed = store.erase(&mut reservation, &account).err();
+                failed.map(|error| (reservation, error))
             })
             .await;
-        if let Err(error) = erased {
-            // The server may have ended it: it is not presented any more.
-            self.record =
-                self.record.take().map(|record| Record { is_refused: true, is_retried: true, ..record });
+        if let Some((reservation, error)) = failed {
+            if let (Some(record), true) = (&mut self.record, revoked.is_ok()) {
+                // It is not presented any more.
+                (record.is_refused, record.is_retried) = (true, true);
+            }
             self.unsaved = Some(reservation);
             self.refresh_status();
             return Err(AskError::Failed(not_erased(&error)));
         }
+        self.revoke_replaced().await;
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
         revoked.map(|()| (!others.is_empty()).then(|| NOT_TOLD.to_owned())).map_err(|error| {
