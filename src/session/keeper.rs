@@ -301,6 +301,9 @@ impl Keeper {
         };
         if self.unsaved.is_none() && self.is_superseded() {
             self.load();
+            if let Some(reservation) = reservation {
+                self.give_back(reservation).await;
+            }
             return Ok(());
         }
         let reservation = self.mark_last_try(reservation).await?;
@@ -323,7 +326,9 @@ impl Keeper {
             }
             Err(error) => {
                 let message = error.to_string();
-                self.failed(reservation, error).await;
+                if let Some(reservation) = self.failed(reservation, error).await {
+                    self.give_back(reservation).await;
+                }
                 Err(message)
             }
         }
@@ -370,7 +375,12 @@ impl Keeper {
         outcome
     }
 
-    async fn failed(&mut self, mut reservation: Option<Reservation>, error: GrantError) {
+    /// Plans what follows from a failure; gives the room back when nothing is kept in it.
+    async fn failed(
+        &mut self,
+        mut reservation: Option<Reservation>,
+        error: GrantError,
+    ) -> Option<Reservation> {
         let (outcome, retry_after) = match &error {
             GrantError::Refused { .. } | GrantError::Misconfigured { .. } => (RefreshOutcome::Refused, None),
             GrantError::Unavailable { retry_after, .. } | GrantError::NotGranted { retry_after, .. } => {
@@ -390,7 +400,10 @@ impl Keeper {
             GrantError::NotGranted { successor: Some(successor), .. } => {
                 self.keep_successor(reservation.take(), successor.clone()).await;
             }
-            GrantError::Refused { .. } => return self.refused(reservation).await,
+            GrantError::Refused { .. } => {
+                self.refused(reservation).await;
+                return None;
+            }
             GrantError::Misconfigured { .. } => {
                 self.journal
                     .raise(Event::RefreshFailing, || format!("{error}: check client_id and client secret"));
@@ -406,6 +419,7 @@ impl Keeper {
                 None => format!("refreshing fails: {error}"),
             });
         }
+        reservation
     }
 
     /// The server has replaced the refresh token, whatever else is wrong with its answer: the one presented is
@@ -531,7 +545,7 @@ impl Keeper {
                     error = with_causes(&error),
                     "a token is not saved"
                 );
-                reservation.give_up();
+                self.on_disk(move || reservation.give_up()).await;
             }
             Err(error) => {
                 self.unsaved = Some(reservation);
@@ -609,6 +623,11 @@ impl Keeper {
 
     fn grant(&self) -> Grant {
         self.oauth().account().grant
+    }
+
+    /// Gives room back that nothing is kept in.
+    pub(super) async fn give_back(&self, reservation: Reservation) {
+        self.on_disk(move || drop(reservation)).await;
     }
 
     /// Runs something that waits for the disk, which is no reason to take this task for stuck: it may hold what is

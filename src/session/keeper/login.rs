@@ -29,6 +29,33 @@ impl Keeper {
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
         let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let (record, remarks) = match self.exchange(pending, code, verified).await {
+            Ok(exchanged) => exchanged,
+            Err(error) => {
+                self.give_back(reservation).await;
+                return Err(error);
+            }
+        };
+        self.drop_awaiting().await;
+        let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
+        if let Some(stored) = stored {
+            let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
+            let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
+            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
+            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
+            self.give_back(reservation).await;
+            return Ok(outcome);
+        }
+        Ok(self.accept(reservation, record, remarks).await)
+    }
+
+    /// Spends the code, and asks who it is.
+    async fn exchange(
+        &self,
+        pending: &Pending,
+        code: &Code,
+        verified: Verified,
+    ) -> Result<(Record, Vec<String>), AskError> {
         self.shared.pulse.hold();
         let oauth = self.oauth();
         let LoggedIn { granted, remarks } = match oauth.log_in(pending, code, verified).await {
@@ -52,16 +79,7 @@ impl Keeper {
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
             person,
         };
-        self.drop_awaiting().await;
-        let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
-        if let Some(stored) = stored {
-            let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
-            let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
-            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
-            return Ok(outcome);
-        }
-        Ok(self.accept(reservation, record, remarks).await)
+        Ok((record, remarks))
     }
 
     /// A yes takes room for the waiting login before it is taken, so that it can be said again on a full disk.
