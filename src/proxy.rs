@@ -233,7 +233,7 @@ impl Proxy {
         };
         let again = match unsent {
             Some(upload) => Some(upload),
-            None if message.parts.method.is_idempotent() => source.again().await,
+            None if message.parts.method.is_idempotent() => source.again(REST_OF_BODY).await,
             None => None,
         };
         let Some(upload) = again else { return Err(failure.problem()) };
@@ -261,17 +261,11 @@ impl Proxy {
             session.report_rejected(&token);
             return Ok((refusal, token));
         }
-        let again = match source.again().await {
-            Some(upload) => {
-                let newer = session.refreshed_since(&token, self.shared.limits.token_wait).await;
-                newer.map(|newer| (upload, newer))
-            }
-            None => {
-                session.report_rejected(&token);
-                None
-            }
-        };
-        let Some((upload, newer)) = again else {
+        let patience = self.shared.limits.token_wait;
+        // The refresh begins at once, whether or not the body comes.
+        let newer = async { session.refreshed_since(&token, patience).await.ok_or(()) };
+        let upload = async { source.again(patience.min(REST_OF_BODY)).await.ok_or(()) };
+        let Ok((newer, upload)) = tokio::try_join!(newer, upload) else {
             return if session.needs_login() {
                 Err(self.login_required(session.account()))
             } else {
@@ -333,12 +327,12 @@ pub fn login_url(listening: &[Listen], account: &str) -> Option<String> {
 }
 
 impl Source {
-    /// The body once more, when all of it is known.
-    async fn again(&self) -> Option<Upload> {
+    /// The body once more, when all of it is known within `patience`.
+    async fn again(&self, patience: Duration) -> Option<Upload> {
         match self {
             Self::Empty => Some(Upload::Empty),
             Self::Whole(bytes) => Some(Upload::Whole(Some(bytes.clone()), None)),
-            Self::Streamed { copy, .. } => copy.whole(REST_OF_BODY).await,
+            Self::Streamed { copy, .. } => copy.whole(patience).await,
         }
     }
 

@@ -306,8 +306,9 @@ async fn one_has_ended(keepers: &mut Vec<JoinHandle<()>>) {
 
 async fn close(stop: CancellationToken, keepers: Vec<JoinHandle<()>>) {
     stop.cancel();
+    let deadline = tokio::time::Instant::now() + KEEPERS_WITHIN;
     for keeper in keepers {
-        if tokio::time::timeout(KEEPERS_WITHIN, keeper).await.is_err() {
+        if tokio::time::timeout_at(deadline, keeper).await.is_err() {
             tracing::warn!("a refresh in flight did not end in time");
         }
     }

@@ -290,11 +290,18 @@ fn is_html(body: &[u8], content_type: &str) -> bool {
     content_type.contains("html") || body.trim_ascii_start().starts_with(b"<")
 }
 
-/// Somebody else's words, cut to what can be shown: printable, short, and no long runs that might be a token.
+/// Somebody else's words, cut to what can be shown: printable, short, and nothing that might be a token.
 fn harmless(text: &str) -> String {
-    let words = text.split_whitespace().map(|word| if word.len() > 40 { "[...]" } else { word });
+    let words = text.split_whitespace().map(|word| if may_be_token(word) { "[...]" } else { word });
     let line = words.collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// True for a word with more ASCII than words have, or with a long run of a token's characters, digits among them.
+fn may_be_token(word: &str) -> bool {
+    let is_of_token = |char: char| char.is_ascii_alphanumeric() || "-._~+/=%".contains(char);
+    let has_run = |run: &str| run.len() >= 16 && run.bytes().any(|byte| byte.is_ascii_digit());
+    word.bytes().filter(u8::is_ascii).count() > 40 || word.split(|char| !is_of_token(char)).any(has_run)
 }
 
 #[cfg(test)]
@@ -420,6 +427,21 @@ mod tests {
         let shown = harmless(&format!("token {secret}\r\n is\tdead"));
 
         assert_eq!(shown, "token [...] is dead");
+    }
+
+    #[test]
+    fn a_description_shows_nothing_that_might_be_a_token_and_what_people_can_read() {
+        for (text, shown) in [
+            ("unknown refresh token 0123456789abcdef0123456789abcdef", "unknown refresh token [...]"),
+            ("token='rt-4f9Ka7sPq0zXw1Ty' expired", "[...] expired"),
+            ("client_secret=s3cretS3cretS3cret!", "[...]"),
+            ("unsupported_response_type", "unsupported_response_type"),
+            ("AADSTS70008: at 2026-11-30T21:41:15Z", "AADSTS70008: at 2026-11-30T21:41:15Z"),
+            ("刷新令牌无效或者已经过期，请重新登录并授权", "刷新令牌无效或者已经过期，请重新登录并授权"),
+            ("令牌0123456789abcdef0123456789abcdef无效", "[...]"),
+        ] {
+            assert_eq!(harmless(text), shown);
+        }
     }
 
     #[test]

@@ -63,6 +63,13 @@ struct Awaiting {
     remarks: Vec<String>,
 }
 
+impl Awaiting {
+    /// Nobody can say yes to it any more.
+    fn is_over(&self) -> bool {
+        now().since(self.since) >= CONFIRM_WITHIN
+    }
+}
+
 /// What the wake-up was for.
 enum Wake {
     Stop,
@@ -199,7 +206,7 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
-        if self.awaiting.as_ref().is_some_and(|waiting| now().since(waiting.since) >= CONFIRM_WITHIN) {
+        if self.awaiting.as_ref().is_some_and(Awaiting::is_over) {
             self.drop_awaiting().await;
         }
         self.refresh_status();
@@ -294,6 +301,9 @@ impl Keeper {
         };
         if self.unsaved.is_none() && self.is_superseded() {
             self.load();
+            if let Some(reservation) = reservation {
+                self.give_back(reservation).await;
+            }
             return Ok(());
         }
         let reservation = self.mark_last_try(reservation).await?;
@@ -316,7 +326,9 @@ impl Keeper {
             }
             Err(error) => {
                 let message = error.to_string();
-                self.failed(reservation, error).await;
+                if let Some(reservation) = self.failed(reservation, error).await {
+                    self.give_back(reservation).await;
+                }
                 Err(message)
             }
         }
@@ -351,15 +363,24 @@ impl Keeper {
         // The server may take its time, which says nothing of this task.
         self.shared.pulse.hold();
         let oauth = self.oauth();
-        let outcome = match self.record.as_ref().and_then(|record| record.refresh_token.as_ref()) {
-            Some(refresh_token) => oauth.refresh(refresh_token).await,
-            None => oauth.client_credentials().await,
+        let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
+        let outcome = match refresh_token {
+            Some(refresh_token) if self.grant() == Grant::AuthorizationCode => {
+                oauth.refresh(refresh_token).await
+            }
+            // Some servers send a refresh token with it, against RFC 6749, section 4.4.3: it is not needed.
+            _ => oauth.client_credentials().await,
         };
         self.shared.pulse.beat();
         outcome
     }
 
-    async fn failed(&mut self, mut reservation: Option<Reservation>, error: GrantError) {
+    /// Plans what follows from a failure; gives the room back when nothing is kept in it.
+    async fn failed(
+        &mut self,
+        mut reservation: Option<Reservation>,
+        error: GrantError,
+    ) -> Option<Reservation> {
         let (outcome, retry_after) = match &error {
             GrantError::Refused { .. } | GrantError::Misconfigured { .. } => (RefreshOutcome::Refused, None),
             GrantError::Unavailable { retry_after, .. } | GrantError::NotGranted { retry_after, .. } => {
@@ -379,7 +400,10 @@ impl Keeper {
             GrantError::NotGranted { successor: Some(successor), .. } => {
                 self.keep_successor(reservation.take(), successor.clone()).await;
             }
-            GrantError::Refused { .. } => return self.refused(reservation).await,
+            GrantError::Refused { .. } => {
+                self.refused(reservation).await;
+                return None;
+            }
             GrantError::Misconfigured { .. } => {
                 self.journal
                     .raise(Event::RefreshFailing, || format!("{error}: check client_id and client secret"));
@@ -395,6 +419,7 @@ impl Keeper {
                 None => format!("refreshing fails: {error}"),
             });
         }
+        reservation
     }
 
     /// The server has replaced the refresh token, whatever else is wrong with its answer: the one presented is
@@ -520,7 +545,7 @@ impl Keeper {
                     error = with_causes(&error),
                     "a token is not saved"
                 );
-                reservation.give_up();
+                self.on_disk(move || reservation.give_up()).await;
             }
             Err(error) => {
                 self.unsaved = Some(reservation);
@@ -598,6 +623,11 @@ impl Keeper {
 
     fn grant(&self) -> Grant {
         self.oauth().account().grant
+    }
+
+    /// Gives room back that nothing is kept in.
+    pub(super) async fn give_back(&self, reservation: Reservation) {
+        self.on_disk(move || drop(reservation)).await;
     }
 
     /// Runs something that waits for the disk, which is no reason to take this task for stuck: it may hold what is

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::server::{Books, Weather, network};
-use super::{LoginOutcome, Session, State};
+use super::{AskError, LoginOutcome, Session, State};
 use crate::config::{
     Account, Address, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode, ResponseType, Secret,
 };
@@ -221,10 +221,7 @@ fn a_401_that_no_token_cures_costs_forty_refreshes_a_day_at_most_and_is_told_onc
         let before = history.told_since_the_start().len();
         let granted = history.books().granted();
         for _ in 0..24 * 60 * 6 {
-            let token = history.daemon.session.token(PATIENCE).await.expect("there is one");
-            if let Some(newer) = history.daemon.session.refreshed_since(&token, PATIENCE).await {
-                history.daemon.session.report_rejected(&newer);
-            }
+            history.is_refused_whatever_the_token().await;
             tokio::time::sleep(Duration::from_secs(10)).await;
         }
         let refreshes = history.books().granted() - granted;
@@ -234,6 +231,51 @@ fn a_401_that_no_token_cures_costs_forty_refreshes_a_day_at_most_and_is_told_onc
         }
     });
     told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn a_login_begins_anew_with_the_401s_that_no_token_cures() {
+    let told = in_simulated_time(17, async |history| {
+        history.has_tokens_for(12 * HOUR).await;
+        for _ in 0..4 * 60 {
+            history.is_refused_whatever_the_token().await;
+            tokio::time::sleep(MINUTE).await;
+        }
+        history.log_in().await;
+        let (before, granted) = (history.told_since_the_start().len(), history.books().granted());
+
+        for _ in 0..4 {
+            history.is_refused_whatever_the_token().await;
+            tokio::time::sleep(MINUTE).await;
+        }
+
+        let refreshes = history.books().granted() - granted;
+        let told = history.told_since_the_start()[before..].to_vec();
+        if refreshes == 0 || told != [Event::RefreshFailing] {
+            history.books().violate(format!("{refreshes} refreshes, told {told:?}"));
+        }
+    });
+    told.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn a_yes_after_ten_minutes_comes_too_late() {
+    for (early_by, is_taken) in [(Duration::ZERO, false), (MINUTE, true)] {
+        let told = in_simulated_time(19, async |history| {
+            history.has_tokens_for(HOUR).await;
+            let Ok(LoginOutcome::NeedsConfirmation(asked)) = history.present_code().await else {
+                panic!("nothing here says who it is, so a person is asked");
+            };
+            // The keeper's own look at the time comes up to 30 s later.
+            tokio::time::sleep(10 * MINUTE - early_by).await;
+            let answer = history.daemon.session.confirm(asked.id, true).await;
+            if answer.is_ok() != is_taken {
+                history.books().violate(format!("{early_by:?} before the end: {answer:?}"));
+            }
+            history.log_in().await;
+        });
+        told.unwrap_or_else(|failure| panic!("{failure}"));
+    }
 }
 
 #[test]
@@ -354,6 +396,15 @@ impl History {
         }
     }
 
+    /// A request to which the API answers 401, with a fresh token as well.
+    async fn is_refused_whatever_the_token(&self) {
+        let session = &self.daemon.session;
+        let token = session.token(PATIENCE).await.expect("there is one");
+        if let Some(newer) = session.refreshed_since(&token, PATIENCE).await {
+            session.report_rejected(&newer);
+        }
+    }
+
     async fn wait(&mut self) {
         let longest = self.dice.pick(&[5, 60, 600, 3600]);
         let wait = Duration::from_millis(self.dice.below(longest * 1000) as u64);
@@ -442,12 +493,7 @@ impl History {
     }
 
     async fn log_in(&mut self) {
-        self.books().weather = Weather::clear();
-        self.books().forgive();
-        let pending = Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), token::now());
-        let code = Code { code: "code".into(), id_token: None };
-        let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
-        let mut outcome = self.daemon.session.log_in(pending, code, verified).await;
+        let mut outcome = self.present_code().await;
         // Nothing here says who it is, so a person is asked when somebody is logged in.
         if let Ok(LoginOutcome::NeedsConfirmation(asked)) = outcome {
             outcome = self.daemon.session.confirm(asked.id, true).await;
@@ -456,6 +502,16 @@ impl History {
         if outcome.is_err() || !usable {
             self.books().violate(format!("a login in clear weather failed: {outcome:?}"));
         }
+    }
+
+    /// A login up to the question whether it shall replace the one that is there.
+    async fn present_code(&mut self) -> Result<LoginOutcome, AskError> {
+        self.books().weather = Weather::clear();
+        self.books().forgive();
+        let pending = Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), token::now());
+        let code = Code { code: "code".into(), id_token: None };
+        let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
+        self.daemon.session.log_in(pending, code, verified).await
     }
 
     /// The weather clears for good: everything must end well.

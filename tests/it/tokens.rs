@@ -338,6 +338,22 @@ fn an_application_token_is_fetched_and_renewed_without_a_person() {
 }
 
 #[test]
+fn a_refresh_token_that_comes_with_an_application_token_is_not_used() {
+    let account = "grant = \"client_credentials\"".to_owned();
+    let world = Setup { account, ..Setup::default() }.start();
+    eventually("there is a token", || (world.daemon.state() == "ready").then_some(()));
+    let with_refresh_token = || Fault::alter(|answer| answer["refresh_token"] = "of-an-application".into());
+    world.standin.fault_always(Endpoint::Token, with_refresh_token);
+
+    for _ in 0..3 {
+        assert_eq!(refresh(&world.daemon).status, 200);
+    }
+
+    assert!(world.standin.refreshes().is_empty(), "{:?}", world.standin.refreshes());
+    assert_eq!(world.daemon.state(), "ready");
+}
+
+#[test]
 fn a_personal_access_token_is_never_refreshed() {
     let pat = "pat-0123456789abcdefghijklmnopqrstuvwxyz";
     let options =

@@ -29,6 +29,33 @@ impl Keeper {
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
         let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let (record, remarks) = match self.exchange(pending, code, verified).await {
+            Ok(exchanged) => exchanged,
+            Err(error) => {
+                self.give_back(reservation).await;
+                return Err(error);
+            }
+        };
+        self.drop_awaiting().await;
+        let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
+        if let Some(stored) = stored {
+            let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
+            let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
+            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
+            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
+            self.give_back(reservation).await;
+            return Ok(outcome);
+        }
+        Ok(self.accept(reservation, record, remarks).await)
+    }
+
+    /// Spends the code, and asks who it is.
+    async fn exchange(
+        &self,
+        pending: &Pending,
+        code: &Code,
+        verified: Verified,
+    ) -> Result<(Record, Vec<String>), AskError> {
         self.shared.pulse.hold();
         let oauth = self.oauth();
         let LoggedIn { granted, remarks } = match oauth.log_in(pending, code, verified).await {
@@ -52,21 +79,13 @@ impl Keeper {
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
             person,
         };
-        self.drop_awaiting().await;
-        let stored = self.record.as_ref().filter(|stored| !is_same_person(stored, &record));
-        if let Some(stored) = stored {
-            let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
-            let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
-            let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
-            return Ok(outcome);
-        }
-        Ok(self.accept(reservation, record, remarks).await)
+        Ok((record, remarks))
     }
 
     /// A yes takes room for the waiting login before it is taken, so that it can be said again on a full disk.
     pub(super) async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
-        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id) {
+        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id || awaiting.is_over())
+        {
             return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
         }
         if !yes {
@@ -86,6 +105,9 @@ impl Keeper {
         mut remarks: Vec<String>,
     ) -> LoginOutcome {
         self.journal.clear(Event::LoginExpiring);
+        // What the API said to the tokens of the login before says nothing of this one's.
+        self.plan.rejection_cured();
+        self.is_incurable = false;
         self.keep_login(Some(reservation), record).await;
         self.refresh_status();
         self.finish_try();
@@ -120,9 +142,7 @@ impl Keeper {
 
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
     async fn drop_login(&self, record: &Record) {
-        if record.refresh_token.is_some() {
-            let _revoked = revoke(&self.oauth(), record).await;
-        }
+        let _revoked = revoke(&self.oauth(), record).await;
     }
 
     /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
@@ -149,20 +169,22 @@ impl Keeper {
             revoked = revoked.and(revoke(&oauth, record).await);
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let (reservation, erased) = self
+        let failed = self
             .on_disk(move || {
-                let erased = store.erase(&mut reservation, &account);
-                (reservation, erased)
+                let failed = store.erase(&mut reservation, &account).err();
+                failed.map(|error| (reservation, error))
             })
             .await;
-        if let Err(error) = erased {
-            // The server may have ended it: it is not presented any more.
-            self.record =
-                self.record.take().map(|record| Record { is_refused: true, is_retried: true, ..record });
+        if let Some((reservation, error)) = failed {
+            if let (Some(record), true) = (&mut self.record, revoked.is_ok()) {
+                // It is not presented any more.
+                (record.is_refused, record.is_retried) = (true, true);
+            }
             self.unsaved = Some(reservation);
             self.refresh_status();
             return Err(AskError::Failed(not_erased(&error)));
         }
+        self.revoke_replaced().await;
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
         revoked.map(|()| (!others.is_empty()).then(|| NOT_TOLD.to_owned())).map_err(|error| {
@@ -185,7 +207,9 @@ impl Keeper {
     async fn forget(&mut self) {
         self.record = None;
         self.drop_awaiting().await;
-        self.shared.current.store(None);
+        if self.grant() != Grant::PersonalAccessToken {
+            self.shared.current.store(None);
+        }
         self.plan = Plan::default();
         self.is_in_doubt = false;
         self.refresh_status();

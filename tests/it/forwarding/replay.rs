@@ -1,13 +1,14 @@
 //! A refused token, and a pooled connection that turns out dead: what is sent again, and how often.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::caller::Caller;
 use super::{assert_problem, one_worker, over_tls, sha256, token};
 use crate::standin::{Gate, Scripted, pattern};
-use crate::support::{World, eventually};
+use crate::support::{Setup, World, eventually};
 
 #[test]
 fn a_request_whose_token_was_refused_is_sent_once_more_with_a_new_one() {
@@ -95,6 +96,25 @@ fn a_body_that_is_still_coming_is_sent_once_more_when_it_is_there() {
     let answer = caller.answer("POST");
 
     assert_eq!((answer.status, &answer.json()["body_sha256"]), (200, &sha256(b"first second").into()));
+}
+
+#[test]
+fn a_body_that_does_not_come_holds_a_refused_request_no_longer_than_it_may_wait_nor_the_refresh() {
+    let setup = one_worker();
+    let tables = format!("{}\n[limits]\ntoken_wait = \"1s\"\n", setup.tables);
+    let world = Setup { tables, ..setup }.logged_in();
+    token(&world);
+    world.standin.on_api(|_| Some(Scripted::Unauthorized));
+
+    let mut caller = Caller::connect(&world.daemon);
+    let began = Instant::now();
+    caller.send_head("POST /echo", "Transfer-Encoding: chunked\r\n");
+    caller.send_chunk(b"first");
+    eventually("a refresh began", || (world.standin.refreshes().len() == 1).then_some(()));
+    let answer = caller.answer("POST");
+
+    assert_eq!((answer.status, answer.field("proxy-status")), (401, None), "{answer:?}");
+    assert!(began.elapsed() < Duration::from_secs(8), "it took {:?}", began.elapsed());
 }
 
 #[test]

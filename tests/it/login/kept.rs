@@ -125,6 +125,55 @@ fn a_logout_that_could_not_erase_is_told_and_repeated() {
     }
 }
 
+/// What the server was asked to revoke, in order.
+fn revoked(world: &World) -> Vec<String> {
+    let token = |form: &[(String, String)]| form.iter().find(|(name, _)| name == "token_type_hint").cloned();
+    world.standin.revocations().iter().filter_map(|one| Some(token(&one.form)?.1)).collect()
+}
+
+#[test]
+fn a_logout_that_neither_revoked_nor_erased_revokes_the_refresh_token_when_it_is_repeated() {
+    let world = World::logged_in();
+    let fault = refuse(&world, NOT_RENAMED);
+    world.standin.fault(Endpoint::Revocation, Fault::status(503));
+    assert_eq!(log_out(&world).problem(), "token-unavailable");
+    drop(fault);
+    assert!(revoked(&world).is_empty());
+
+    assert_eq!(log_out(&world).status, 200);
+
+    assert_eq!(revoked(&world), ["refresh_token"]);
+    assert_eq!(world.daemon.state(), "login-required");
+}
+
+#[test]
+fn a_logout_before_the_new_login_is_on_disk_revokes_the_one_before_as_well() {
+    let world = World::logged_in();
+    let asked = ask_for(&world, Person::Bob).json();
+    // The generation before has no place now, until the logout, which comes before the next try to save.
+    let previous = world.home.state().join("store.previous");
+    std::fs::create_dir(&previous).unwrap();
+    assert!(say_yes(&world, &asked).json()["remarks"].to_string().contains("can't be saved"));
+    std::fs::remove_dir(&previous).unwrap();
+
+    assert_eq!(log_out(&world).status, 200);
+
+    assert_eq!(revoked(&world), ["refresh_token", "refresh_token"]);
+}
+
+#[test]
+fn a_no_to_a_login_without_a_refresh_token_revokes_its_access_token() {
+    let world = World::logged_in();
+    world.standin.leave_out_refresh_token(true);
+    let asked = ask_for(&world, Person::Bob).json();
+    let id = asked["confirm"].as_str().unwrap();
+
+    let answer = world.daemon.post_form("/-/login/main", &[("confirm", id), ("answer", "no")]);
+
+    assert_eq!(answer.json()["outcome"], "declined");
+    assert_eq!(revoked(&world), ["access_token"]);
+}
+
 #[test]
 fn a_server_that_confirms_no_revocation_is_said_with_what_it_means() {
     let world = World::logged_in();

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::damage::sealed;
 use super::{current, files, next, previous};
-use crate::standin::{Person, Presented};
-use crate::support::{Home, World};
+use crate::standin::{Options, Person, Presented};
+use crate::support::{Home, Setup, World};
 use crate::tokens::{main_account, refresh};
 
 /// The JSON of the current generation.
@@ -214,6 +214,32 @@ fn an_account_that_is_not_configured_any_more_can_be_logged_out_with_and_without
         let again = world.home.run(&["logout", "main"], "");
         assert_eq!(again.status.code(), Some(2), "{again:?}");
     }
+}
+
+#[test]
+fn a_logout_of_an_older_login_leaves_the_personal_access_token_in_use() {
+    let pat = "pat-0123456789abcdefghijklmnopqrstuvwxyz";
+    let options =
+        Options { personal_access_tokens: vec![(pat.to_owned(), Person::Alice)], ..Options::default() };
+    let mut world = Setup { options, ..Setup::default() }.logged_in();
+    world.daemon.stop();
+    let token_file = world.home.secret("pat", pat);
+    let config = format!(
+        "listen = [\"127.0.0.1:0\"]\nstate_dir = \"{}\"\n[account.main]\ngrant = \"personal_access_token\"\n\
+         token_file = \"{}\"\n[[route]]\nupstream = \"{}\"\n",
+        world.home.state().display(),
+        token_file.display(),
+        world.standin.api_url()
+    );
+    fs::write(world.home.config(), config).unwrap();
+    world.daemon = world.home.serve();
+    assert_eq!(world.daemon.get("/api/users").status, 200);
+
+    assert_eq!(world.daemon.post_form("/-/logout/main", &[]).status, 200);
+
+    assert_eq!(accounts_in(&world.home.state()), BTreeSet::new());
+    assert_eq!(world.daemon.get("/api/users").status, 200, "{}", world.daemon.output());
+    assert_eq!(world.daemon.state(), "ready");
 }
 
 #[test]

@@ -299,6 +299,31 @@ fn nobody_waits_for_the_disk_but_the_account_that_writes() {
     assert_eq!(world.standin.superseded_presentations(), 0);
 }
 
+#[test]
+fn nobody_waits_for_room_that_is_given_back() {
+    const REMOVAL: Duration = Duration::from_secs(8);
+    let world = World::logged_in();
+    world.standin.fault(Endpoint::Token, Fault::status(503));
+    let inject = format!("inject=unlink:delay_enter={}", REMOVAL.as_micros());
+    let next = world.home.state().join(NEXT).display().to_string();
+    let fault = Strace::attach(world.daemon.pid(), &["-f", "-P", &next, "-e", &inject]);
+
+    let asked = Sent::refresh(&world.daemon);
+    eventually("it is refused", || (world.standin.refreshes().len() == 1).then_some(()));
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < REMOVAL.mul_f64(0.8) {
+        let asked_at = Instant::now();
+        assert_eq!(world.daemon.get("/-/healthz").status, 200);
+        assert_eq!(world.home.run(&["status"], "").status.code(), Some(0), "the control runtime answers");
+        slowest = slowest.max(asked_at.elapsed());
+    }
+
+    assert!(slowest < REMOVAL / 2, "one ask took {slowest:?}");
+    assert_eq!(asked.answer().problem(), "token-unavailable");
+    assert!(fault.detach().contains("DELAYED"));
+}
+
 /// Alice is logged in as `main`, and `other` has an application's token.
 fn with_an_application() -> World {
     let standin = Standin::start(Options::default());
