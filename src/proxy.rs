@@ -257,16 +257,8 @@ impl Proxy {
         token: Arc<Token>,
         refusal: Response<Box<Download>>,
     ) -> Result<(Response<Box<Download>>, Arc<Token>), Problem> {
-        if token.is_personal() {
-            session.report_rejected(&token);
-            return Ok((refusal, token));
-        }
-        let patience = self.shared.limits.token_wait;
-        // The refresh begins at once, whether or not the body comes.
-        let newer = async { session.refreshed_since(&token, patience).await.ok_or(()) };
-        let upload = async { source.again(patience.min(REST_OF_BODY)).await.ok_or(()) };
-        let Ok((newer, upload)) = tokio::try_join!(newer, upload) else {
-            return if session.needs_login() {
+        let Some((newer, upload)) = self.renewed(session, source, &token).await else {
+            return if session.needs_login() && !token.is_personal() {
                 Err(self.login_required(session.account()))
             } else {
                 Ok((refusal, token))
@@ -280,6 +272,24 @@ impl Proxy {
             _ => session.report_cured(&newer),
         }
         Ok((answer, newer))
+    }
+
+    /// What a request needs to be sent once more, when it is there within `token_wait`: a newer token, and the body. The
+    /// refresh begins at once, whether or not the body comes.
+    async fn renewed(
+        &self,
+        session: &Session,
+        source: &Source,
+        refused: &Token,
+    ) -> Option<(Arc<Token>, Upload)> {
+        if refused.is_last() {
+            session.report_rejected(refused);
+            return None;
+        }
+        let patience = self.shared.limits.token_wait;
+        let newer = async { session.refreshed_since(refused, patience).await.ok_or(()) };
+        let upload = async { source.again(patience.min(REST_OF_BODY)).await.ok_or(()) };
+        tokio::try_join!(newer, upload).ok()
     }
 
     fn for_caller(

@@ -32,7 +32,7 @@ use mailbox::{Ask, Mailbox, Reply};
 
 /// A person is warned that long before the server ends the login.
 pub const WARN_BEFORE: Duration = Duration::from_secs(3 * 24 * 3600);
-/// A personal access token is taken for dead after so many 401s without a success between.
+/// A token that no refresh replaces is taken for dead after so many 401s without a success between.
 const DEAD_AFTER_REFUSALS: u32 = 3;
 
 /// The live token of one account. Cheap to clone.
@@ -284,10 +284,10 @@ impl Session {
         tokio::time::timeout(patience, self.next_after(refused)).await.ok().flatten()
     }
 
-    /// Tells the keeper that the upstream answered 401 to a token, without waiting for what comes of it. A personal
-    /// access token is dead when that happens three times without a success between.
+    /// Tells the keeper that the upstream answered 401 to a token, without waiting for what comes of it. One that no
+    /// refresh replaces is dead when that happens three times without a success between.
     pub fn report_rejected(&self, refused: &Token) {
-        if !refused.is_personal() || refused.note_refusal() >= DEAD_AFTER_REFUSALS {
+        if !refused.is_last() || refused.note_refusal() >= DEAD_AFTER_REFUSALS {
             self.shared.mailbox.tell_rejected(refused.serial());
         }
     }
@@ -307,7 +307,7 @@ impl Session {
     /// True when a request can be served now.
     pub fn is_ready(&self) -> bool {
         self.current().is_some_and(|token| {
-            token.as_ref().is_some_and(|token| !token.is_personal() || self.status().state == State::Ready)
+            token.as_ref().is_some_and(|token| !token.is_last() || self.status().state == State::Ready)
         })
     }
 

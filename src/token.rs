@@ -168,6 +168,7 @@ pub struct Token {
     serial: u64,
     authorization: HeaderValue,
     is_personal: bool,
+    is_last: bool,
     lifetime: Lifetime,
     /// How often the upstream refused it without a success between.
     refusals: AtomicU32,
@@ -196,7 +197,14 @@ impl Token {
         let mut authorization =
             HeaderValue::from_maybe_shared(Bytes::from_owner(bytes)).map_err(|_invalid| NotAToken)?;
         authorization.set_sensitive(true);
-        Ok(Self { serial, authorization, is_personal, lifetime, refusals: AtomicU32::new(0) })
+        let refusals = AtomicU32::new(0);
+        Ok(Self { serial, authorization, is_personal, is_last: is_personal, lifetime, refusals })
+    }
+
+    /// The same token of a login that no refresh token came with.
+    #[must_use]
+    pub fn without_successor(self) -> Self {
+        Self { is_last: true, ..self }
     }
 
     /// Tells this token from the others of its session.
@@ -217,6 +225,11 @@ impl Token {
     /// True for a personal access token.
     pub const fn is_personal(&self) -> bool {
         self.is_personal
+    }
+
+    /// True when no refresh brings another one: only a person can.
+    pub const fn is_last(&self) -> bool {
+        self.is_last
     }
 
     /// The upstream refused it; says how often it did without a success between.

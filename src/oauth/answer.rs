@@ -77,6 +77,7 @@ fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
         });
     };
     let members = &members.0;
+    let successor = || text(members, "refresh_token").filter(|_| status.is_success()).map(SecretString::from);
     if let Some((code, description)) = oauth_error(members) {
         let is_of_oauth = status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED;
         return Err(match code {
@@ -84,7 +85,11 @@ fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
             _ if is_of_oauth && OF_THE_CLIENT.contains(&code) => {
                 GrantError::Misconfigured { code: harmless(code), description }
             }
-            _ => not_granted(format!("the token endpoint answered {}{description}", harmless(code))),
+            _ => GrantError::NotGranted {
+                reason: format!("the token endpoint answered {}{description}", harmless(code)),
+                retry_after,
+                successor: successor(),
+            },
         });
     }
     if !status.is_success() {
@@ -93,7 +98,7 @@ fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
     granted(members, received).map_err(|reason| GrantError::NotGranted {
         reason,
         retry_after,
-        successor: text(members, "refresh_token").map(Into::into),
+        successor: successor(),
     })
 }
 
@@ -175,7 +180,7 @@ fn loss_of(error: &reqwest::Error) -> Loss {
 /// The error code and its description, with a separator in front, or nothing. Some servers nest both.
 fn oauth_error(members: &Map<String, Value>) -> Option<(&str, String)> {
     let (code, description) = match members.get("error")? {
-        Value::String(code) => (code, members.get("error_description")),
+        Value::String(code) if !code.is_empty() => (code, members.get("error_description")),
         Value::Object(nested) => match nested.get("code")? {
             Value::String(code) => (code, nested.get("message").or_else(|| members.get("error_description"))),
             _ => return None,
@@ -344,6 +349,10 @@ mod tests {
             (200, JSON, r#"{"access_token":"a"}"#, "not granted"),
             (200, JSON, "{}", "not granted"),
             (200, JSON, DEAD, "not granted"),
+            (200, JSON, &GRANT.replace('{', r#"{"error":"","#), "granted"),
+            (200, JSON, &GRANT.replace('{', r#"{"error":"9","#), "spent"),
+            (400, JSON, &GRANT.replace('{', r#"{"error":"9","#), "not granted"),
+            (400, JSON, r#"{"error":""}"#, "not granted"),
             (200, JSON, "", "unreadable"),
             (200, JSON, "[]", "unreadable"),
             (200, JSON, r#"{"access_token":"#, "unreadable"),

@@ -46,7 +46,7 @@ pub(super) struct Keeper {
     jitter: f64,
     is_in_doubt: bool,
     is_refreshing: bool,
-    /// The API takes a personal access token no more.
+    /// The API takes the token in use no more, and no refresh replaces it.
     is_dead: bool,
     /// The API refuses fresh tokens as well, and a person was told.
     is_incurable: bool,
@@ -170,6 +170,9 @@ impl Keeper {
         self.serial += 1;
         self.is_dead = false;
         match Token::new(self.serial, access_token, self.grant() == Grant::PersonalAccessToken, lifetime) {
+            Ok(token) if self.has_last_token() => {
+                self.shared.current.store(Some(Arc::new(token.without_successor())));
+            }
             Ok(token) => self.shared.current.store(Some(Arc::new(token))),
             Err(error) => tracing::error!(account = self.shared.account, %error, "the token can't be used"),
         }
@@ -215,7 +218,7 @@ impl Keeper {
     /// One 401 is one ask: it causes a refresh or is turned down, and those who wait for it are told.
     async fn rejected(&mut self, serial: u64) {
         let is_current = serial == self.serial;
-        if is_current && self.grant() == Grant::PersonalAccessToken {
+        if is_current && self.has_last_token() {
             self.is_dead = true;
         } else if is_current && self.may_present() {
             match self.plan.judge_rejection(serial, now()) {
@@ -610,6 +613,17 @@ impl Keeper {
                 .record
                 .as_ref()
                 .is_some_and(|record| record.refresh_token.is_some() && !record.is_refused),
+        }
+    }
+
+    /// True when no refresh brings another token: for a personal access token, and a login without a refresh token.
+    fn has_last_token(&self) -> bool {
+        match self.grant() {
+            Grant::PersonalAccessToken => true,
+            Grant::ClientCredentials => false,
+            Grant::AuthorizationCode => {
+                self.record.as_ref().is_some_and(|record| record.refresh_token.is_none())
+            }
         }
     }
 

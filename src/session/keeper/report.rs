@@ -34,18 +34,12 @@ pub(in crate::session) fn first_status(account: &Account) -> Status {
 impl Keeper {
     pub(super) fn state(&self) -> State {
         let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
-        match self.grant() {
-            Grant::PersonalAccessToken if is_usable && !self.is_dead => return State::Ready,
-            Grant::PersonalAccessToken => return State::LoginRequired,
-            Grant::AuthorizationCode if !self.may_present() => {
-                // Without a refresh token from the start, the access token is the whole login.
-                let is_whole = self.record.as_ref().is_some_and(|record| record.refresh_token.is_none());
-                return if is_usable && is_whole { State::Ready } else { State::LoginRequired };
-            }
-            Grant::AuthorizationCode if !is_usable && self.plan.needs_person(now()) => {
-                return State::LoginRequired;
-            }
-            Grant::AuthorizationCode | Grant::ClientCredentials => {}
+        if self.has_last_token() {
+            return if is_usable && !self.is_dead { State::Ready } else { State::LoginRequired };
+        }
+        let needs_person = !self.may_present() || !is_usable && self.plan.needs_person(now());
+        if self.grant() == Grant::AuthorizationCode && needs_person {
+            return State::LoginRequired;
         }
         if self.is_refreshing {
             return State::Refreshing;
@@ -74,8 +68,8 @@ impl Keeper {
         if self.state() == State::LoginRequired {
             let message = self.words_for_login_required();
             self.journal.raise(Event::LoginRequired, || message);
-        } else if self.grant() == Grant::PersonalAccessToken && self.journal.clear(Event::LoginRequired) {
-            self.journal.note(Event::Recovered, "the API takes the personal access token again".to_owned());
+        } else if self.has_last_token() && self.journal.clear(Event::LoginRequired) {
+            self.journal.note(Event::Recovered, "the API takes the access token again".to_owned());
         }
         self.warn_of_the_end();
         self.publish();
@@ -113,6 +107,9 @@ impl Keeper {
             Some(record) if record.is_refused => {
                 ": the server refuses the refresh token; it was revoked, the login has ended, or another copy of this \
                  login is in use"
+            }
+            Some(record) if record.refresh_token.is_none() && is_usable => {
+                ": the API refuses the access token, and no refresh token came with it"
             }
             Some(_) if self.plan.needs_person(now()) => {
                 ": the server has given no token for ten minutes, and is asked on"

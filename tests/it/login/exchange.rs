@@ -1,11 +1,14 @@
 //! The code is spent: once, at the configured token endpoint only, and for an answer that holds together.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::standin::{Endpoint, ExpiresIn, Fault, Options, Person, Spoil, TlsDefect};
+use crate::standin::{Endpoint, ExpiresIn, Fault, Options, Person, Scripted, Spoil, TlsDefect};
 use crate::support::{Setup, World, eventually};
+use crate::tokens::events;
 
 use super::{Before, authorization_in_use, parameter, spoiled};
 
@@ -324,6 +327,38 @@ fn a_login_without_a_refresh_token_works_and_says_what_that_means() {
     assert_eq!(world.daemon.get("/api/blogposts/@sitehome").status, 200);
     assert_eq!(world.daemon.state(), "ready");
     assert_eq!(world.daemon.post_form("/-/refresh/main", &[]).problem(), "login-required");
+    assert_eq!(world.standin.token_requests().len(), 1);
+}
+
+#[test]
+fn a_login_without_a_refresh_token_that_the_api_refuses_is_told_once_and_works_again_when_it_does() {
+    let world = World::start();
+    world.standin.leave_out_refresh_token(true);
+    world.log_in(Person::Alice);
+    let before = events(&world.daemon).len();
+    let is_refused = Arc::new(AtomicBool::new(true));
+    let refuses = Arc::clone(&is_refused);
+    world.standin.on_api(move |_| refuses.load(Ordering::Relaxed).then(|| Scripted::Unauthorized));
+
+    for _ in 0..2 {
+        assert_eq!(world.daemon.get("/api/users").status, 401);
+    }
+    assert_eq!(world.daemon.state(), "ready", "two say nothing yet");
+    eventually("a person is asked for", || {
+        let answer = world.daemon.get("/api/users");
+        (answer.status == 503).then(|| assert_eq!(answer.problem(), "login-required"))
+    });
+
+    assert_eq!(events(&world.daemon)[before..], ["login-required"]);
+    let main = world.daemon.status()["accounts"]["main"].clone();
+    assert_eq!(main["state"], "login-required");
+    assert!(main["events"].to_string().contains("no refresh token came with it"), "{main}");
+    assert_eq!(world.daemon.get("/-/readyz").status, 503);
+
+    is_refused.store(false, Ordering::Relaxed);
+    assert_eq!(world.daemon.get("/api/users").status, 200);
+    eventually("it works again", || (world.daemon.state() == "ready").then_some(()));
+    assert_eq!(events(&world.daemon)[before..], ["login-required", "recovered"]);
     assert_eq!(world.standin.token_requests().len(), 1);
 }
 
