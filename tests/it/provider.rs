@@ -1,5 +1,8 @@
 //! Logins and long sessions with an OpenID provider that nobody here wrote, by a real browser: `tests/provider`.
 
+mod relay;
+mod spoiled;
+
 use std::{
     fmt::Write as _,
     fs::{self, File},

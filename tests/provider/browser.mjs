@@ -12,7 +12,7 @@ import { join } from 'node:path';
 
 import { launchChromium, listenForComplaints } from './chromium.mjs';
 
-const TIMEOUT_MS = 15_000;
+const TIMEOUT_MS = 45_000; // some token endpoints answer after 15 s
 const LOGIN = 'alice';
 
 const [flow, base] = process.argv.slice(2);
