@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::provider::{Program, script};
 use crate::standin::{Answer, Options, Scripted, Standin};
 use crate::support::{Daemon, Home};
+use crate::tokens::{events, refresh};
 
 const PYTHON: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../test-tools/venv/bin/python");
 const REDIRECT_URI: &str = "https://app.example/callback";
@@ -32,22 +33,26 @@ struct World {
 impl Provider {
     #[track_caller]
     fn canaille() -> Self {
-        assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing: run `tests/run --set-up-only`");
-        let mut command = Command::new(PYTHON);
-        command
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/provider/alice_at_canaille.py"))
-            .arg(REDIRECT_URI);
-        Self::start(command)
+        let mut command = python(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/provider/alice_at_canaille.py"));
+        command.arg(REDIRECT_URI);
+        Self::start(command, TempDir::new().unwrap())
+    }
+
+    #[track_caller]
+    fn glewlwyd() -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut command = python(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/provider/alice_at_glewlwyd.py"));
+        command.arg(directory.path()).arg(REDIRECT_URI);
+        Self::start(command, directory)
     }
 
     #[track_caller]
     fn mock() -> Self {
-        Self::start(script("mock.mjs"))
+        Self::start(script("mock.mjs"), TempDir::new().unwrap())
     }
 
     #[track_caller]
-    fn start(mut command: Command) -> Self {
-        let directory = TempDir::new().unwrap();
+    fn start(mut command: Command, directory: TempDir) -> Self {
         let program = Program::start(&mut command, &directory.path().join("provider.log"));
         let says = serde_json::from_str(&program.line("{")).unwrap();
         Self { program, says, _directory: directory }
@@ -75,10 +80,10 @@ impl Provider {
         World { daemon: home.serve(), api, _home: home }
     }
 
-    /// Where a browser ends that starts there.
+    /// What it answers to a line: to an authorization URL where a browser ends that starts there.
     #[track_caller]
-    fn log_in(&mut self, authorization_url: &str) -> String {
-        self.program.tell(authorization_url);
+    fn ask(&mut self, line: &str) -> String {
+        self.program.tell(line);
         self.program.line("")
     }
 }
@@ -104,15 +109,28 @@ impl World {
     }
 }
 
+#[track_caller]
+fn python(script: &str) -> Command {
+    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing: run `tests/run --set-up-only`");
+    let mut command = Command::new(PYTHON);
+    command.arg(script);
+    command
+}
+
+/// What the daemon says of a login.
+#[track_caller]
+fn log_in(provider: &mut Provider, world: &World) -> Value {
+    let started = world.daemon.post_form("/-/login/main/start", &[]);
+    assert_eq!(started.status, 303, "{started:?}");
+    let callback = provider.ask(started.field("location").unwrap());
+    assert!(callback.starts_with(REDIRECT_URI), "{callback}");
+    world.post("/-/login/main", &[("callback", &callback)])
+}
+
 /// A login, a refresh and a logout; returns who logged in, and what was remarked.
 #[track_caller]
 fn live(provider: &mut Provider, world: &World) -> (String, Value) {
-    let started = world.daemon.post_form("/-/login/main/start", &[]);
-    assert_eq!(started.status, 303, "{started:?}");
-    let callback = provider.log_in(started.field("location").unwrap());
-    assert!(callback.starts_with(REDIRECT_URI), "{callback}");
-
-    let done = world.post("/-/login/main", &[("callback", &callback)]);
+    let done = log_in(provider, world);
     world.call_refresh_and_call();
     world.post("/-/logout/main", &[]);
 
@@ -140,6 +158,42 @@ fn canaille_gives_an_application_its_own_token() {
     let world = provider.daemon_for("machine", "secret-of-machine", lines);
 
     world.call_refresh_and_call();
+}
+
+#[test]
+fn glewlwyd_takes_its_application_by_code_and_hybrid_flow() {
+    for (flow, client_auth) in [("code", "basic"), ("code id_token", "body")] {
+        let mut provider = Provider::glewlwyd();
+        let lines = format!("response_type = \"{flow}\"\nclient_auth = \"{client_auth}\"");
+        let world = provider.daemon_for("web", "secret-of-web", &lines);
+
+        let (person, remarks) = live(&mut provider, &world);
+
+        assert_eq!((person.as_str(), remarks.to_string().as_str()), ("Alice 爱丽丝", "[]"), "{flow}");
+        assert_eq!(provider.ask("end sessions"), "0", "{flow}: the logout revoked the refresh token");
+    }
+}
+
+/// It answers 400 without a body, which may be anybody's: nothing is lost by it.
+#[test]
+fn a_refresh_token_that_glewlwyd_refuses_without_a_word_ends_no_login_before_the_access_token_does() {
+    let mut provider = Provider::glewlwyd();
+    let world = provider.daemon_for("web", "secret-of-web", "");
+    log_in(&mut provider, &world);
+    assert_eq!(provider.ask("end sessions"), "1");
+
+    for last_event in ["recovered", "recovered", "refresh-failing"] {
+        let refused = refresh(&world.daemon);
+        assert_eq!(refused.problem(), "token-unavailable", "{refused:?}");
+        assert!(refused.text().contains("400 Bad Request"), "{refused:?}");
+        assert_eq!((world.daemon.get("/x").status, world.daemon.state().as_str()), (200, "degraded"));
+        assert_eq!(events(&world.daemon).last().map(String::as_str), Some(last_event));
+    }
+
+    log_in(&mut provider, &world);
+    world.call_refresh_and_call();
+    assert_eq!(world.daemon.state(), "ready");
+    assert_eq!(events(&world.daemon).last().map(String::as_str), Some("recovered"));
 }
 
 #[test]
