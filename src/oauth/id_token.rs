@@ -167,6 +167,15 @@ pub(super) fn check_later(
     if first.is_none_or(|first| first.sub == later.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
 }
 
+/// True when a token names this code, or none, by what is not verified yet.
+pub(super) fn names_code(id_token: &SecretString, code: &SecretString) -> bool {
+    let text = id_token.expose_secret();
+    let header = jsonwebtoken::decode_header(text);
+    header.ok().zip(claims(text).ok()).is_some_and(|(header, claims)| {
+        claims.c_hash.is_none_or(|hash| hash == code_hash(header.alg, code.expose_secret()))
+    })
+}
+
 /// The claims as they stand, for a token that came from the token endpoint itself over TLS.
 ///
 /// # Errors
