@@ -138,6 +138,11 @@ pub(super) fn check(
     if !ALGORITHMS.contains(&header.alg) {
         return Err(IdTokenError::Algorithm);
     }
+    if header.crit.is_some() {
+        return Err(IdTokenError::Unreadable(
+            "it has an extension that has to be understood (crit)".to_owned(),
+        ));
+    }
     let claims = match keys {
         Some(keys) => verified_claims(text, header.kid.as_deref(), header.alg, keys)?,
         None => claims(text)?,
