@@ -399,7 +399,7 @@ impl Oauth {
             ("grant_type", "refresh_token".to_owned()),
             ("refresh_token", refresh_token.expose_secret().to_owned()),
         ];
-        self.ask(form).await
+        self.ask(form, &[refresh_token]).await
     }
 
     /// The application's own token (RFC 6749, section 4.4).
@@ -410,7 +410,7 @@ impl Oauth {
         let mut form = vec![("grant_type", "client_credentials".to_owned())];
         form.extend(self.account.scope.clone().map(|scope| ("scope", scope)));
         self.look_again().await.map_err(unsent)?;
-        self.ask(form).await.map_err(|error| match error {
+        self.ask(form, &[]).await.map_err(|error| match error {
             // Nothing was presented that could be dead.
             GrantError::Refused { description } => {
                 GrantError::Misconfigured { code: "invalid_grant".to_owned(), description }
@@ -430,7 +430,8 @@ impl Oauth {
             return Err(unsent("no revocation_url is configured".to_owned()));
         };
         let form = vec![("token", token.expose_secret().to_owned()), ("token_type_hint", hint.to_owned())];
-        answer::read_revocation(self.post(&url, form).await?).await
+        let answer = self.post(&url, form).await?;
+        answer::read_revocation(answer).await.map_err(|error| self.without_secrets(error, &[token]))
     }
 
     /// How many keys of a known kind the authorization server publishes. None when it publishes nothing.
@@ -557,12 +558,28 @@ impl Oauth {
         if self.account.pkce {
             form.push(("code_verifier", pending.code_verifier.expose_secret().to_owned()));
         }
-        self.ask(form).await
+        self.ask(form, &[&code.code, &pending.code_verifier]).await
     }
 
-    async fn ask(&self, form: Form) -> Result<Granted, GrantError> {
+    async fn ask(&self, form: Form, secrets: &[&SecretString]) -> Result<Granted, GrantError> {
         let url = self.token_url().await.map_err(unsent)?;
-        answer::read_grant(self.post(&url, form).await?).await
+        let answer = self.post(&url, form).await?;
+        answer::read_grant(answer).await.map_err(|error| self.without_secrets(error, secrets))
+    }
+
+    /// Some servers repeat in their descriptions what was presented to them.
+    fn without_secrets(&self, mut error: GrantError, presented: &[&SecretString]) -> GrantError {
+        let secrets = presented.iter().copied().chain([&self.account.secret.value]);
+        let secrets = secrets.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty());
+        let (GrantError::Refused { description: words }
+        | GrantError::Misconfigured { description: words, .. }
+        | GrantError::NotGranted { reason: words, .. }
+        | GrantError::Unavailable { reason: words, .. }
+        | GrantError::InDoubt { reason: words, .. }) = &mut error;
+        for secret in secrets {
+            *words = words.replace(secret, "[...]");
+        }
+        error
     }
 
     async fn post(&self, url: &Url, form: Form) -> Result<reqwest::Response, GrantError> {
