@@ -335,16 +335,21 @@ impl Oauth {
                 ResponseType::Code => Ok(Verified { claims: None, remarks }),
             };
         };
-        let keys = self.keys.fetch(&self.http, self.jwks_url().await?.as_ref(), id_token).await?;
+        let jwks_url = self.jwks_url().await?;
+        let expected = self.expected(pending, code);
+        let mut keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
+        let mut checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
+        if matches!(checked, Err(IdTokenError::Signature)) && self.keys.forget_older(now()) {
+            keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
+            checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
+        }
         if keys.is_none() {
             remarks.push(
                 "the authorization server publishes no keys: the id_token's signature was not checked"
                     .to_owned(),
             );
         }
-        let keys = keys.as_ref().map(|keys| keys.as_slice());
-        let claims = id_token::check(id_token, keys, self.expected(pending, code), now())?;
-        Ok(Verified { claims: Some(claims), remarks })
+        Ok(Verified { claims: Some(checked?), remarks })
     }
 
     /// Spends the code, once, and checks what came back with the tokens.

@@ -90,6 +90,13 @@ impl Keys {
             Some(Fetched { at: looked_at, unknown_at, keys: keys.clone() });
         Ok(keys)
     }
+
+    /// Forgets keys by which a signature did not verify: a server may give a new key the old one's id, or none. False
+    /// when they were fetched just now.
+    pub(super) fn forget_older(&self, now: Moment) -> bool {
+        let mut cache = self.cache.lock().expect("no thread panics while it holds the keys");
+        cache.take_if(|fetched| now.since(fetched.at) >= REFETCH_AFTER).is_some()
+    }
 }
 
 /// How many keys there are now; none when the server publishes none.
@@ -193,6 +200,17 @@ mod tests {
         ] {
             assert!(key(&jwk).is_none(), "{jwk}");
         }
+    }
+
+    #[test]
+    fn keys_that_did_not_verify_are_forgotten_but_not_too_often() {
+        let at = |secs: i64| Moment::new(0, secs * 1000);
+        let keys = Keys::default();
+        assert!(!keys.forget_older(at(1000)));
+        *keys.cache.lock().unwrap() = Some(Fetched { at: at(0), unknown_at: None, keys: None });
+
+        assert!(!keys.forget_older(at(59)) && keys.cache.lock().unwrap().is_some());
+        assert!(keys.forget_older(at(60)) && keys.cache.lock().unwrap().is_none());
     }
 
     #[test]
