@@ -42,8 +42,8 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(12);
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Remarks to a login.
 const OTHER_ISSUER: &str = "the id_token that came with the tokens names another issuer than the first one, which was \
-    signed and checked";
-const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was signed and checked";
+    checked";
+const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was checked";
 const NO_ID_TOKEN: &str = "no id_token came with the tokens (is openid in the scope?): only TLS to the token endpoint \
     vouches for this login";
 
@@ -250,7 +250,7 @@ impl Oauth {
     /// # Errors
     /// When the TLS set-up is not usable.
     pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
-        Ok(Self { discovery: self.discovery.reopened(), ..Self::new(account, self.timeout)? })
+        Ok(Self { discovery: self.discovery.clone(), ..Self::new(account, self.timeout)? })
     }
 
     /// How long an answer is waited for.
@@ -473,7 +473,7 @@ impl Oauth {
         let metadata = self.metadata(false).await.ok()?;
         let answer = self.ask_as(&granted.access_token, metadata.userinfo_endpoint.as_ref()?).await?;
         let subject = granted.claims.as_ref().map(|claims| claims.sub.as_str());
-        discovery::person(&answer::small_body(answer).await.ok()?, subject)
+        discovery::person(&answer::json(answer).await.ok()?.0, subject)
     }
 
     async fn ask_as(&self, access_token: &SecretString, url: &Url) -> Option<reqwest::Response> {

@@ -126,10 +126,9 @@ async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>,
         status if !status.is_success() => return Err(format!("{url} answered {status}")),
         _ => {}
     }
-    let body = answer::small_body(answer).await?;
-    let set: Value = serde_json::from_slice(&body).map_err(|_invalid| format!("{url} answered no JSON"))?;
-    let keys =
-        set.get("keys").and_then(Value::as_array).ok_or_else(|| format!("{url} answered no key set"))?;
+    let set = answer::json(answer).await.map_err(|reason| format!("{url}: {reason}"))?;
+    let keys = set.0.get("keys").and_then(Value::as_array);
+    let keys = keys.ok_or_else(|| format!("{url} answered no key set"))?;
     // A key of a kind that we do not know is no reason to refuse the others.
     Ok(Some(keys.iter().filter_map(key).collect()))
 }
