@@ -42,8 +42,8 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(12);
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Remarks to a login.
 const OTHER_ISSUER: &str = "the id_token that came with the tokens names another issuer than the first one, which was \
-    signed and checked";
-const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was signed and checked";
+    checked";
+const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was checked";
 const NO_ID_TOKEN: &str = "no id_token came with the tokens (is openid in the scope?): only TLS to the token endpoint \
     vouches for this login";
 
@@ -250,7 +250,7 @@ impl Oauth {
     /// # Errors
     /// When the TLS set-up is not usable.
     pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
-        Ok(Self { discovery: self.discovery.reopened(), ..Self::new(account, self.timeout)? })
+        Ok(Self { discovery: self.discovery.clone(), ..Self::new(account, self.timeout)? })
     }
 
     /// How long an answer is waited for.
@@ -335,16 +335,21 @@ impl Oauth {
                 ResponseType::Code => Ok(Verified { claims: None, remarks }),
             };
         };
-        let keys = self.keys.fetch(&self.http, self.jwks_url().await?.as_ref(), id_token).await?;
+        let jwks_url = self.jwks_url().await?;
+        let expected = self.expected(pending, code);
+        let mut keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
+        let mut checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
+        if matches!(checked, Err(IdTokenError::Signature)) && self.keys.forget_older(now()) {
+            keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
+            checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
+        }
         if keys.is_none() {
             remarks.push(
                 "the authorization server publishes no keys: the id_token's signature was not checked"
                     .to_owned(),
             );
         }
-        let keys = keys.as_ref().map(|keys| keys.as_slice());
-        let claims = id_token::check(id_token, keys, self.expected(pending, code), now())?;
-        Ok(Verified { claims: Some(claims), remarks })
+        Ok(Verified { claims: Some(checked?), remarks })
     }
 
     /// Spends the code, once, and checks what came back with the tokens.
@@ -399,7 +404,7 @@ impl Oauth {
             ("grant_type", "refresh_token".to_owned()),
             ("refresh_token", refresh_token.expose_secret().to_owned()),
         ];
-        self.ask(form).await
+        self.ask(form, &[refresh_token]).await
     }
 
     /// The application's own token (RFC 6749, section 4.4).
@@ -410,7 +415,7 @@ impl Oauth {
         let mut form = vec![("grant_type", "client_credentials".to_owned())];
         form.extend(self.account.scope.clone().map(|scope| ("scope", scope)));
         self.look_again().await.map_err(unsent)?;
-        self.ask(form).await.map_err(|error| match error {
+        self.ask(form, &[]).await.map_err(|error| match error {
             // Nothing was presented that could be dead.
             GrantError::Refused { description } => {
                 GrantError::Misconfigured { code: "invalid_grant".to_owned(), description }
@@ -430,7 +435,8 @@ impl Oauth {
             return Err(unsent("no revocation_url is configured".to_owned()));
         };
         let form = vec![("token", token.expose_secret().to_owned()), ("token_type_hint", hint.to_owned())];
-        answer::read_revocation(self.post(&url, form).await?).await
+        let answer = self.post(&url, form).await?;
+        answer::read_revocation(answer).await.map_err(|error| self.without_secrets(error, &[token]))
     }
 
     /// How many keys of a known kind the authorization server publishes. None when it publishes nothing.
@@ -467,7 +473,7 @@ impl Oauth {
         let metadata = self.metadata(false).await.ok()?;
         let answer = self.ask_as(&granted.access_token, metadata.userinfo_endpoint.as_ref()?).await?;
         let subject = granted.claims.as_ref().map(|claims| claims.sub.as_str());
-        discovery::person(&answer::small_body(answer).await.ok()?, subject)
+        discovery::person(&answer::json(answer).await.ok()?.0, subject)
     }
 
     async fn ask_as(&self, access_token: &SecretString, url: &Url) -> Option<reqwest::Response> {
@@ -557,12 +563,28 @@ impl Oauth {
         if self.account.pkce {
             form.push(("code_verifier", pending.code_verifier.expose_secret().to_owned()));
         }
-        self.ask(form).await
+        self.ask(form, &[&code.code, &pending.code_verifier]).await
     }
 
-    async fn ask(&self, form: Form) -> Result<Granted, GrantError> {
+    async fn ask(&self, form: Form, secrets: &[&SecretString]) -> Result<Granted, GrantError> {
         let url = self.token_url().await.map_err(unsent)?;
-        answer::read_grant(self.post(&url, form).await?).await
+        let answer = self.post(&url, form).await?;
+        answer::read_grant(answer).await.map_err(|error| self.without_secrets(error, secrets))
+    }
+
+    /// Some servers repeat in their descriptions what was presented to them.
+    fn without_secrets(&self, mut error: GrantError, presented: &[&SecretString]) -> GrantError {
+        let secrets = presented.iter().copied().chain([&self.account.secret.value]);
+        let secrets = secrets.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty());
+        let (GrantError::Refused { description: words }
+        | GrantError::Misconfigured { description: words, .. }
+        | GrantError::NotGranted { reason: words, .. }
+        | GrantError::Unavailable { reason: words, .. }
+        | GrantError::InDoubt { reason: words, .. }) = &mut error;
+        for secret in secrets {
+            *words = words.replace(secret, "[...]");
+        }
+        error
     }
 
     async fn post(&self, url: &Url, form: Form) -> Result<reqwest::Response, GrantError> {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION};
 use http::{Method, Request, StatusCode};
@@ -79,7 +80,7 @@ impl Daemon {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
-        let stream = UnixStream::connect(&self.path).await?;
+        let stream = UnixStream::connect(&self.path).await.context("the daemon is not running any more")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // Takes the sender, so that the connection ends with the answer.
         let asking = async move {

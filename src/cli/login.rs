@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use super::daemon::{Daemon, printable, runtime};
 use super::{Common, Exit, Failure, log, say, say_error};
-use crate::config::{Account, Config, Environment};
+use crate::config::{Account, Config, Environment, ResponseMode};
 use crate::control::login::{as_json, is_local};
 use crate::notify;
 use crate::oauth::callback::{mark, parse_pasted};
@@ -33,7 +33,13 @@ pub(super) fn login(
     common: &Common,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
-    let place = match Daemon::find(&config.state_dir)? {
+    let (account, language) = (&config.accounts[account], Language::of_locale(environment));
+    let daemon = Daemon::find(&config.state_dir)?;
+    let comes_back = daemon.is_some() && is_local(&account.redirect_uri.url);
+    if account.response_mode == ResponseMode::FormPost && !comes_back {
+        return Err(nothing_to_paste(account));
+    }
+    let place = match daemon {
         Some(daemon) => Place::Daemon(daemon),
         None => {
             log::start_quiet(config, common, environment)?;
@@ -41,9 +47,8 @@ pub(super) fn login(
             Place::Here(runtime, Box::new(accounts))
         }
     };
-    let (account, language) = (&config.accounts[account], Language::of_locale(environment));
     let outcome = match &place {
-        Place::Daemon(_) if is_local(&account.redirect_uri.url) => come_back(&place, &account.name, language),
+        Place::Daemon(_) if comes_back => come_back(&place, &account.name, language),
         _ => converse(&place, account, language, environment),
     };
     if let Place::Here(runtime, accounts) = place {
@@ -77,6 +82,17 @@ fn come_back(place: &Place, account: &str, language: Language) -> Result<Exit, F
         "\n浏览器会自己回到代理。运行 `cnblogs-proxy status` 可以看到是否完成。",
     ]));
     Ok(Exit::Done)
+}
+
+/// The browser posts the code to the `redirect_uri`: no address has it.
+fn nothing_to_paste(account: &Account) -> Failure {
+    let hint = if is_local(&account.redirect_uri.url) {
+        "start the daemon, which the browser then posts to"
+    } else {
+        "set another response_mode, or a redirect_uri that is the daemon's own /-/callback"
+    };
+    let why = "with response_mode = \"form_post\" a login can't be finished in a terminal";
+    Failure::new(Exit::Failed, format!("account.{}: {why}", account.name)).with_hint(hint)
 }
 
 /// No daemon is running, and the secret is not known here.

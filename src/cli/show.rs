@@ -44,7 +44,11 @@ pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
 }
 
 pub(super) fn reload(state_dir: &Path) -> Result<Exit, Failure> {
-    let daemon = Daemon::running(state_dir)?;
+    let daemon = Daemon::running(state_dir).map_err(|failure| {
+        failure.with_hint(
+            "start it with `cnblogs-proxy serve`; when `state_dir` has changed, it needs a restart",
+        )
+    })?;
     let outcome = daemon.post("/-/reload", &[])?.success()?.json();
     say(outcome.get("outcome").and_then(Value::as_str).unwrap_or_default());
     Ok(Exit::Done)

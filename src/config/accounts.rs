@@ -319,18 +319,17 @@ fn come_from_one_place(
             table.error_at("issuer", format!("can't be asked for what is not written ({names}): {message}"))
         });
     }
-    let written = ENDPOINTS.into_iter().zip(endpoints.all()).filter(|(key, _)| !missing.contains(key));
-    let is_cnblogs = |(_, url): &(&'static str, &Url)| url.host_str() == Some("oauth.cnblogs.com");
-    let written: Vec<_> = written.filter_map(|(key, address)| Some((key, address.url()?))).collect();
-    match written.first() {
-        Some((key, _)) if !written.iter().any(is_cnblogs) => Err(table
+    let mut written = ENDPOINTS.into_iter().zip(endpoints.all()).filter(|(key, _)| !missing.contains(key));
+    let is_foreign = |url: &Url| url.host_str() != Some("oauth.cnblogs.com");
+    match written.find(|(_, address)| address.url().is_some_and(is_foreign)) {
+        Some((key, _)) => Err(table
             .error_at(key, format!("is not Cnblogs', so {names} must be written, too"))
             .with_hint(
                 "write them as the server's documentation says; revocation_url = \"\" when it revokes nothing, \
                  jwks_url = \"\" when it publishes no keys (nobody checks an id_token's signature then, and only TLS \
                  to the token endpoint vouches for a login); or set `issuer`, and its discovery document says them",
             )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -94,6 +94,8 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
 /// An issuer that can be asked for its discovery document (OpenID Connect Discovery 1.0, section 2).
 pub(super) fn issuer(text: &str) -> Result<(), String> {
     match endpoint(text)?.query() {
+        // The parser drops them, and an issuer is compared as it is written.
+        _ if text.chars().any(char::is_whitespace) => Err("must not contain spaces".to_owned()),
         Some(_) => Err("must not contain a query".to_owned()),
         None => Ok(()),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Account, Callers, Config, Endpoints, Limits, Route};
+use super::{Account, Callers, ClientAuth, Config, Endpoints, Limits, Route};
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
 /// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
@@ -77,6 +77,11 @@ fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
         "revocation" => "revocation_url",
         _ => "jwks_url",
     }));
+    let is_public = |account: &Account| account.client_auth == ClientAuth::None;
+    if is_public(running) != is_public(new) {
+        keys.retain(|key| *key != "client_auth");
+        keys.push("client_secret_file");
+    }
     if running.asks_userinfo != new.asks_userinfo && !keys.contains(&"identity_url") {
         keys.push("identity_url");
     }

@@ -26,7 +26,7 @@ const OF_THE_CLIENT: [&str; 4] =
     ["invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"];
 
 /// The members of an answer, wiped when dropped.
-struct Members(Map<String, Value>);
+pub(super) struct Members(pub(super) Map<String, Value>);
 
 /// An answer as it was received.
 struct Answer {
@@ -139,10 +139,9 @@ pub(super) async fn read_person(answer: Response) -> Option<Identity> {
     if !answer.status().is_success() {
         return None;
     }
-    let body = body(answer).await.ok()?;
-    let Ok(Value::Object(members)) = serde_json::from_slice(&body) else { return None };
+    let members = json(answer).await.ok()?;
     let member = |wanted: &str| {
-        let (_, value) = members.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
+        let (_, value) = members.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
         match value {
             Value::String(text) if !text.is_empty() => Some(text.chars().take(200).collect::<String>()),
             Value::Number(number) => Some(number.to_string()),
@@ -154,12 +153,14 @@ pub(super) async fn read_person(answer: Response) -> Option<Identity> {
     Some(Identity { id, name })
 }
 
-/// Reads a whole body of at most 64 KiB, for answers whose content matters little.
-pub(super) async fn small_body(answer: Response) -> Result<Zeroizing<Vec<u8>>, String> {
-    body(answer).await.map_err(|error| match error {
+/// Reads a JSON object of at most 64 KiB, for answers that can be asked for again.
+pub(super) async fn json(answer: Response) -> Result<Members, String> {
+    let Answer { content_type, body, .. } = Answer::read(answer).await;
+    let body = body.map_err(|error| match error {
         BodyError::TooLarge => "the answer is larger than 64 KiB".to_owned(),
         BodyError::Lost { reason, .. } => reason,
-    })
+    })?;
+    members(&body, &content_type).ok_or_else(|| "it is not a JSON object".to_owned())
 }
 
 /// Whether a request that got no answer can have reached the server.

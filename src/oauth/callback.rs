@@ -172,6 +172,9 @@ fn is_foreign(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use ring::digest::{SHA256, digest};
     use secrecy::ExposeSecret;
 
     use super::*;
@@ -210,12 +213,19 @@ mod tests {
             .join(with)
     }
 
+    /// The `state` and the code that are found.
     #[track_caller]
-    fn assert_found(text: &str) {
+    fn found(text: &str) -> (String, Code) {
         let callback = pasted(text).unwrap_or_else(|error| panic!("{error}: {text}"));
         let Outcome::Code(code) = callback.outcome else { panic!("no code: {text}") };
+        (callback.state, code)
+    }
+
+    #[track_caller]
+    fn assert_found(text: &str) {
+        let (state, code) = found(text);
         let id_token = code.id_token.as_ref().map(SecretString::expose_secret);
-        let found = (callback.state.as_str(), code.code.expose_secret(), id_token);
+        let found = (state.as_str(), code.code.expose_secret(), id_token);
         assert_eq!(found, (STATE, CODE, Some(ID_TOKEN)), "{text}");
     }
 
@@ -301,6 +311,8 @@ mod tests {
             address.replace('/', "\\/").replace('&', "\\u0026").replace('#', "\\u0023"),
             address.replace('&', "\\&").replace('#', "\\#").replace('=', "\\="),
             address.replace('&', "^&"),
+            address.replace('&', "`&"),
+            address.replacen('#', "%23", 1),
             address.replace('_', "\\_"),
             address.replace("%20", " "),
             address.replace("%20", "+"),
@@ -337,7 +349,8 @@ mod tests {
     fn an_address_is_found_however_it_is_wrapped() {
         let mail = address().replace('=', "=3D");
         for column in 1..=address().len() {
-            for with in ["\n", "\r\n", "\n    ", "\n> ", " \n\t", "=\n", "\\\n", "\u{2028}", "\n\n"] {
+            for with in ["\n", "\r\n", "\n    ", "\n> ", " \n\t", "=\n", "\\\n", "\u{2028}", "\n\n", " │\n│ "]
+            {
                 let text = wrapped(&address(), column, with);
                 assert_found(&text);
                 assert_found(&format!("See\n{text}\nThanks"));
@@ -352,6 +365,26 @@ mod tests {
                 [wrapped(plain, column, "=\n"), escape.to_owned()]
             });
             assert_found(&lines.collect::<String>());
+        }
+    }
+
+    /// What stands behind a code that comes last must not be spent with it.
+    #[test]
+    fn a_code_at_the_end_is_told_from_the_words_behind_it() {
+        let claims = r#"{"sub":"1","aud":"a","exp":1,"c_hash":"<hash>"}"#;
+        let hash = URL_SAFE_NO_PAD.encode(&digest(&SHA256, CODE.as_bytes()).as_ref()[..16]);
+        let claims = URL_SAFE_NO_PAD.encode(claims.replace("<hash>", &hash));
+        let hybrid = format!("id_token=eyJhbGciOiJSUzI1NiJ9.{claims}.c2ln&code={CODE}");
+        for (parameters, is_hybrid) in [(format!("code={CODE}"), false), (hybrid, true)] {
+            let address = format!("{AT}?state={STATE}&session_state=a.b&{parameters}");
+            let mut texts: Vec<_> = AROUND.iter().map(|around| around.replace("{}", &address)).collect();
+            texts.extend((1..address.len()).map(|column| wrapped(&address, column, "\n")));
+            texts.extend(["Thanks", "Best regards\nBob", "谢谢"].map(|words| format!("{address}\n{words}")));
+            texts.retain(|text| is_hybrid || !["**", "R&D"].iter().any(|odd| text.contains(odd)));
+            for text in texts {
+                let (state, code) = found(&text);
+                assert_eq!((state.as_str(), code.code.expose_secret()), (STATE, CODE), "{text}");
+            }
         }
     }
 

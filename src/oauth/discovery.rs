@@ -40,10 +40,10 @@ pub(super) struct Metadata {
 }
 
 /// The metadata of one issuer, as it was seen last.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Discovery {
     file: Option<PathBuf>,
-    seen: Mutex<Seen>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,9 +55,7 @@ struct Seen {
 
 impl Metadata {
     /// Reads a document, which must be the issuer's own (section 4.3).
-    fn read(document: &[u8], issuer: &str) -> Result<Self, String> {
-        let members: Map<String, Value> =
-            serde_json::from_slice(document).map_err(|_invalid| "it is not a JSON object".to_owned())?;
+    fn read(members: &Map<String, Value>, issuer: &str) -> Result<Self, String> {
         if members.get("issuer").and_then(Value::as_str) != Some(issuer) {
             return Err("it is another issuer's: its `issuer` is not the configured one".to_owned());
         }
@@ -83,12 +81,7 @@ impl Metadata {
 impl Discovery {
     /// Metadata that outlives the process in a file.
     pub(super) fn kept_in(file: PathBuf) -> Self {
-        Self { file: Some(file), seen: Mutex::default() }
-    }
-
-    /// The same file, looked at anew.
-    pub(super) fn reopened(&self) -> Self {
-        Self { file: self.file.clone(), seen: Mutex::default() }
+        Self { file: Some(file), seen: Arc::default() }
     }
 
     /// The metadata: what was seen last, else what the issuer says now. For a new login the issuer is asked again, and
@@ -135,7 +128,7 @@ impl Discovery {
         }
         let file = self.file.clone()?;
         let document = blocking(move || kept(&file)).await.ok()?;
-        let metadata = Arc::new(Metadata::read(&document, issuer).ok()?);
+        let metadata = Arc::new(Metadata::read(&serde_json::from_slice(&document).ok()?, issuer).ok()?);
         self.seen().metadata = Some(Arc::clone(&metadata));
         Some(metadata)
     }
@@ -147,8 +140,7 @@ impl Discovery {
 
 /// Who a userinfo answer says it is (OpenID Connect Core, section 5.3.2): nobody when it is about another subject than
 /// the `id_token`, or about the all-zero one that stands for everybody.
-pub(super) fn person(answer: &[u8], subject: Option<&str>) -> Option<Identity> {
-    let members: Map<String, Value> = serde_json::from_slice(answer).ok()?;
+pub(super) fn person(members: &Map<String, Value>, subject: Option<&str>) -> Option<Identity> {
     let text = |name: &str| members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let id = text("sub").filter(|sub| subject.is_none_or(|subject| subject == *sub))?;
     if id.bytes().all(|byte| byte == b'0' || byte == b'-') {
@@ -167,9 +159,13 @@ async fn fetch(http: &reqwest::Client, issuer: &str) -> Result<(Vec<u8>, Metadat
     if !answer.status().is_success() {
         return Err(format!("{url} answered {}", answer.status()));
     }
-    let document = answer::small_body(answer).await?.to_vec();
-    let metadata = Metadata::read(&document, issuer).map_err(|reason| format!("{url}: {reason}"))?;
-    Ok((document, metadata))
+    let read = |members: answer::Members| {
+        Ok((
+            serde_json::to_vec(&members.0).expect("JSON can be written"),
+            Metadata::read(&members.0, issuer)?,
+        ))
+    };
+    answer::json(answer).await.and_then(read).map_err(|reason| format!("{url}: {reason}"))
 }
 
 /// What was kept; damage shows when it is read.

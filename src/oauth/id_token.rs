@@ -138,6 +138,11 @@ pub(super) fn check(
     if !ALGORITHMS.contains(&header.alg) {
         return Err(IdTokenError::Algorithm);
     }
+    if header.crit.is_some() {
+        return Err(IdTokenError::Unreadable(
+            "it has an extension that has to be understood (crit)".to_owned(),
+        ));
+    }
     let claims = match keys {
         Some(keys) => verified_claims(text, header.kid.as_deref(), header.alg, keys)?,
         None => claims(text)?,
@@ -165,6 +170,15 @@ pub(super) fn check_later(
 ) -> Result<(), IdTokenError> {
     check_claims(later, expected, now)?;
     if first.is_none_or(|first| first.sub == later.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
+}
+
+/// True when a token names this code, or none, by what is not verified yet.
+pub(super) fn names_code(id_token: &SecretString, code: &SecretString) -> bool {
+    let text = id_token.expose_secret();
+    let header = jsonwebtoken::decode_header(text);
+    header.ok().zip(claims(text).ok()).is_some_and(|(header, claims)| {
+        claims.c_hash.is_none_or(|hash| hash == code_hash(header.alg, code.expose_secret()))
+    })
 }
 
 /// The claims as they stand, for a token that came from the token endpoint itself over TLS.

@@ -90,6 +90,13 @@ impl Keys {
             Some(Fetched { at: looked_at, unknown_at, keys: keys.clone() });
         Ok(keys)
     }
+
+    /// Forgets keys by which a signature did not verify: a server may give a new key the old one's id, or none. False
+    /// when they were fetched just now.
+    pub(super) fn forget_older(&self, now: Moment) -> bool {
+        let mut cache = self.cache.lock().expect("no thread panics while it holds the keys");
+        cache.take_if(|fetched| now.since(fetched.at) >= REFETCH_AFTER).is_some()
+    }
 }
 
 /// How many keys there are now; none when the server publishes none.
@@ -119,10 +126,9 @@ async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>,
         status if !status.is_success() => return Err(format!("{url} answered {status}")),
         _ => {}
     }
-    let body = answer::small_body(answer).await?;
-    let set: Value = serde_json::from_slice(&body).map_err(|_invalid| format!("{url} answered no JSON"))?;
-    let keys =
-        set.get("keys").and_then(Value::as_array).ok_or_else(|| format!("{url} answered no key set"))?;
+    let set = answer::json(answer).await.map_err(|reason| format!("{url}: {reason}"))?;
+    let keys = set.0.get("keys").and_then(Value::as_array);
+    let keys = keys.ok_or_else(|| format!("{url} answered no key set"))?;
     // A key of a kind that we do not know is no reason to refuse the others.
     Ok(Some(keys.iter().filter_map(key).collect()))
 }
@@ -193,6 +199,17 @@ mod tests {
         ] {
             assert!(key(&jwk).is_none(), "{jwk}");
         }
+    }
+
+    #[test]
+    fn keys_that_did_not_verify_are_forgotten_but_not_too_often() {
+        let at = |secs: i64| Moment::new(0, secs * 1000);
+        let keys = Keys::default();
+        assert!(!keys.forget_older(at(1000)));
+        *keys.cache.lock().unwrap() = Some(Fetched { at: at(0), unknown_at: None, keys: None });
+
+        assert!(!keys.forget_older(at(59)) && keys.cache.lock().unwrap().is_some());
+        assert!(keys.forget_older(at(60)) && keys.cache.lock().unwrap().is_none());
     }
 
     #[test]

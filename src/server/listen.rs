@@ -63,6 +63,9 @@ pub enum ListenError {
     /// A socket of the service manager that other machines can reach.
     #[error("{0} can be reached by other machines: set callers.allow_remote = true and give callers keys")]
     Remote(Listen),
+    /// A socket of the service manager that nobody can connect to.
+    #[error("{0} is not listened on: the service manager has to give a listening socket (Accept=no)")]
+    NotListening(Listen),
     /// Others could replace the socket.
     #[error("{0} can be written by others, who could put their own socket there")]
     OpenDirectory(PathBuf),
@@ -136,6 +139,13 @@ fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, Listen
         Socket::Unix(listener) => listener.set_nonblocking(true),
     }
     .map_err(|source| failed(&listen, source))?;
+    let is_listening = match &socket {
+        Socket::Tcp(listener) => SockRef::from(listener).is_listener(),
+        Socket::Unix(listener) => SockRef::from(listener).is_listener(),
+    };
+    if !is_listening.map_err(|source| failed(&listen, source))? {
+        return Err(ListenError::NotListening(listen));
+    }
     check_reach(&listen, callers)?;
     let door = Arc::new(Door::of(&listen, callers));
     Ok(Bound { listen, socket, door })

@@ -255,7 +255,18 @@ const REFUSED_LOGINS: &[(&str, &str, &str)] = &[
         "authorization_url",
         "token_url must be written",
     ),
+    (
+        "authorization_url = \"https://oauth.cnblogs.com/x\"\ntoken_url = »\"https://c4n4ry.example/\"",
+        "token_url",
+        "revocation_url, jwks_url must be written",
+    ),
+    (
+        "token_url = \"https://oauth.cnblogs.com/x\"\njwks_url = »\"https://c4n4ry.example/\"",
+        "jwks_url",
+        "authorization_url, revocation_url must be written",
+    ),
     ("issuer = »\"http://c4n4ry.example\"", "issuer", "must be https"),
+    ("issuer = »\"https://c4n4ry.example \"", "issuer", "must not contain spaces"),
     ("issuer = »\"https://c4n4ry.example/?c4n4ry\"", "issuer", "query"),
     (
         "issuer = »\"c4n4ry\"\ntoken_url = \"https://h/\"",
@@ -372,7 +383,7 @@ const ACCEPTED: &[&str] = &[
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ngrant = \"client_credentials\"\nissuer = \"https://h\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\ntoken_url = \"https://oauth.cnblogs.com/x\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nrevocation_url = \"\"\njwks_url = \"\"",
-    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nauthorization_url = \"https://oauth.cnblogs.com/x\"\ntoken_url = \"https://api.cnblogs.com/token\"",
+    "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nauthorization_url = \"https://oauth.cnblogs.com/x\"\ntoken_url = \"https://api.cnblogs.com/token\"\nrevocation_url = \"\"\njwks_url = \"\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nauthorization_url = \"https://a/\"\ntoken_url = \"https://b/\"\nrevocation_url = \"https://c/\"\njwks_url = \"https://d/\"\nissuer = \"anything\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nissuer = \"https://h/realms/x\"\ntoken_url = \"https://b/\"\nrevocation_url = \"\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\npkce = \"off\"",

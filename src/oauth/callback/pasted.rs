@@ -10,8 +10,9 @@ use std::ops::Range;
 
 use url::Url;
 
-use super::{Callback, CallbackError, LONGEST, mark, parse_parameters};
+use super::{Callback, CallbackError, LONGEST, Outcome, mark, parse_parameters};
 use crate::config::ResponseMode;
+use crate::oauth::id_token;
 
 /// A form holds no more; the address in it has [`LONGEST`] bytes at most.
 const LONGEST_PASTE: usize = 64 * 1024;
@@ -134,8 +135,11 @@ impl<'a> Finder<'a> {
                 continue;
             }
             let behind = start + length_until(&text[start..], longest, |byte| b"?#".contains(&byte));
-            if self.is_redirect_uri(&text[start..behind]) {
-                places.push(Place::Plain { start, behind });
+            // Some write the # itself as %23.
+            let escaped = lower[start..behind].find("%23").map(|at| start + at);
+            let escaped = escaped.filter(|at| self.before_bare(&text[at + 3..]) == Some(0));
+            if self.is_redirect_uri(&text[start..escaped.unwrap_or(behind)]) {
+                places.push(Place::Plain { start, behind: escaped.map_or(behind, |at| at + 3) });
                 continue;
             }
             let end = start + length_until(&text[start..], text.len(), |byte| b"&#".contains(&byte));
@@ -216,7 +220,13 @@ impl<'a> Finder<'a> {
         let ends: Vec<_> = (complete..=stop).filter(|at| joined.may_end(*at, stop)).collect();
         let longest_first = ends.iter().rev().take(READINGS).chain(ends.iter().take(READINGS));
         let ours = |read: &(usize, Callback)| (self.is_ours)(&read.1);
-        let found = longest_first.filter_map(|end| parse(*end).ok()).find(ours);
+        let mut readings = longest_first.filter_map(|end| parse(*end).ok()).filter(ours).peekable();
+        let longest = readings.next_if(|(end, read)| !joined.is_likely(read, complete, *end, stop));
+        let has_less =
+            |read: &Callback| longest.as_ref().is_some_and(|(_, more)| more.brings_more_than(read));
+        let better =
+            readings.find(|(end, read)| joined.is_likely(read, complete, *end, stop) && !has_less(read));
+        let found = better.or(longest);
         let shortest = || ends.iter().take(READINGS).find_map(|end| parse(*end).ok());
         found.or_else(shortest).map_or_else(|| parse(ends[0]), Ok)
     }
@@ -253,8 +263,8 @@ impl Place {
 }
 
 impl Joined {
-    /// Takes line breaks out, with the indentation and the marks of a quotation behind them; other white space becomes
-    /// one space.
+    /// Takes line breaks out, with the indentation and the marks of a quotation behind them and the edges of a window
+    /// around them; other white space becomes one space.
     fn new(text: &str) -> Self {
         let (mut joined, mut breaks) = (String::with_capacity(text.len()), Vec::new());
         let mut rest = text.trim();
@@ -265,8 +275,9 @@ impl Joined {
                 joined.push(c);
                 rest = &rest[c.len_utf8()..];
             } else if space.contains(is_line_break) {
+                joined.truncate(joined.trim_end_matches([' ', '│', '┃']).len());
                 breaks.push(joined.len());
-                rest = behind.trim_start_matches(|c: char| c.is_whitespace() || ['>', '|'].contains(&c));
+                rest = behind.trim_start_matches(|c: char| c.is_whitespace() || ">|│┃".contains(c));
             } else {
                 joined.push(' ');
                 rest = behind;
@@ -327,6 +338,28 @@ impl Joined {
                 Self { text: String::from_utf8_lossy(error.as_bytes()).into_owned(), breaks: Vec::new() }
             }
         }
+    }
+
+    /// True for a reading of `from..end` that has nothing in its code or `id_token` that stood behind them in the text.
+    fn is_likely(&self, read: &Callback, from: usize, end: usize, stop: usize) -> bool {
+        let Outcome::Code(code) = &read.outcome else { return true };
+        let has_words = self.breaks.iter().any(|at| (from..end).contains(at) && self.are_words(*at, stop));
+        !has_words
+            && match &code.id_token {
+                Some(id_token) => id_token::names_code(id_token, &code.code),
+                None => !self.text[..end].ends_with(['.', ',', ';', ':', '?', '\'', '(', ')', ']']),
+            }
+    }
+
+    /// True when the line that begins at a break is words, and not the rest of an address.
+    fn are_words(&self, at: usize, stop: usize) -> bool {
+        let end = self.breaks.iter().copied().find(|other| *other > at).unwrap_or(stop);
+        let line = &self.text[at..end.min(stop)];
+        let word = line.trim_end_matches(['.', ',', '!']);
+        let is_word = word.len() > 3
+            && word.bytes().all(|byte| byte.is_ascii_alphabetic())
+            && word.bytes().skip(1).all(|byte| byte.is_ascii_lowercase());
+        !line.contains('=') && (is_word || line.contains(' '))
     }
 
     fn is_break(&self, at: usize) -> bool {
@@ -390,7 +423,7 @@ fn unescaped_once(text: &str) -> String {
             '\u{2060}'..='\u{206f}' | '\u{feff}' => continue,
             '&' => entity(rest),
             '\\' => escape(rest),
-            '^' if rest.starts_with('&') => Some(('&', 1)),
+            '^' | '`' if rest.starts_with('&') => Some(('&', 1)),
             _ => None,
         };
         let (meant, length) = meant.unwrap_or((c, 0));

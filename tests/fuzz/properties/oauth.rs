@@ -92,7 +92,7 @@ pub fn callback_round_trip(bytes: &[u8]) {
     let read = pasted(&text, &state).unwrap_or_else(|error| panic!("{error}: {text}"));
     let Outcome::Code(read_code) = read.outcome else { panic!("no error was sent") };
     let has_id_token = meant.iter().any(|(name, _)| name == "id_token");
-    assert_eq!((&read.state, read_code.code.expose_secret()), (&state, code.as_str()));
+    assert_eq!((&read.state, read_code.code.expose_secret()), (&state, code.as_str()), "{text}");
     assert_eq!(
         read_code.id_token.as_ref().map(SecretString::expose_secret),
         has_id_token.then_some(id_token.as_str())

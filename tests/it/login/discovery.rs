@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::standin::{Endpoint, Fault, Options, Person, Spoil};
+use crate::standin::{Body, Endpoint, Fault, Options, Person, Spoil};
 use crate::support::{Setup, World};
 
 use super::{Before, page_secret, parameter, post_from_page, spoiled};
@@ -174,6 +174,41 @@ fn what_is_written_wins_over_the_document() {
     let logout = world.daemon.post_form("/-/logout/main", &[]);
     assert!(logout.text().contains("no revocation_url"), "{logout:?}");
     assert_eq!((world.standin.key_set_fetches(), world.standin.revocations().len()), (0, 0));
+}
+
+/// As the token endpoint's answers, those of the other endpoints are read in whichever way they are written.
+#[test]
+fn a_byte_order_mark_or_another_character_set_is_no_reason_to_know_nothing() {
+    let rewritten = || {
+        Fault::Rewrite(|answer| {
+            let Body::Full(body) = &mut answer.body else { panic!("not whole") };
+            *body = [b"\xef\xbb\xbf", body.as_slice()].concat();
+        })
+    };
+    let mut world = discovered(Options { own_subjects: true, ..Options::default() }, "");
+    for endpoint in [Endpoint::Discovery, Endpoint::KeySet, Endpoint::UserInfo] {
+        world.standin.fault_always(endpoint, rewritten);
+    }
+
+    let answer = world.paste(&spoiled(&world, Spoil::default()));
+
+    assert_eq!((answer.status, &answer.json()["person"]), (200, &json!(Person::Alice.display_name())));
+    world.restart();
+    assert_eq!(world.daemon.post_form("/-/refresh/main", &[]).status, 200);
+    assert_eq!(world.standin.requests_for(DOCUMENT), 1);
+}
+
+/// A file that could not be kept is no reason to forget in a reload what is known.
+#[test]
+fn a_reload_forgets_no_endpoint() {
+    let world = discovered(Options::default(), "");
+    world.log_in(Person::Alice);
+    fs::remove_file(kept(&world)).unwrap();
+    world.standin.fault_always(Endpoint::Discovery, || Fault::status(503));
+
+    assert!(world.home.run(&["reload"], "").status.success());
+
+    assert_eq!(world.daemon.post_form("/-/refresh/main", &[]).status, 200);
 }
 
 #[test]

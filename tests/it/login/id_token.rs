@@ -165,6 +165,14 @@ fn an_id_token_without_the_server_s_signature_is_refused() {
             ("no alg", unsigned(""), "not signed with a public key"),
             ("a wrong key", signed(Signature::WrongKey), "signature does not verify"),
             ("one bit", signed(Signature::Tampered), "signature does not verify"),
+            (
+                "an extension that nobody here understands",
+                Spoil {
+                    header: Some(Box::new(|header| header["crit"] = json!(["b64"]))),
+                    ..Spoil::default()
+                },
+                "(crit)",
+            ),
             ("RS256 called RS512", header("RS512"), "key"),
             ("RS256 called ES256", header("ES256"), "key"),
         ],

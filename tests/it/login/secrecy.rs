@@ -161,6 +161,21 @@ fn check_silent(format: &str, account: &str) {
     assert_clean(&world, "the log", output.as_bytes());
 }
 
+/// Some servers repeat in their descriptions what was presented to them, however short it is.
+#[test]
+fn what_a_server_repeats_of_what_was_presented_is_not_shown() {
+    let (secret, code) = ("c4n4ry-secret", "c4n4ry-code");
+    let options = Options { client_secret: secret.to_owned(), ..Options::default() };
+    let world = Setup { options, account: "response_type = \"code\"".to_owned(), ..Setup::default() }.start();
+    let said = format!(r#"{{"error":"invalid_client","error_description":"not {secret}, not {code}!"}}"#);
+    world.standin.fault(Endpoint::Token, Fault::typed(401, "application/json", said));
+
+    let answer = world.paste(&spoiled(&world, Spoil { code: Some(code.to_owned()), ..Spoil::default() }));
+
+    assert!(answer.text().contains("invalid_client (not [...], not [...]!)"), "{answer:?}");
+    assert!(!world.daemon.output().contains("c4n4ry"), "{}", world.daemon.output());
+}
+
 #[test]
 fn no_secret_is_printed_in_text_at_any_level() {
     check_silent("text", "");

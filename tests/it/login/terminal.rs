@@ -245,6 +245,41 @@ fn the_terminal_speaks_of_the_flow_in_the_language_of_the_locale() {
     }
 }
 
+#[test]
+fn a_daemon_that_ended_meanwhile_is_named() {
+    let mut world = World::start();
+    let mut sitting = Sitting::start(&world, &[]);
+    let address = address(&world, &sitting, 0, usize::MAX, "");
+    assert_eq!(world.daemon.stop().code(), Some(0));
+
+    sitting.types(&format!("{address}\r"));
+
+    sitting.shows("error: the daemon is not running any more");
+}
+
+/// The browser posts what it brings: no address has it.
+#[test]
+fn where_a_form_is_posted_a_terminal_asks_for_no_address() {
+    let local = "redirect_uri = \"http://127.0.0.1:8262/-/callback\"\n";
+    for (redirect_uri, is_running, cure) in [
+        (local, false, "hint: start the daemon"),
+        ("redirect_uri = \"https://app.example/callback\"\n", true, "hint: set another response_mode"),
+        ("redirect_uri = \"https://app.example/callback\"\n", false, "hint: set another response_mode"),
+    ] {
+        let account = format!("{redirect_uri}response_mode = \"form_post\"");
+        let mut world = Setup { account, ..Setup::default() }.start();
+        if !is_running {
+            assert_eq!(world.daemon.stop().code(), Some(0));
+        }
+
+        let told = world.home.run(&["login"], "");
+
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert_eq!((told.status.code(), told.stdout.len()), (Some(1), 0), "{told:?}");
+        assert!(said.contains("can't be finished in a terminal") && said.contains(cure), "{said}");
+    }
+}
+
 /// A script may write all its lines at once; each is one, of any length.
 #[test]
 fn a_script_writes_a_line_for_each_answer() {

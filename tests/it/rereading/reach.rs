@@ -71,6 +71,27 @@ fn assert_asks_for_a_key(net: &Net, world: &World, why: &str) {
     assert_eq!((theirs, ours, with_a_key), ([401, 401, 200], [401, 401, 200], 200), "{why}");
 }
 
+/// Nobody could connect to it, and we would say that we accept.
+#[test]
+fn a_socket_that_nobody_listens_on_ends_the_daemon_at_once() {
+    let standin = Standin::start(Options::default());
+    let home = Home::new(Vec::new());
+    fs::write(home.config(), config(&standin, &home, "", "grant = \"client_credentials\"", "", "")).unwrap();
+    let bound = GIVEN.replace(
+        "socket.create_server((address, 0), family=family, dualstack_ipv6=address == \"::\")",
+        "socket.socket(); listener.bind((address, 0))",
+    );
+    assert_ne!(bound, GIVEN);
+    let mut command = Command::new("python3");
+    command.args(["-c", &bound, "127.0.0.1", PROGRAM, "--config"]).arg(home.config());
+
+    let told = command.output().unwrap();
+
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert_eq!((told.status.code(), told.stdout.len()), (Some(1), 0), "{said}");
+    assert!(said.contains("is not listened on"), "{said}");
+}
+
 #[test]
 fn no_reload_lets_anybody_in_without_a_key_where_other_machines_come_from() {
     in_a_net(|net| {

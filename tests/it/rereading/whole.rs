@@ -38,6 +38,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("account.main", "grant", "\"client_credentials\"", Names("account.main.grant")),
     ("account.main", "client_id", "\"another\"", Names("account.main.client_id")),
     ("account.main", "client_secret_file", "\"<home>/other_secret\"", Takes),
+    ("account.main", "client_secret_file", "\"\"", Names("account.main.client_secret_file")),
     ("account.pat", "token_file", "\"<home>/other_pat\"", Takes),
     ("account.main", "scope", "\"openid\"", Names("account.main.scope")),
     ("account.main", "redirect_uri", "\"https://example.net/callback\"", Names("account.main.redirect_uri")),
@@ -333,6 +334,7 @@ fn the_command_says_what_came_of_it() {
     world.daemon.stop();
     let (code, _, err) = told(&world.home.run(&["reload"], ""));
     assert!(code == Some(1) && err.starts_with("error: no daemon is running on "), "{err}");
+    assert!(err.contains("when `state_dir` has changed, it needs a restart"), "{err}");
 }
 
 fn told(output: &Output) -> (Option<i32>, String, String) {
