@@ -2,10 +2,13 @@
 //! the server, a faulty one, a captive portal, nothing. [`judge`] is the whole of it, without I/O.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::time::Duration;
 
+use brotli::Decompressor;
 use encoding_rs::{Encoding, GB18030, UTF_8, UTF_16BE, UTF_16LE};
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
@@ -277,19 +280,48 @@ async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
     if answer.content_length().is_some_and(|length| length > LARGEST_ANSWER as u64) {
         return Err(BodyError::TooLarge);
     }
+    let codings = answer.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let codings = codings.collect::<Vec<_>>().join(",").to_ascii_lowercase();
     // Room for all of it: what grows leaves copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER));
     loop {
         match answer.chunk().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => return Err(BodyError::TooLarge),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
+            Ok(None) => return decoded(body, &codings),
             Err(error) => {
                 let reason = format!("the answer was cut off: {}", with_causes(&error));
                 return Err(BodyError::Lost { reason, loss: loss_of(&error) });
             }
         }
     }
+}
+
+/// Undoes content codings that nobody asked for (RFC 9110, section 8.4.1), and gzip that is not said. What is not coded
+/// as it says is left as it is.
+fn decoded(mut body: Zeroizing<Vec<u8>>, codings: &str) -> Result<Zeroizing<Vec<u8>>, BodyError> {
+    for coding in codings.rsplit(',').chain(["gzip"]) {
+        let coded = body.as_slice();
+        let plain = match coding.trim() {
+            "gzip" | "x-gzip" => plain(MultiGzDecoder::new(coded)),
+            // Many leave out what RFC 9110 wants around it.
+            "deflate" => plain(ZlibDecoder::new(coded)).or_else(|| plain(DeflateDecoder::new(coded))),
+            "br" => plain(Decompressor::new(coded, 4096)),
+            _ => None,
+        };
+        body = plain.unwrap_or(body);
+        if body.len() > LARGEST_ANSWER {
+            return Err(BodyError::TooLarge);
+        }
+    }
+    Ok(body)
+}
+
+/// What a decoder gives, up to a byte more than is read of an answer; none when it is not coded like that.
+fn plain(decoder: impl Read) -> Option<Zeroizing<Vec<u8>>> {
+    let mut plain = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER + 1));
+    decoder.take(LARGEST_ANSWER as u64 + 1).read_to_end(&mut plain).ok()?;
+    Some(plain)
 }
 
 fn is_html(body: &[u8], content_type: &str) -> bool {

@@ -30,6 +30,18 @@ fn encoded(answer: &mut Answer, name: &str, encode: impl FnOnce(&[u8]) -> Vec<u8
     answer.fields.push(("Content-Encoding".to_owned(), name.to_owned()));
 }
 
+fn gzipped(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn deflated(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
 fn typed(answer: &mut Answer, media_type: &str) {
     answer.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
     answer.fields.push(("Content-Type".to_owned(), media_type.to_owned()));
@@ -141,7 +153,7 @@ fn a_last_word_is_heard_in_whatever_it_is_written() {
 #[test]
 fn a_grant_is_read_in_whatever_it_is_written() {
     type Rewrite = fn(&mut Answer);
-    let cases: [(&str, Rewrite); 7] = [
+    let cases: [(&str, Rewrite); 13] = [
         ("a byte order mark", |answer| {
             let body = body_of(answer);
             *body = [b"\xef\xbb\xbf", body.as_slice()].concat();
@@ -156,13 +168,13 @@ fn a_grant_is_read_in_whatever_it_is_written() {
             body.pop();
             body.extend_from_slice(b",\"\xcb\xb5\xc3\xf7\":\"\x81\x5c\xd0\xc2\"}");
         }),
-        ("gzip", |answer| {
-            encoded(answer, "gzip", |body| {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::default());
-                encoder.write_all(body).unwrap();
-                encoder.finish().unwrap()
-            });
-        }),
+        ("gzip", |answer| encoded(answer, "gzip", gzipped)),
+        ("gzip by its old name", |answer| encoded(answer, "x-gzip", gzipped)),
+        ("gzip in capitals", |answer| encoded(answer, "GZIP", gzipped)),
+        ("gzip twice", |answer| encoded(answer, "gzip, gzip", |body| gzipped(&gzipped(body)))),
+        ("gzip that is not said", |answer| encoded(answer, "identity", gzipped)),
+        ("gzip that is said and not done", |answer| encoded(answer, "gzip", <[u8]>::to_vec)),
+        ("deflate without what belongs around it", |answer| encoded(answer, "deflate", deflated)),
         ("deflate", |answer| {
             encoded(answer, "deflate", |body| {
                 let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), Compression::default());
