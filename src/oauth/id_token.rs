@@ -172,6 +172,20 @@ pub(super) fn check_later(
     if first.is_none_or(|first| first.sub == later.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
 }
 
+/// Checks the `id_token` of the answer to a refresh (OpenID Connect Core, section 12.2): it is for the same application
+/// and about the same person. Its times say nothing, since some servers send the first one again.
+///
+/// # Errors
+/// The first check that fails.
+pub(super) fn check_renewed(
+    claims: &Claims,
+    client_id: &str,
+    subject: Option<&str>,
+) -> Result<(), IdTokenError> {
+    check_audience(claims, client_id)?;
+    if subject.is_none_or(|subject| subject == claims.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
+}
+
 /// True when a token names this code, or none, by what is not verified yet.
 pub(super) fn names_code(id_token: &SecretString, code: &SecretString) -> bool {
     let text = id_token.expose_secret();

@@ -351,8 +351,9 @@ impl Keeper {
         // The server may take its time, which says nothing of this task.
         self.shared.pulse.hold();
         let oauth = self.oauth();
+        let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let outcome = match self.record.as_ref().and_then(|record| record.refresh_token.as_ref()) {
-            Some(refresh_token) => oauth.refresh(refresh_token).await,
+            Some(refresh_token) => oauth.refresh(refresh_token, subject).await,
             None => oauth.client_credentials().await,
         };
         self.shared.pulse.beat();
