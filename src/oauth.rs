@@ -395,16 +395,30 @@ impl Oauth {
         Ok(LoggedIn { granted: Granted { claims, ..granted }, remarks })
     }
 
-    /// Presents a refresh token (RFC 6749, section 6). It may be used up afterwards, whatever the outcome.
+    /// Presents a refresh token (RFC 6749, section 6) of a login of this `subject`. It may be used up afterwards,
+    /// whatever the outcome.
     ///
     /// # Errors
     /// [`GrantError`] says what that means for the token presented.
-    pub async fn refresh(&self, refresh_token: &SecretString) -> Result<Granted, GrantError> {
+    pub async fn refresh(
+        &self,
+        refresh_token: &SecretString,
+        subject: Option<&str>,
+    ) -> Result<Granted, GrantError> {
         let form = vec![
             ("grant_type", "refresh_token".to_owned()),
             ("refresh_token", refresh_token.expose_secret().to_owned()),
         ];
-        self.ask(form, &[refresh_token]).await
+        let granted = self.ask(form, &[refresh_token]).await?;
+        let client_id = &self.account.client_id;
+        match granted.claims.as_ref().map(|claims| id_token::check_renewed(claims, client_id, subject)) {
+            // Nothing of it is this login's, and its refresh token is not either.
+            Some(Err(error)) => {
+                let reason = format!("{error}, in the answer to a refresh");
+                Err(GrantError::NotGranted { reason, retry_after: None, successor: None })
+            }
+            _ => Ok(granted),
+        }
     }
 
     /// The application's own token (RFC 6749, section 4.4).

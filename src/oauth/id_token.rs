@@ -19,6 +19,8 @@ use crate::token::Moment;
 /// How far the server's clock may be off, and how long after its end an `id_token` still vouches: it lives
 /// 300 s at Cnblogs while its code lives 600 s.
 pub const LEEWAY_SECS: i64 = 300;
+/// The `sub` that Cnblogs gives to everybody: it tells nobody from anybody.
+pub const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 /// Asymmetric algorithms only: a secret that both sides know vouches for nothing.
 const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
@@ -170,6 +172,22 @@ pub(super) fn check_later(
 ) -> Result<(), IdTokenError> {
     check_claims(later, expected, now)?;
     if first.is_none_or(|first| first.sub == later.sub) { Ok(()) } else { Err(IdTokenError::Subject) }
+}
+
+/// Checks the `id_token` of the answer to a refresh (OpenID Connect Core, section 12.2): it is for the same application
+/// and about the same person. Its times say nothing, since some servers send the first one again.
+///
+/// # Errors
+/// The first check that fails.
+pub(super) fn check_renewed(
+    claims: &Claims,
+    client_id: &str,
+    subject: Option<&str>,
+) -> Result<(), IdTokenError> {
+    check_audience(claims, client_id)?;
+    let says_nothing = |subject: &str| subject == NOBODY;
+    let same = |subject: &str| subject == claims.sub || says_nothing(subject) || says_nothing(&claims.sub);
+    if subject.is_none_or(same) { Ok(()) } else { Err(IdTokenError::Subject) }
 }
 
 /// True when a token names this code, or none, by what is not verified yet.

@@ -366,10 +366,11 @@ impl Keeper {
         // The server may take its time, which says nothing of this task.
         self.shared.pulse.hold();
         let oauth = self.oauth();
+        let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
         let outcome = match refresh_token {
             Some(refresh_token) if self.grant() == Grant::AuthorizationCode => {
-                oauth.refresh(refresh_token).await
+                oauth.refresh(refresh_token, subject).await
             }
             // Some servers send a refresh token with it, against RFC 6749, section 4.4.3: it is not needed.
             _ => oauth.client_credentials().await,

@@ -7,6 +7,7 @@ use super::{Awaiting, Keeper};
 use crate::config::Grant;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
+use crate::oauth::id_token::NOBODY;
 use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
@@ -18,8 +19,6 @@ const REVOKED_WITHIN: Duration = Duration::from_secs(12);
 /// What is said of logins that no configured client can revoke.
 const NOT_TOLD: &str = "the server was not told of a login that belongs to a client or a server which is not configured \
     any more: whoever has a copy of its tokens can use them until they end";
-/// The `sub` that Cnblogs gives to everybody.
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 impl Keeper {
     pub(super) async fn log_in(

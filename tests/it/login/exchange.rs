@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::standin::{Endpoint, ExpiresIn, Fault, Options, Person, Scripted, Spoil, TlsDefect};
+use crate::standin::{Endpoint, ExpiresIn, Fault, Options, Person, Scripted, Signature, Spoil, TlsDefect};
 use crate::support::{Setup, World, eventually};
 use crate::tokens::events;
 
@@ -413,4 +413,31 @@ fn a_token_type_is_bearer_in_any_case() {
     }
 
     assert!(authorization_in_use(&world).is_some_and(|value| value.starts_with("Bearer ")));
+}
+
+/// A server that mixes sessions up: the token is another person's, and is not used.
+#[test]
+fn a_refresh_that_brings_somebody_else_s_tokens_changes_nothing() {
+    let options = Options { own_subjects: true, ..Options::default() };
+    let world = Setup { options, ..Setup::default() }.logged_in();
+    let in_use = authorization_in_use(&world);
+    for (name, value) in [("sub", "another"), ("aud", "another")] {
+        let mut claims = world.standin.id_token_claims(None);
+        claims[name] = value.into();
+        let id_token = world.standin.sign_id_token(&claims, Signature::Right);
+        let tokens = json!({
+            "access_token": "somebody-else-s",
+            "refresh_token": "somebody-else-s-too",
+            "token_type": "Bearer",
+            "id_token": id_token,
+        });
+        world.standin.fault(Endpoint::Token, Fault::typed(200, "application/json", tokens.to_string()));
+
+        let answer = world.daemon.post_form("/-/refresh/main", &[]);
+
+        assert!(answer.status == 503 && answer.text().contains("in the answer to a refresh"), "{answer:?}");
+        assert_eq!(authorization_in_use(&world), in_use, "{name}");
+    }
+    let refreshes = world.standin.refreshes();
+    assert!(refreshes.iter().all(|one| one.form_field("refresh_token") != Some("somebody-else-s-too")));
 }
