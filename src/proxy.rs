@@ -37,7 +37,7 @@ use access_log::{Counted, Entry};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Copy, Upload};
-use upstream::{Client, Download, DownloadError, Endpoint, Message, Tried};
+use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
@@ -222,8 +222,8 @@ impl Proxy {
     ) -> Result<Response<Box<Download>>, Problem> {
         let (unsent, failure) = match client.send(message, upload, token, source.progress(), true, now).await
         {
-            Ok(Tried::Answered(answer)) => return Ok(answer),
-            Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
+            Ok(Attempt::Answered(answer)) => return Ok(answer),
+            Ok(Attempt::Dead(unsent, failure)) => (unsent, failure),
             Err(failure) => return Err(failure.problem()),
         };
         let again = match unsent {
@@ -235,8 +235,8 @@ impl Proxy {
 
         self.counters.replayed();
         match Box::pin(client.send(message, upload, token, source.progress(), false, Instant::now())).await {
-            Ok(Tried::Answered(answer)) => Ok(answer),
-            Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
+            Ok(Attempt::Answered(answer)) => Ok(answer),
+            Ok(Attempt::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
         }
     }
 

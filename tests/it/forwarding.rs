@@ -6,7 +6,6 @@ mod bytes;
 mod caller;
 mod closing;
 mod descriptors;
-mod goaway;
 mod guard;
 mod limits;
 mod problems;
@@ -29,13 +28,9 @@ fn one_worker() -> Setup {
     Setup { top: "workers = 1".to_owned(), ..Setup::default() }
 }
 
-/// An upstream behind TLS, spoken to with this `http` of the route.
-fn over_tls(http: &str) -> Setup {
-    Setup {
-        options: Options { tls: true, http2: http == "2", ..Options::default() },
-        route: format!("http = \"{http}\""),
-        ..one_worker()
-    }
+/// An upstream behind TLS.
+fn over_tls() -> Setup {
+    Setup { options: Options { tls: true, ..Options::default() }, ..one_worker() }
 }
 
 /// Adds tables to the configuration and starts the daemon again; the login stays.

@@ -22,25 +22,24 @@ const CROWD: usize = 6;
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Alice is logged in; her daemon is here, and its servers are at the far end of the net.
-fn world(net: &Net, secs: u64, route: &str, tables: &str) -> World {
+fn world(net: &Net, secs: u64, tables: &str) -> World {
     net.far.enter();
     let standin = Standin::start(Options {
         address: IpAddr::V4(FAR),
         tls: true,
-        http2: route.contains('2'),
         expires_in_secs: secs,
         ..Options::default()
     });
     net.near.enter();
     let home = Home::new(Vec::new());
-    std::fs::write(home.config(), config(&standin, &home, "workers = 1", "", route, tables)).unwrap();
+    std::fs::write(home.config(), config(&standin, &home, "workers = 1", "", "", tables)).unwrap();
     let daemon = home.serve();
     let world = World { daemon, standin, home };
     world.log_in(Person::Alice);
     world
 }
 
-/// Leaves so many idle connections to the API, as far as they are not shared.
+/// Leaves so many idle connections to the API.
 fn fill_the_pool(world: &World) {
     let gate = Gate::default();
     let held = gate.clone();
@@ -55,12 +54,13 @@ fn fill_the_pool(world: &World) {
     }
 }
 
-fn assert_recovers_from_silent_connections(http: &str) {
+#[test]
+fn pooled_connections_that_fell_silent_are_given_up_together_within_ten_seconds() {
     in_a_net(|net| {
-        let world = world(net, 86_400, &format!("http = \"{http}\""), "");
+        let world = world(net, 86_400, "");
         fill_the_pool(&world);
         let ports = net.near.ports_to(&world.standin.api_authority());
-        assert_eq!(ports.len(), if http == "2" { 1 } else { CROWD });
+        assert_eq!(ports.len(), CROWD);
         assert!(net.near.all_have_keepalive(&world.standin.api_authority()));
         net.far.fall_silent_towards(&ports);
         world.standin.clear_api_requests();
@@ -92,20 +92,10 @@ fn head_of_post(daemon: &Daemon) -> String {
     format!("POST /echo/post HTTP/1.1\r\nHost: {}\r\n{fields}\r\nbody", daemon.authority)
 }
 
-#[test]
-fn pooled_connections_that_fell_silent_are_given_up_together_within_ten_seconds() {
-    assert_recovers_from_silent_connections("1.1");
-}
-
-#[test]
-fn a_shared_connection_that_fell_silent_is_given_up_within_ten_seconds() {
-    assert_recovers_from_silent_connections("2");
-}
-
 /// Cuts one end of the link, and looks at requests and refreshes before, meanwhile and afterwards.
 fn assert_outlives_a_cut(cut: fn(&Net) -> Link<'_>) {
     in_a_net(|net| {
-        let world = world(net, 86_400, "", "[limits]\nconnect_timeout = \"2s\"");
+        let world = world(net, 86_400, "[limits]\nconnect_timeout = \"2s\"");
         fill_the_pool(&world);
 
         let link = cut(net);
@@ -146,7 +136,7 @@ fn a_network_that_is_cut_at_the_far_end_is_told_in_time_and_found_again() {
 fn a_daemon_that_starts_without_a_network_serves_within_five_seconds_of_it() {
     in_a_net(|net| {
         for cut in [|net: &Net| net.near.cut_for_good(), |net: &Net| net.far.cut_for_good()] {
-            let mut world = world(net, 2, "", "");
+            let mut world = world(net, 2, "");
             world.standin.set_down(true);
             expired(&world.daemon);
             world.daemon.stop();

@@ -19,40 +19,16 @@ pub(in crate::proxy) enum Failure {
     Loop,
     #[error("TLS")]
     Tls(#[source] io::Error),
-    #[error("the upstream speaks no HTTP/2")]
-    NoHttp2,
     #[error("HTTP/1.1")]
-    Http1(#[source] http1::Error),
-    #[error("HTTP/2")]
-    Http2(#[source] hyper::Error),
+    Exchange(#[source] http1::Error),
     #[error("no answer in time")]
     ResponseTimeout,
-    #[error("a request or an answer that can't be passed on")]
-    Unsuitable,
 }
 
 impl Failure {
-    /// An HTTP/2 connection broke.
-    pub(super) fn is_broken_http2(&self) -> bool {
-        let Self::Http2(error) = self else { return false };
-        let is_io = error.source().is_some_and(<dyn Error>::is::<io::Error>);
-        error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_io
-    }
-
-    /// The upstream ends an HTTP/2 connection while requests are on their way (GOAWAY), or has no room for this one
-    /// (RFC 9113, section 8.7). A request that was taken before a GOAWAY fails in the same way when the connection
-    /// breaks, so only what is idempotent can be sent again.
-    pub(super) fn is_untaken(&self) -> bool {
-        let Self::Http2(error) = self else { return false };
-        let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-        http2.is_some_and(|error| {
-            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-        })
-    }
-
     /// Nobody answered for so long that the kernel gave the connection up, as no server ends one.
     pub(super) fn is_silence(&self) -> bool {
-        let Self::Http1(error) = self else { return false };
+        let Self::Exchange(error) = self else { return false };
         matches!(io_kind(error), Some(TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
@@ -79,33 +55,23 @@ impl Failure {
                     .because("proxy_loop_detected")
             }
             Self::Tls(error) => tls_problem(error),
-            Self::NoHttp2 => {
-                Problem::new(Code::UpstreamInvalid, "the upstream speaks no HTTP/2 (http = \"2\")")
-            }
             Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
-            Self::Unsuitable => Problem::new(Code::UpstreamInvalid, "the API's answer can't be passed on"),
-            Self::Http1(http1::Error::Upload(_)) => body_broke_off(),
-            Self::Http2(error) if error.is_user() => body_broke_off(),
-            Self::Http1(http1::Error::Invalid(_)) => invalid(),
-            Self::Http2(error) if error.is_parse() => invalid(),
-            Self::Http1(http1::Error::Incomplete) => {
+            Self::Exchange(http1::Error::Upload(_)) => {
+                Problem::new(Code::BadRequest, "the request's body broke off").closing()
+            }
+            Self::Exchange(http1::Error::Invalid(_)) => {
+                Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
+            }
+            Self::Exchange(http1::Error::Incomplete) => {
                 Problem::new(Code::UpstreamInvalid, "the API's answer broke off")
                     .because("http_response_incomplete")
             }
-            Self::Http1(_) | Self::Http2(_) => {
+            Self::Exchange(_) => {
                 Problem::new(Code::UpstreamUnreachable, "the API closed the connection without an answer")
                     .because("connection_terminated")
             }
         }
     }
-}
-
-fn body_broke_off() -> Problem {
-    Problem::new(Code::BadRequest, "the request's body broke off").closing()
-}
-
-fn invalid() -> Problem {
-    Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
 }
 
 fn tls_problem(error: &io::Error) -> Problem {

@@ -31,7 +31,7 @@ use framing::{Body, Invalid, Next};
 
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
 /// asked for while there is a connection.
-pub(super) const LONGEST_USE: Duration = Duration::from_secs(300);
+const LONGEST_USE: Duration = Duration::from_secs(300);
 /// What is read of an answer at a time: each read and each write may wake somebody on another core; larger buffers
 /// don't stay in the processor's caches.
 const MOST_READ: usize = 160 * 1024;
@@ -119,7 +119,7 @@ pub(in crate::proxy) enum Error {
 }
 
 /// A request without an answer.
-pub(super) struct Unanswered {
+pub(super) struct NoResponse {
     pub(super) error: Error,
     /// Not one byte came, and the connection is dead.
     pub(super) is_dead: bool,
@@ -260,10 +260,10 @@ impl RoundTrip {
     }
 
     /// What became of a request that failed before its answer.
-    pub(super) fn unanswered(self, error: Error) -> Unanswered {
+    pub(super) fn no_response(self, error: Error) -> NoResponse {
         let is_dead = !self.has_heard && matches!(error, Error::Send(_) | Error::Receive(_) | Error::Closed);
         let is_unsent = is_dead && !self.sending.has_begun;
-        Unanswered { error, is_dead, unsent: is_unsent.then_some(self.sending.upload) }
+        NoResponse { error, is_dead, unsent: is_unsent.then_some(self.sending.upload) }
     }
 
     /// Sends what can be sent. Without the rest of the caller's body there is nothing to wait for.

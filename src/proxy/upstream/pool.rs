@@ -64,7 +64,7 @@ impl Pool {
         shelf.is_tidied
     }
 
-    /// Closes all idle connections: one of them fell silent, and they went the same way.
+    /// Closes all idle connections: they share a network path, and when one times out, all are dropped.
     pub(super) fn clear(&self) {
         self.shelf().idle.clear();
     }

@@ -11,7 +11,7 @@ use crate::support::{World, eventually};
 
 #[test]
 fn a_request_whose_token_was_refused_is_sent_once_more_with_a_new_one() {
-    for setup in [one_worker(), over_tls("1.1"), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let old = token(&world);
         world.standin.revoke_access(&old);
@@ -28,11 +28,11 @@ fn a_request_whose_token_was_refused_is_sent_once_more_with_a_new_one() {
 
 #[test]
 fn a_body_up_to_the_replay_buffer_is_sent_once_more_byte_for_byte() {
-    for http in ["plain", "1.1", "2"] {
+    for http in ["plain", "TLS"] {
         for (length, is_chunked) in
             [(0, false), (0, true), (10, false), (10, true), (65_536, false), (65_536, true)]
         {
-            let setup = if http == "plain" { one_worker() } else { over_tls(http) };
+            let setup = if http == "plain" { one_worker() } else { over_tls() };
             let world = setup.logged_in();
             world.standin.revoke_access(&token(&world));
             let body = pattern(length);
@@ -220,8 +220,8 @@ fn an_idempotent_request_is_sent_at_most_twice() {
 
 #[test]
 fn a_pooled_connection_that_died_unnoticed_costs_a_caller_nothing() {
-    for http in ["plain", "1.1", "2"] {
-        let setup = if http == "plain" { one_worker() } else { over_tls(http) };
+    for http in ["plain", "TLS"] {
+        let setup = if http == "plain" { one_worker() } else { over_tls() };
         let world = setup.logged_in();
         let mut caller = Caller::connect(&world.daemon);
         for _ in 0..20 {
