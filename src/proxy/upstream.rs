@@ -181,7 +181,8 @@ impl Client {
     ) -> Result<Attempt, Failure> {
         let is_upload = progress.is_some();
         let pool = if is_upload { &self.idle_for_uploads } else { &self.idle };
-        let (connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
+        let pooled = if may_reuse { pool.take(now) } else { None };
+        let (connection, is_reused) = match pooled {
             Some(connection) => (connection, true),
             None => (Box::pin(self.connect(is_upload)).await?, false),
         };
@@ -204,7 +205,7 @@ impl Client {
                 if !is_dead || !is_reused {
                     return Err(failure);
                 }
-                if failure.is_silence() {
+                if failure.is_timeout() {
                     self.idle.clear();
                     self.idle_for_uploads.clear();
                 }

@@ -26,8 +26,9 @@ pub(in crate::proxy) enum Failure {
 }
 
 impl Failure {
-    /// Nobody answered for so long that the kernel gave the connection up, as no server ends one.
-    pub(super) fn is_silence(&self) -> bool {
+    /// Nothing was acknowledged until `TCP_USER_TIMEOUT`. The kernel then reports the last ICMP error instead of the
+    /// timeout when there was one.
+    pub(super) fn is_timeout(&self) -> bool {
         let Self::Exchange(error) = self else { return false };
         matches!(io_kind(error), Some(TimedOut | HostUnreachable | NetworkUnreachable))
     }

@@ -219,6 +219,33 @@ fn an_idempotent_request_is_sent_at_most_twice() {
 }
 
 #[test]
+fn a_request_that_is_sent_once_more_leaves_the_other_pooled_connections_alone() {
+    let world = one_worker().logged_in();
+    let mut callers = [Caller::connect(&world.daemon), Caller::connect(&world.daemon)];
+    // Two at once, each on a connection of its own.
+    let two = |callers: &mut [Caller; 2]| {
+        let gate = Gate::default();
+        let held = gate.clone();
+        world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
+        callers.iter_mut().for_each(|caller| caller.send_head("GET /echo", ""));
+        eventually("both are on their way", || (gate.waiting() == 2).then_some(()));
+        world.standin.clear_on_api();
+        gate.open();
+        callers.iter_mut().for_each(|caller| assert_eq!(caller.answer("GET").status, 200));
+    };
+    two(&mut callers);
+    let before = world.standin.api_connection_count();
+
+    let resets = AtomicUsize::new(0);
+    world.standin.on_api(move |_| (resets.fetch_add(1, Ordering::SeqCst) == 0).then_some(Scripted::Reset));
+    assert_eq!(callers[0].get("/echo").status, 200);
+    assert_eq!(world.standin.api_connection_count(), before + 1, "it was sent once more on a new one");
+
+    two(&mut callers);
+    assert_eq!(world.standin.api_connection_count(), before + 1, "the other one of the pool is still there");
+}
+
+#[test]
 fn a_pooled_connection_that_died_unnoticed_costs_a_caller_nothing() {
     for http in ["plain", "TLS"] {
         let setup = if http == "plain" { one_worker() } else { over_tls() };
