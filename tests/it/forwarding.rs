@@ -11,6 +11,7 @@ mod limits;
 mod problems;
 mod replay;
 mod resting;
+mod reuse;
 mod room;
 mod stalls;
 mod unusual;

@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::Instant;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
@@ -31,7 +32,13 @@ use framing::{Body, Invalid, Next};
 
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
 /// asked for while there is a connection.
-const LONGEST_USE: Duration = Duration::from_secs(300);
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// Idle connections are used again for that long when the upstream announces nothing: servers close theirs after a
+/// minute or more.
+const KEEP_IDLE: Duration = Duration::from_secs(50);
+/// Before an upstream closes an idle connection by its own announcement, no request is sent on it for that long: it
+/// would arrive when the connection is gone.
+const CLOSES_SOON: Duration = Duration::from_secs(1);
 /// What is read of an answer at a time: each read and each write may wake somebody on another core; larger buffers
 /// don't stay in the processor's caches.
 const MOST_READ: usize = 160 * 1024;
@@ -52,6 +59,8 @@ pub(super) struct Connection {
     /// How much is received at a time, by what the answer before brought.
     room: usize,
     made_at: Instant,
+    /// How long it may be idle before it is used again.
+    pub(super) keep_idle: Duration,
     _open: Open,
     /// For whatever is waited for on this connection.
     pub(super) alarm: Alarm,
@@ -74,6 +83,8 @@ pub(super) struct RoundTrip {
     is_persistent: bool,
     /// Whether any byte of an answer came.
     has_heard: bool,
+    /// Whether it came before the request was sent: it may be what a server still had to say to the one before.
+    is_early: bool,
 }
 
 /// A request on its way up.
@@ -136,6 +147,7 @@ impl Connection {
             buffer: BytesMut::new(),
             room: FIRST_READ,
             made_at: Instant::now(),
+            keep_idle: KEEP_IDLE,
             _open: open,
             alarm: Alarm::default(),
         }
@@ -145,7 +157,9 @@ impl Connection {
     /// ended it.
     pub(super) fn is_good(&mut self, now: Instant) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        now.saturating_duration_since(self.made_at) < LONGEST_USE
+        // tokio reads nothing for a task that has used up its budget.
+        now.saturating_duration_since(self.made_at) < MAX_CONNECTION_AGE
+            && has_budget_remaining()
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
     }
 
@@ -187,6 +201,7 @@ impl RoundTrip {
             body: Body::NONE,
             is_persistent: false,
             has_heard: false,
+            is_early: false,
         }
     }
 
@@ -208,12 +223,17 @@ impl RoundTrip {
             match ready!(self.connection.poll_receive(cx, usize::MAX)) {
                 Ok(0) if self.has_heard => return Poll::Ready(Err(Error::Incomplete)),
                 Ok(0) => return Poll::Ready(Err(self.sending.cause_of(Error::Closed))),
-                Ok(_) => self.has_heard = true,
+                Ok(_) => {
+                    self.is_early |= !self.has_heard && self.sending.step != Step::Done;
+                    self.has_heard = true;
+                }
                 Err(error) => return Poll::Ready(Err(self.sending.cause_of(Error::Receive(error)))),
             }
             if let Some((head, body)) = Head::next(&mut self.connection.received, self.is_of_head)? {
                 self.connection.expect(&body);
-                (self.body, self.is_persistent) = (body, head.is_persistent);
+                let announced = head.keeps_idle.map(|keeps| keeps.saturating_sub(CLOSES_SOON));
+                self.connection.keep_idle = announced.unwrap_or(KEEP_IDLE).min(KEEP_IDLE);
+                (self.body, self.is_persistent) = (body, head.is_persistent && !self.is_early);
                 return Poll::Ready(Ok(head));
             }
         }

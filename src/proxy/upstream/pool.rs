@@ -1,14 +1,11 @@
 //! The connections of one worker to one upstream that wait to be used again, and for how long.
 
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::http1::Connection;
 
-/// Idle connections are used again for that long: servers close theirs after a minute or more.
-const KEEP_IDLE: Duration = Duration::from_secs(50);
 /// Idle connections a worker keeps for one upstream.
 const MOST_IDLE: usize = 256;
 
@@ -32,13 +29,9 @@ impl Pool {
     pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut shelf = self.shelf();
         loop {
-            let Idle { mut connection, since } = shelf.idle.pop()?;
-            if now.saturating_duration_since(since) > KEEP_IDLE {
-                shelf.idle.clear();
-                return None;
-            }
-            if connection.is_good(now) {
-                return Some(connection);
+            let mut idle = shelf.idle.pop()?;
+            if idle.is_good(now) {
+                return Some(idle.connection);
             }
         }
     }
@@ -57,9 +50,7 @@ impl Pool {
     /// Closes what is idle for too long, or was closed by the upstream. False when nothing is left.
     pub(super) fn tidy(&self, now: Instant) -> bool {
         let mut shelf = self.shelf();
-        shelf.idle.retain_mut(|Idle { connection, since }| {
-            now.saturating_duration_since(*since) <= KEEP_IDLE && connection.is_good(now)
-        });
+        shelf.idle.retain_mut(|idle| idle.is_good(now));
         shelf.is_tidied = !shelf.idle.is_empty();
         shelf.is_tidied
     }
@@ -74,9 +65,18 @@ impl Pool {
     }
 }
 
+impl Idle {
+    /// Whether another request can go out on it.
+    fn is_good(&mut self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < self.connection.keep_idle && self.connection.is_good(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
@@ -119,6 +119,19 @@ mod tests {
             tokio::time::advance(Duration::from_secs(secs)).await;
 
             assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {secs} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_used_again_for_as_long_as_its_upstream_keeps_it() {
+        for (millis, is_good) in [(3900, true), (4000, false)] {
+            let (pool, (mut connection, _far)) = (Pool::default(), made().await);
+            connection.keep_idle = Duration::from_secs(4);
+            let _is_first = pool.give_back(connection);
+
+            tokio::time::advance(Duration::from_millis(millis)).await;
+
+            assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {millis} ms");
         }
     }
 
