@@ -1,6 +1,7 @@
 //! The way to one upstream: connections that are made when needed, verified, kept in a pool of this worker, and
 //! driven by the requests that use them.
 
+mod connect;
 mod download;
 mod failure;
 mod http1;
@@ -19,16 +20,14 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Response, Uri};
+use http::{HeaderValue, Response};
 use http_body::Frame;
-use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tower::Service as _;
 
 use super::alarm::Alarm;
 use super::replay::Upload;
@@ -52,13 +51,11 @@ const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What all workers share of an upstream.
 pub struct Endpoint {
     pub(super) route: Route,
     host: HeaderValue,
-    uri: Uri,
     server_name: Option<ServerName<'static>>,
     tls: ArcSwapOption<rustls::ClientConfig>,
     limits: Limits,
@@ -69,7 +66,6 @@ pub struct Endpoint {
 pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
     counters: Arc<Counters>,
-    connector: HttpConnector,
     idle: Arc<Pool>,
     idle_for_uploads: Arc<Pool>,
 }
@@ -115,7 +111,6 @@ impl Endpoint {
         Ok(Self {
             route: route.clone(),
             host: HeaderValue::from_str(&upstream.authority).expect("a URL's authority is a field value"),
-            uri: upstream.origin().parse().expect("an origin is a URI"),
             server_name,
             tls: ArcSwapOption::new(client_for(route)?),
             limits,
@@ -159,13 +154,7 @@ pub fn client_for(route: &Route) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
 
 impl Client {
     pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
-        connector.set_keepalive_retries(Some(3));
-        Self { endpoint, counters, connector, idle: Arc::default(), idle_for_uploads: Arc::default() }
+        Self { endpoint, counters, idle: Arc::default(), idle_for_uploads: Arc::default() }
     }
 
     /// Sends a request and waits for the head of its answer. `progress` counts what was sent of a streamed
@@ -225,8 +214,8 @@ impl Client {
     }
 
     async fn connect_tcp(&self, acknowledged_within: Duration) -> Result<TcpStream, Failure> {
-        let connected = self.connector.clone().call(self.endpoint.uri.clone()).await;
-        let tcp = connected.map_err(|error| Failure::Connect(error.into()))?.into_inner();
+        let upstream = &self.endpoint.route.upstream;
+        let tcp = connect::connect(&upstream.host, upstream.port).await?;
         if self.endpoint.is_at_our_own(&tcp) {
             return Err(Failure::Loop);
         }

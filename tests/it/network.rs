@@ -4,12 +4,14 @@
 pub(crate) mod space;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::standin::{Gate, Options, Person, Scripted, Standin};
 use crate::support::{Answer, Daemon, Home, PROGRAM, Setup, World, config, eventually};
@@ -190,6 +192,41 @@ fn a_name_that_moves_is_followed_by_new_connections() {
 
     assert_eq!(world.daemon.get("/echo").status, 200, "{}", world.daemon.output());
     assert_eq!(relayed.load(Ordering::SeqCst), 1, "the new connection goes to the new address");
+}
+
+/// The first address takes no connection, and does not say so.
+#[test]
+fn the_next_address_of_a_name_is_tried_when_the_first_is_silent() {
+    let address = Ipv4Addr::new(127, 0, 0, 2);
+    let options = Options { tls: true, address: address.into(), ..Options::default() };
+    let mut world =
+        Setup { options, tables: "[limits]\nconnect_timeout = \"50s\"".to_owned(), ..Setup::default() }
+            .start();
+    let mut first: SocketAddr = world.standin.api_authority().parse().unwrap();
+    first.set_ip(Ipv4Addr::LOCALHOST.into());
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&first.into()).unwrap();
+    silent.listen(0).unwrap();
+    let _takes_the_only_place = TcpStream::connect(first).unwrap();
+    let config = std::fs::read_to_string(world.home.config()).unwrap();
+    let named =
+        config.replace(&format!("upstream = \"https://{address}"), "upstream = \"https://api.cnblogs.com");
+    assert_ne!(config, named);
+    std::fs::write(world.home.config(), named).unwrap();
+    let hosts = world.home.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1 localhost api.cnblogs.com\n{address} api.cnblogs.com\n"))
+        .unwrap();
+    world.daemon.stop();
+    world.daemon = Daemon::spawn(with_hosts(&world.home, &hosts));
+    world.log_in(Person::Alice);
+    world.standin.set_api_down(true);
+    world.standin.set_api_down(false);
+
+    let started = Instant::now();
+    let answer = world.daemon.request("POST", "/echo", &[], b"body");
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(started.elapsed() < RECOVERS_WITHIN, "after {:?}", started.elapsed());
 }
 
 /// The daemon, with this file in the place of `/etc/hosts`.

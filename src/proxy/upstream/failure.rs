@@ -1,6 +1,5 @@
 //! Why there is no answer that could be passed on, and what the caller is told.
 
-use std::error::Error;
 use std::io;
 use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
 
@@ -11,8 +10,10 @@ use crate::problem::{Code, Problem};
 /// Why there is no answer that could be passed on.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::proxy) enum Failure {
+    #[error("resolving the upstream's name")]
+    Resolve(#[source] io::Error),
     #[error("connecting")]
-    Connect(#[source] Box<dyn Error + Send + Sync>),
+    Connect(#[source] io::Error),
     #[error("connecting took too long")]
     ConnectTimeout,
     #[error("the upstream's address is this proxy's own")]
@@ -29,19 +30,24 @@ impl Failure {
     /// Nothing was acknowledged until `TCP_USER_TIMEOUT`. The kernel then reports the last ICMP error instead of the
     /// timeout when there was one.
     pub(super) fn is_timeout(&self) -> bool {
-        let Self::Exchange(error) = self else { return false };
-        matches!(io_kind(error), Some(TimedOut | HostUnreachable | NetworkUnreachable))
+        let Self::Exchange(http1::Error::Send(error) | http1::Error::Receive(error)) = self else {
+            return false;
+        };
+        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
     }
 
     /// What the caller is told. The cause is logged, and stays here.
     pub(in crate::proxy) fn problem(&self) -> Problem {
         tracing::warn!(cause = %with_causes(self), "the upstream gave no answer");
         match self {
+            Self::Resolve(_) => {
+                let detail = "the API can't be reached: its name can't be resolved";
+                Problem::new(Code::UpstreamUnreachable, detail).because("dns_error")
+            }
             Self::Connect(error) => {
-                let (proxy_error, detail) = match io_kind(error.as_ref()) {
-                    Some(ConnectionRefused) => ("connection_refused", "it refused the connection"),
-                    Some(TimedOut) => ("connection_timeout", "it did not accept the connection"),
-                    _ if error.to_string().contains("dns") => ("dns_error", "its name can't be resolved"),
+                let (proxy_error, detail) = match error.kind() {
+                    ConnectionRefused => ("connection_refused", "it refused the connection"),
+                    TimedOut => ("connection_timeout", "it did not accept the connection"),
                     _ => ("destination_unavailable", "there is no way to it"),
                 };
                 Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
@@ -87,15 +93,4 @@ fn tls_problem(error: &io::Error) -> Problem {
         Problem::new(Code::UpstreamUntrusted, "no TLS connection to the API could be made")
             .because("tls_protocol_error")
     }
-}
-
-fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return Some(io.kind());
-        }
-        cause = error.source();
-    }
-    None
 }
