@@ -37,7 +37,7 @@ use access_log::{Counted, Entry};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Copy, Upload};
-use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message};
+use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message, Network};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
@@ -93,9 +93,12 @@ enum Source {
 }
 
 impl Proxy {
-    /// A worker's own connections and counters over what all workers share.
+    /// A worker's own connections and counters over what all workers share; within its runtime.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
-        let client = |endpoint: &Arc<Endpoint>| Client::new(Arc::clone(endpoint), Arc::clone(&counters));
+        let network = Arc::new(Network::new());
+        let client = |endpoint: &Arc<Endpoint>| {
+            Client::new(Arc::clone(endpoint), Arc::clone(&counters), Arc::clone(&network))
+        };
         let clients: Vec<_> = shared.endpoints.iter().map(client).collect();
         let by_prefix: HashMap<_, _> = clients
             .iter()

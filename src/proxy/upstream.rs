@@ -5,6 +5,7 @@ mod connect;
 mod download;
 mod failure;
 mod http1;
+mod network;
 mod pool;
 #[cfg(any(test, fuzzing))]
 #[path = "../../tests/fuzz/properties/upstream.rs"]
@@ -40,6 +41,8 @@ pub use download::DownloadError;
 use download::{BodySource, UploadTask};
 use failure::Failure;
 use http1::{Connection, NoResponse, RoundTrip, Stream};
+use network::Epoch;
+pub(super) use network::Network;
 use pool::Pool;
 
 /// Without an acknowledgement for that long a connection is dead.
@@ -66,6 +69,7 @@ pub struct Endpoint {
 pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
     counters: Arc<Counters>,
+    network: Arc<Network>,
     idle: Arc<Pool>,
     idle_for_uploads: Arc<Pool>,
 }
@@ -153,8 +157,8 @@ pub fn client_for(route: &Route) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
 }
 
 impl Client {
-    pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>) -> Self {
-        Self { endpoint, counters, idle: Arc::default(), idle_for_uploads: Arc::default() }
+    pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>, network: Arc<Network>) -> Self {
+        Self { endpoint, counters, network, idle: Arc::default(), idle_for_uploads: Arc::default() }
     }
 
     /// Sends a request and waits for the head of its answer. `progress` counts what was sent of a streamed
@@ -170,10 +174,11 @@ impl Client {
     ) -> Result<Attempt, Failure> {
         let is_upload = progress.is_some();
         let pool = if is_upload { &self.idle_for_uploads } else { &self.idle };
-        let pooled = if may_reuse { pool.take(now) } else { None };
+        let epoch = self.network.epoch(now);
+        let pooled = if may_reuse { pool.take(now, epoch) } else { None };
         let (connection, is_reused) = match pooled {
             Some(connection) => (connection, true),
-            None => (Box::pin(self.connect(is_upload)).await?, false),
+            None => (Box::pin(self.connect(is_upload, epoch)).await?, false),
         };
         let trip = RoundTrip::new(connection, message, &self.endpoint.host, token, upload);
         let deadline = ResponseDeadline::new(now, self.endpoint.limits.response_timeout, progress);
@@ -203,14 +208,14 @@ impl Client {
         }
     }
 
-    async fn connect(&self, is_for_uploads: bool) -> Result<Box<Connection>, Failure> {
+    async fn connect(&self, is_for_uploads: bool, epoch: Epoch) -> Result<Box<Connection>, Failure> {
         let acknowledged_within =
             if is_for_uploads { UPLOAD_ACKNOWLEDGED_WITHIN } else { ACKNOWLEDGED_WITHIN };
         let connecting = async { self.connect_tls(self.connect_tcp(acknowledged_within).await?).await };
         let stream = timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
             .map_err(|_elapsed| Failure::ConnectTimeout)??;
-        Ok(Box::new(Connection::new(stream, self.counters.upstream())))
+        Ok(Box::new(Connection::new(stream, self.counters.upstream(), epoch)))
     }
 
     async fn connect_tcp(&self, acknowledged_within: Duration) -> Result<TcpStream, Failure> {

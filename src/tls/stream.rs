@@ -67,6 +67,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         Ok(stream)
     }
 
+    /// The transport.
+    pub const fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let sent = self.poll_send(cx);

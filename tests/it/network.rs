@@ -229,6 +229,38 @@ fn the_next_address_of_a_name_is_tried_when_the_first_is_silent() {
     assert!(started.elapsed() < RECOVERS_WITHIN, "after {:?}", started.elapsed());
 }
 
+/// A pooled connection would be silent for seconds, and its POST could not be sent again.
+#[test]
+fn a_machine_that_moved_to_another_network_uses_none_of_its_old_connections() {
+    in_a_net(|net| {
+        let world = world(net, 86_400, "");
+        fill_the_pool(&world);
+        assert_eq!(net.near.ports_to(&world.standin.api_authority()).len(), CROWD);
+
+        net.near.move_to(Ipv4Addr::new(10, 82, 62, 3));
+
+        for _ in 0..3 {
+            let answer = world.daemon.request("POST", "/echo", &[], b"body");
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    });
+}
+
+/// What comes and goes elsewhere is no reason to leave a connection.
+#[test]
+fn another_address_of_the_machine_costs_no_connection() {
+    in_a_net(|net| {
+        let world = world(net, 86_400, "");
+        fill_the_pool(&world);
+        let before = world.standin.api_connection_count();
+
+        net.near.also_has(Ipv4Addr::new(10, 99, 0, 1));
+        fill_the_pool(&world);
+
+        assert_eq!(world.standin.api_connection_count(), before);
+    });
+}
+
 /// The daemon, with this file in the place of `/etc/hosts`.
 fn with_hosts(home: &Home, hosts: &Path) -> Command {
     let command = home.command(&["serve"]);

@@ -24,6 +24,7 @@ use super::super::alarm::Alarm;
 use super::super::headers;
 use super::super::replay::{Upload, UploadError};
 use super::Message;
+use super::network::Epoch;
 use crate::metrics::Open;
 use crate::tls::TlsStream;
 use crate::token::Token;
@@ -62,6 +63,8 @@ pub(super) struct Connection {
     /// How long it may be idle before it is used again.
     pub(super) keep_idle: Duration,
     _open: Open,
+    /// The state of the network in which it was good last.
+    epoch: Epoch,
     /// For whatever is waited for on this connection.
     pub(super) alarm: Alarm,
 }
@@ -140,7 +143,7 @@ pub(super) struct NoResponse {
 
 impl Connection {
     /// One that was made just now.
-    pub(super) fn new(stream: Stream, open: Open) -> Self {
+    pub(super) fn new(stream: Stream, open: Open, epoch: Epoch) -> Self {
         Self {
             stream,
             received: Bytes::new(),
@@ -149,6 +152,7 @@ impl Connection {
             made_at: Instant::now(),
             keep_idle: KEEP_IDLE,
             _open: open,
+            epoch,
             alarm: Alarm::default(),
         }
     }
@@ -161,6 +165,13 @@ impl Connection {
         now.saturating_duration_since(self.made_at) < MAX_CONNECTION_AGE
             && has_budget_remaining()
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
+    }
+
+    /// Whether it outlived what has happened to the network.
+    pub(super) fn is_good_in(&mut self, epoch: Epoch) -> bool {
+        let is_good = self.epoch.is_good_in(epoch, self.stream.tcp());
+        self.epoch = epoch;
+        is_good
     }
 
     /// The answer that comes next is most likely as large as this one.
@@ -360,6 +371,15 @@ impl Sending {
     }
 }
 
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -465,7 +485,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
-        let connection = Connection::new(Stream::Plain(near), Metrics::default().worker().upstream());
+        let connection =
+            Connection::new(Stream::Plain(near), Metrics::default().worker().upstream(), Epoch::default());
         let (parts, ()) = Request::post("/x").body(()).unwrap().into_parts();
         let (message, host) =
             (Message { parts: &parts, is_chunked: true }, HeaderValue::from_static("api.example"));

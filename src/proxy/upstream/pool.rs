@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::http1::Connection;
+use super::network::Epoch;
 
 /// Idle connections a worker keeps for one upstream.
 const MOST_IDLE: usize = 256;
@@ -26,11 +27,11 @@ struct Idle {
 
 impl Pool {
     /// The connection that was used last, if it is still good.
-    pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
+    pub(super) fn take(&self, now: Instant, epoch: Epoch) -> Option<Box<Connection>> {
         let mut shelf = self.shelf();
         loop {
             let mut idle = shelf.idle.pop()?;
-            if idle.is_good(now) {
+            if idle.is_good(now) && idle.connection.is_good_in(epoch) {
                 return Some(idle.connection);
             }
         }
@@ -92,7 +93,7 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
         let open = Metrics::default().worker().upstream();
-        (Box::new(Connection::new(Stream::Plain(near), open)), far)
+        (Box::new(Connection::new(Stream::Plain(near), open, Epoch::default())), far)
     }
 
     #[tokio::test(start_paused = true)]
@@ -102,7 +103,7 @@ mod tests {
         let _is_first = pool.give_back(connection);
 
         let mut uses = 0;
-        while let Some(connection) = pool.take(Instant::now()) {
+        while let Some(connection) = pool.take(Instant::now(), Epoch::default()) {
             tokio::time::advance(Duration::from_secs(10)).await;
             let _is_first = pool.give_back(connection);
             uses += 1;
@@ -118,7 +119,7 @@ mod tests {
 
             tokio::time::advance(Duration::from_secs(secs)).await;
 
-            assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {secs} s");
+            assert_eq!(pool.take(Instant::now(), Epoch::default()).is_some(), is_good, "after {secs} s");
         }
     }
 
@@ -131,7 +132,7 @@ mod tests {
 
             tokio::time::advance(Duration::from_millis(millis)).await;
 
-            assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {millis} ms");
+            assert_eq!(pool.take(Instant::now(), Epoch::default()).is_some(), is_good, "after {millis} ms");
         }
     }
 
@@ -178,7 +179,7 @@ mod tests {
 
     /// Whether there is a connection that could be used again.
     fn is_there(pool: &Pool) -> bool {
-        let connection = pool.take(Instant::now());
+        let connection = pool.take(Instant::now(), Epoch::default());
         connection.map(|connection| pool.give_back(connection)).is_some()
     }
 
