@@ -257,19 +257,6 @@ pub struct Route {
     pub account: String,
     /// Trusted for this upstream.
     pub ca: Option<ExtraCa>,
-    /// Which protocol the upstream is spoken to.
-    pub http: HttpVersion,
-}
-
-/// Which protocol the upstream is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpVersion {
-    /// What measured best.
-    Auto,
-    /// HTTP/1.1 only.
-    Http1,
-    /// HTTP/2 only.
-    Http2,
 }
 
 /// An API server: scheme and authority are constants that no request can change.

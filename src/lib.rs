@@ -35,8 +35,8 @@
 //! ```
 //!
 //! It is [`proxy::Proxy::forward`], one function on one thread: every worker is a current-thread runtime with its
-//! own connections, so a request never hops. hyper speaks HTTP/1.1 with callers, and HTTP/2 with upstreams that want
-//! it; HTTP/1.1 with upstreams is [`proxy::upstream`]'s own, driven by the request's task.
+//! own connections, so a request never hops. hyper speaks HTTP/1.1 with callers; HTTP/1.1 with
+//! upstreams is [`proxy::upstream`]'s own, driven by the request's task.
 //!
 //! # The walk of a token
 //!
@@ -52,7 +52,7 @@
 //! - Room for a successor is on disk before a refresh token is spent; the successor is durable before it is used.
 //! - Scheme and authority of an upstream request are constants; nothing of the request changes them.
 //! - Exactly one Authorization leaves, behind everything else, and none of the caller's.
-//! - Only `server` and `session` start tasks, and `proxy::upstream` the drivers of its connections; only
+//! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections; only
 //!   [`token::now`] reads the wall clock; only `cli` reads the environment and prints.
 
 pub mod cli;

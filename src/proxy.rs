@@ -37,7 +37,7 @@ use access_log::{Counted, Entry};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Copy, Upload};
-use upstream::{Client, Download, DownloadError, Endpoint, Message, Tried};
+use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message, Network};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
@@ -98,9 +98,12 @@ enum Source {
 }
 
 impl Proxy {
-    /// A worker's own connections and counters over what all workers share.
+    /// A worker's own connections and counters over what all workers share; within its runtime.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
-        let client = |endpoint: &Arc<Endpoint>| Client::new(Arc::clone(endpoint), Arc::clone(&counters));
+        let network = Arc::new(Network::new());
+        let client = |endpoint: &Arc<Endpoint>| {
+            Client::new(Arc::clone(endpoint), Arc::clone(&counters), Arc::clone(&network))
+        };
         let clients: Vec<_> = shared.endpoints.iter().map(client).collect();
         let by_prefix: HashMap<_, _> = clients
             .iter()
@@ -227,8 +230,8 @@ impl Proxy {
     ) -> Result<Response<Box<Download>>, Problem> {
         let (unsent, failure) = match client.send(message, upload, token, source.progress(), true, now).await
         {
-            Ok(Tried::Answered(answer)) => return Ok(answer),
-            Ok(Tried::Dead(unsent, failure)) => (unsent, failure),
+            Ok(Attempt::Answered(answer)) => return Ok(answer),
+            Ok(Attempt::Dead(unsent, failure)) => (unsent, failure),
             Err(failure) => return Err(failure.problem()),
         };
         let again = match unsent {
@@ -240,8 +243,8 @@ impl Proxy {
 
         self.counters.replayed();
         match Box::pin(client.send(message, upload, token, source.progress(), false, Instant::now())).await {
-            Ok(Tried::Answered(answer)) => Ok(answer),
-            Ok(Tried::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
+            Ok(Attempt::Answered(answer)) => Ok(answer),
+            Ok(Attempt::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
         }
     }
 

@@ -246,8 +246,11 @@ fn start_workers(
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _alive = alive;
+                let worker = {
+                    let _entered = runtime.enter();
+                    Worker::new(shared, local, control, room)
+                };
                 // As a task: a runtime that wakes what it blocks on does so by a system call.
-                let worker = Worker::new(shared, local, control, room);
                 let _ended = runtime.block_on(runtime.spawn(worker::run(worker, bound, pulse, stop)));
                 runtime.shutdown_background();
             })

@@ -89,7 +89,7 @@ fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
 }
 
 fn of_route(running: &Route, new: &Route) -> Vec<&'static str> {
-    differing!(Route, running, new => name, upstream, account, http; else prefix, ca)
+    differing!(Route, running, new => name, upstream, account; else prefix, ca)
 }
 
 fn of_callers(running: &Callers, new: &Callers) -> Vec<&'static str> {

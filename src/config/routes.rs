@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::files::ca_file;
 use super::reader::{Known, Reader};
-use super::{Account, ConfigError, Environment, HttpVersion, Route, parse};
+use super::{Account, ConfigError, Environment, Route, parse};
 
 /// The API that is served when no route says otherwise.
 const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
@@ -45,7 +45,6 @@ pub(super) fn read(
             upstream,
             account: account.clone(),
             ca: None,
-            http: HttpVersion::Auto,
         });
     }
     if let Some(upstream) = override_url {
@@ -57,10 +56,6 @@ pub(super) fn read(
                 "there are several routes and none is \"/\"".to_owned(),
             )
         })?;
-        if route.http == HttpVersion::Http2 && !upstream.tls {
-            let message = "the route has http = \"2\", which needs https".to_owned();
-            return Err(ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", message));
-        }
         route.upstream = upstream;
     }
     Ok(routes)
@@ -88,15 +83,13 @@ fn read_route(
         .or_else(|| only.cloned())
         .ok_or_else(|| table.error("there are several accounts: say which one with `account`"))?;
     let ca = ca_file(table)?;
-    let http = table.parsed("http", |text| match text {
-        "auto" => Ok(HttpVersion::Auto),
-        "1.1" => Ok(HttpVersion::Http1),
-        "2" => Ok(HttpVersion::Http2),
-        _ => Err("must be \"auto\", \"1.1\" or \"2\"".to_owned()),
+    // Read until 1.0, and means nothing: HTTP/1.1 was cheaper at every rate that occurs.
+    table.parsed("http", |text| match text {
+        "auto" | "1.1" => Ok(()),
+        "2" => {
+            Err("HTTP/2 to upstreams is gone: HTTP/1.1 is spoken, and this key can be left out".to_owned())
+        }
+        _ => Err("must be \"auto\" or \"1.1\"".to_owned()),
     })?;
-    let http = http.unwrap_or(HttpVersion::Auto);
-    if http == HttpVersion::Http2 && !upstream.tls {
-        return Err(table.error_at("http", "\"2\" needs an https upstream"));
-    }
-    Ok(Route { prefix, name, upstream, account, ca, http })
+    Ok(Route { prefix, name, upstream, account, ca })
 }

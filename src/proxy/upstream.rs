@@ -1,9 +1,11 @@
 //! The way to one upstream: connections that are made when needed, verified, kept in a pool of this worker, and
 //! driven by the requests that use them.
 
+mod connect;
 mod download;
 mod failure;
 mod http1;
+mod network;
 mod pool;
 #[cfg(any(test, fuzzing))]
 #[path = "../../tests/fuzz/properties/upstream.rs"]
@@ -12,39 +14,35 @@ pub mod properties;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Response};
 use http_body::Frame;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http2};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tower::Service as _;
 
 use super::alarm::Alarm;
-use super::headers;
 use super::replay::Upload;
-use crate::config::{HttpVersion, Limits, Listen, Route};
+use crate::config::{Limits, Listen, Route};
 use crate::metrics::Counters;
 use crate::tls::{self, TlsError, TlsStream};
 use crate::token::Token;
 pub(super) use download::Download;
 pub use download::DownloadError;
-use download::{Beside, Carrier};
+use download::{BodySource, UploadTask};
 use failure::Failure;
-use http1::{Connection, LONGEST_USE, RoundTrip, Stream, Unanswered};
+use http1::{Connection, NoResponse, RoundTrip, Stream};
+use network::Epoch;
+pub(super) use network::Network;
 use pool::Pool;
 
 /// Without an acknowledgement for that long a connection is dead.
@@ -56,13 +54,11 @@ const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What all workers share of an upstream.
 pub struct Endpoint {
     pub(super) route: Route,
     host: HeaderValue,
-    uri: Uri,
     server_name: Option<ServerName<'static>>,
     tls: ArcSwapOption<rustls::ClientConfig>,
     limits: Limits,
@@ -73,16 +69,9 @@ pub struct Endpoint {
 pub(super) struct Client {
     pub(super) endpoint: Arc<Endpoint>,
     counters: Arc<Counters>,
-    connector: HttpConnector,
+    network: Arc<Network>,
     idle: Arc<Pool>,
     idle_for_uploads: Arc<Pool>,
-    http2: Mutex<Option<Http2>>,
-}
-
-/// The connection that all requests share.
-struct Http2 {
-    sender: http2::SendRequest<Upload>,
-    made_at: Instant,
 }
 
 /// What goes up of a request, but for the body and the token.
@@ -91,8 +80,8 @@ pub(super) struct Message<'a> {
     pub(super) is_chunked: bool,
 }
 
-/// What became of one try.
-pub(super) enum Tried {
+/// What became of one attempt.
+pub(super) enum Attempt {
     /// An answer's head.
     Answered(Response<Box<Download>>),
     /// A pooled connection turned out dead before any byte of an answer. The body comes back when nothing of the
@@ -100,11 +89,11 @@ pub(super) enum Tried {
     Dead(Option<Upload>, Failure),
 }
 
-/// What a task says of a request: the head of its answer, and how long the body is.
-type Heard = Result<(http1::Head, Option<u64>), Unanswered>;
+/// What an upload task says of its request: the head of the answer, and how long the body is.
+type TaskHead = Result<(http1::Head, Option<u64>), NoResponse>;
 
-/// How long an answer is waited for: the time starts anew while the caller's body makes progress.
-struct Patience<'a> {
+/// The response deadline: it starts anew while the caller's body makes progress.
+struct ResponseDeadline<'a> {
     lasts: Duration,
     look_every: Duration,
     look_at: Instant,
@@ -126,7 +115,6 @@ impl Endpoint {
         Ok(Self {
             route: route.clone(),
             host: HeaderValue::from_str(&upstream.authority).expect("a URL's authority is a field value"),
-            uri: upstream.origin().parse().expect("an origin is a URI"),
             server_name,
             tls: ArcSwapOption::new(client_for(route)?),
             limits,
@@ -165,26 +153,12 @@ pub fn client_for(route: &Route) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
         return Ok(None);
     }
     let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
-    let protocol = if route.http == HttpVersion::Http2 { "h2" } else { "http/1.1" };
-    tls::client(extra, &[protocol]).map(Arc::new).map(Some)
+    tls::client(extra, &["http/1.1"]).map(Arc::new).map(Some)
 }
 
 impl Client {
-    pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
-        connector.set_keepalive_retries(Some(3));
-        Self {
-            endpoint,
-            counters,
-            connector,
-            idle: Arc::default(),
-            idle_for_uploads: Arc::default(),
-            http2: Mutex::new(None),
-        }
+    pub(super) fn new(endpoint: Arc<Endpoint>, counters: Arc<Counters>, network: Arc<Network>) -> Self {
+        Self { endpoint, counters, network, idle: Arc::default(), idle_for_uploads: Arc::default() }
     }
 
     /// Sends a request and waits for the head of its answer. `progress` counts what was sent of a streamed
@@ -197,145 +171,56 @@ impl Client {
         progress: Option<&AtomicU64>,
         may_reuse: bool,
         now: Instant,
-    ) -> Result<Tried, Failure> {
-        if self.endpoint.route.http == HttpVersion::Http2 {
-            return Box::pin(self.send_http2(message, upload, token, progress, may_reuse)).await;
-        }
+    ) -> Result<Attempt, Failure> {
         let is_upload = progress.is_some();
         let pool = if is_upload { &self.idle_for_uploads } else { &self.idle };
-        let (connection, is_reused) = match pool.take(now).filter(|_| may_reuse) {
+        let epoch = self.network.epoch(now);
+        let pooled = if may_reuse { pool.take(now, epoch) } else { None };
+        let (connection, is_reused) = match pooled {
             Some(connection) => (connection, true),
-            None => (Box::pin(self.connect_http1(is_upload)).await?, false),
+            None => (Box::pin(self.connect(is_upload, epoch)).await?, false),
         };
         let trip = RoundTrip::new(connection, message, &self.endpoint.host, token, upload);
-        let patience = Patience::new(now, self.endpoint.limits.response_timeout, progress);
+        let deadline = ResponseDeadline::new(now, self.endpoint.limits.response_timeout, progress);
         let answered = if is_upload {
-            Box::pin(answered_beside(trip, Arc::clone(pool), patience)).await
+            Box::pin(answered_to_task(trip, Arc::clone(pool), deadline)).await
         } else {
-            answered(trip, pool, patience).await
+            answered(trip, pool, deadline).await
         };
         match answered.ok_or(Failure::ResponseTimeout)? {
-            Ok((head, carrier)) => {
-                let mut answer = Response::new(Download::new(carrier, Arc::clone(token)));
+            Ok((head, source)) => {
+                let mut answer = Response::new(Download::new(source, Arc::clone(token)));
                 *answer.status_mut() = head.status;
                 *answer.headers_mut() = head.fields;
-                Ok(Tried::Answered(answer))
+                Ok(Attempt::Answered(answer))
             }
-            Err(Unanswered { error, is_dead, unsent }) => {
-                let failure = Failure::Http1(error);
+            Err(NoResponse { error, is_dead, unsent }) => {
+                let failure = Failure::Exchange(error);
                 if !is_dead || !is_reused {
                     return Err(failure);
                 }
-                if failure.is_silence() {
+                if failure.is_timeout() {
                     self.idle.clear();
                     self.idle_for_uploads.clear();
                 }
-                Ok(Tried::Dead(unsent, failure))
+                Ok(Attempt::Dead(unsent, failure))
             }
         }
     }
 
-    async fn send_http2(
-        &self,
-        message: &Message<'_>,
-        upload: Upload,
-        token: &Arc<Token>,
-        progress: Option<&AtomicU64>,
-        may_reuse: bool,
-    ) -> Result<Tried, Failure> {
-        let request = self.http2_request(message, upload, token)?;
-        let (mut sender, is_reused) = self.http2_sender(may_reuse).await?;
-        let mut answer = pin!(sender.try_send_request(request));
-        let mut patience = Patience::new(Instant::now(), self.endpoint.limits.response_timeout, progress);
-        let mut alarm = Alarm::default();
-        let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Pending => patience.poll(&mut alarm, cx).map(|()| None),
-            answered => answered.map(Some),
-        });
-        match answered.await.ok_or(Failure::ResponseTimeout)? {
-            Ok(answer) => Ok(Tried::Answered(passable(answer, token, alarm)?)),
-            Err(error) => judged(error, is_reused, sender.is_closed()),
-        }
-    }
-
-    fn http2_request(
-        &self,
-        message: &Message<'_>,
-        upload: Upload,
-        token: &Token,
-    ) -> Result<Request<Upload>, Failure> {
-        let Endpoint { host, uri, .. } = &*self.endpoint;
-        let mut target = message.parts.uri.clone().into_parts();
-        (target.scheme, target.authority) = (uri.scheme().cloned(), uri.authority().cloned());
-        let mut fields = HeaderMap::with_capacity(message.parts.headers.len() + 2);
-        headers::for_upstream(&message.parts.headers, message.is_chunked, host, token, |name, value| {
-            // HTTP/2 says both in other ways (RFC 9113, section 8).
-            if ![http::header::HOST, http::header::TRANSFER_ENCODING].contains(name) {
-                fields.append(name, value.clone());
-            }
-        });
-        let mut request = Request::new(upload);
-        *request.method_mut() = message.parts.method.clone();
-        *request.uri_mut() = Uri::from_parts(target).map_err(|_impossible| Failure::Unsuitable)?;
-        *request.headers_mut() = fields;
-        Ok(request)
-    }
-
-    /// The connection that all requests share, and whether it was there before.
-    async fn http2_sender(&self, may_reuse: bool) -> Result<(http2::SendRequest<Upload>, bool), Failure> {
-        let kept = self.http2.lock().expect("no thread panics while it holds a sender").take();
-        let is_good =
-            |kept: &Http2| may_reuse && !kept.sender.is_closed() && kept.made_at.elapsed() < LONGEST_USE;
-        let (connection, is_reused) = match kept.filter(is_good) {
-            Some(kept) => (kept, true),
-            None => (self.connect_http2().await?, false),
-        };
-        let sender = connection.sender.clone();
-        *self.http2.lock().expect("no thread panics while it holds a sender") = Some(connection);
-        Ok((sender, is_reused))
-    }
-
-    async fn connect_http1(&self, is_for_uploads: bool) -> Result<Box<Connection>, Failure> {
+    async fn connect(&self, is_for_uploads: bool, epoch: Epoch) -> Result<Box<Connection>, Failure> {
         let acknowledged_within =
             if is_for_uploads { UPLOAD_ACKNOWLEDGED_WITHIN } else { ACKNOWLEDGED_WITHIN };
         let connecting = async { self.connect_tls(self.connect_tcp(acknowledged_within).await?).await };
         let stream = timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
             .map_err(|_elapsed| Failure::ConnectTimeout)??;
-        Ok(Box::new(Connection::new(stream, self.counters.upstream())))
-    }
-
-    async fn connect_http2(&self) -> Result<Http2, Failure> {
-        let connecting = async {
-            let tcp = self.connect_tcp(ACKNOWLEDGED_WITHIN).await?;
-            let Stream::Tls(tls) = self.connect_tls(tcp).await? else { return Err(Failure::NoHttp2) };
-            if tls.alpn_protocol() != Some(b"h2") {
-                return Err(Failure::NoHttp2);
-            }
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(KEEPALIVE)
-                .adaptive_window(true)
-                .handshake(TokioIo::new(tls))
-                .await
-                .map_err(Failure::Http2)?;
-            let open = self.counters.upstream();
-            // It lives beside the requests that use it, on the same thread.
-            tokio::spawn(async move {
-                let ended = connection.await;
-                drop(open);
-                ended.inspect_err(|error| tracing::debug!(%error, "a connection to the upstream ended"))
-            });
-            Ok(Http2 { sender, made_at: Instant::now() })
-        };
-        timeout(self.endpoint.limits.connect_timeout, connecting)
-            .await
-            .map_err(|_elapsed| Failure::ConnectTimeout)?
+        Ok(Box::new(Connection::new(stream, self.counters.upstream(), epoch)))
     }
 
     async fn connect_tcp(&self, acknowledged_within: Duration) -> Result<TcpStream, Failure> {
-        let connected = self.connector.clone().call(self.endpoint.uri.clone()).await;
-        let tcp = connected.map_err(|error| Failure::Connect(error.into()))?.into_inner();
+        let upstream = &self.endpoint.route.upstream;
+        let tcp = connect::connect(&upstream.host, upstream.port).await?;
         if self.endpoint.is_at_our_own(&tcp) {
             return Err(Failure::Loop);
         }
@@ -353,57 +238,57 @@ impl Client {
     }
 }
 
-/// Waits for the head of an answer; none when it takes too long.
+/// Waits for the head of an answer; none when the response deadline passes.
 async fn answered(
     mut trip: RoundTrip,
     pool: &Arc<Pool>,
-    mut patience: Patience<'_>,
-) -> Option<Result<(http1::Head, Carrier), Unanswered>> {
+    mut deadline: ResponseDeadline<'_>,
+) -> Option<Result<(http1::Head, BodySource), NoResponse>> {
     let head = poll_fn(|cx| match trip.poll_head(cx) {
-        Poll::Pending => patience.poll(trip.alarm(), cx).map(|()| None),
+        Poll::Pending => deadline.poll(trip.alarm(), cx).map(|()| None),
         head => head.map(Some),
     });
     Some(match head.await? {
-        Ok(head) => Ok((head, Carrier::Http1(trip, Arc::clone(pool)))),
-        Err(error) => Err(trip.unanswered(error)),
+        Ok(head) => Ok((head, BodySource::Connection(trip, Arc::clone(pool)))),
+        Err(error) => Err(trip.no_response(error)),
     })
 }
 
-/// The same for a body that is streamed up: a task of its own goes on with it while the caller reads nothing of the
+/// The same for a body that is streamed up: an upload task goes on with it while the caller reads nothing of the
 /// answer.
-async fn answered_beside(
+async fn answered_to_task(
     trip: RoundTrip,
     pool: Arc<Pool>,
-    mut patience: Patience<'_>,
-) -> Option<Result<(http1::Head, Carrier), Unanswered>> {
+    mut deadline: ResponseDeadline<'_>,
+) -> Option<Result<(http1::Head, BodySource), NoResponse>> {
     let (tells_head, head) = oneshot::channel();
     let (tells_parts, parts) = mpsc::channel(1);
-    let task = AbortOnDropHandle::new(tokio::spawn(go_on_beside(trip, tells_head, tells_parts, pool)));
+    let task = AbortOnDropHandle::new(tokio::spawn(upload(trip, tells_head, tells_parts, pool)));
     let (mut head, mut alarm) = (pin!(head), Alarm::default());
-    let heard = poll_fn(|cx| match head.as_mut().poll(cx) {
-        Poll::Pending => patience.poll(&mut alarm, cx).map(|()| None),
+    let head = poll_fn(|cx| match head.as_mut().poll(cx) {
+        Poll::Pending => deadline.poll(&mut alarm, cx).map(|()| None),
         head => head.map(Some),
     });
-    let stopped = |_| Err(Unanswered { error: http1::Error::Incomplete, is_dead: false, unsent: None });
-    let heard = heard.await?.unwrap_or_else(stopped);
-    Some(heard.map(|(head, left)| (head, Carrier::Beside(Beside { parts, left, task, alarm }))))
+    let stopped = |_| Err(NoResponse { error: http1::Error::Incomplete, is_dead: false, unsent: None });
+    let head = head.await?.unwrap_or_else(stopped);
+    Some(head.map(|(head, left)| (head, BodySource::Task(UploadTask { parts, left, task, alarm }))))
 }
 
-/// Sends a request and passes on what comes of its answer, until both are done.
-async fn go_on_beside(
+/// The upload task: sends a request and passes on what comes of its answer, until both are done.
+async fn upload(
     mut trip: RoundTrip,
-    tells_head: oneshot::Sender<Heard>,
+    tells_head: oneshot::Sender<TaskHead>,
     tells_parts: mpsc::Sender<Option<Result<Frame<Bytes>, http1::Error>>>,
     pool: Arc<Pool>,
 ) {
-    let heard = match poll_fn(|cx| trip.poll_head(cx)).await {
+    let head = match poll_fn(|cx| trip.poll_head(cx)).await {
         Ok(head) => Ok((head, trip.length())),
         Err(error) => {
-            let _nobody_waits = tells_head.send(Err(trip.unanswered(error)));
+            let _nobody_waits = tells_head.send(Err(trip.no_response(error)));
             return;
         }
     };
-    let _nobody_waits = tells_head.send(heard);
+    let _nobody_waits = tells_head.send(head);
     loop {
         let mut room = pin!(tells_parts.reserve());
         let room = poll_fn(|cx| {
@@ -432,22 +317,6 @@ fn keep(trip: RoundTrip, pool: &Arc<Pool>) {
     }
 }
 
-/// Tells a pooled connection that was dead from everything else that can go wrong with HTTP/2.
-fn judged(
-    mut error: TrySendError<Request<Upload>>,
-    is_reused: bool,
-    is_closed: bool,
-) -> Result<Tried, Failure> {
-    let unsent = error.take_message();
-    let failure = Failure::Http2(error.into_error());
-    let is_dead = is_reused && (unsent.is_some() || is_closed || failure.is_broken_http2());
-    if is_dead || failure.is_untaken() {
-        Ok(Tried::Dead(unsent.map(Request::into_body), failure))
-    } else {
-        Err(failure)
-    }
-}
-
 /// Looks after idle connections while there are any.
 async fn tidy(pool: Weak<Pool>) {
     loop {
@@ -459,25 +328,13 @@ async fn tidy(pool: Weak<Pool>) {
     }
 }
 
-/// We offer no upgrade, so nobody can accept one.
-fn passable(
-    answer: Response<Incoming>,
-    token: &Arc<Token>,
-    alarm: Alarm,
-) -> Result<Response<Box<Download>>, Failure> {
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Failure::Unsuitable);
-    }
-    Ok(answer.map(|incoming| Download::new(Carrier::Http2(incoming, alarm), Arc::clone(token))))
-}
-
-impl<'a> Patience<'a> {
+impl<'a> ResponseDeadline<'a> {
     fn new(now: Instant, lasts: Duration, progress: Option<&'a AtomicU64>) -> Self {
         let look_every = if progress.is_some() { lasts / LOOKS } else { lasts };
         Self { lasts, look_every, look_at: now + look_every, progress, seen: 0, grew_at: now }
     }
 
-    /// Ready when it is over.
+    /// Ready when it has passed.
     fn poll(&mut self, alarm: &mut Alarm, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(alarm.poll(self.look_at, cx));

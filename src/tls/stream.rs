@@ -67,9 +67,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         Ok(stream)
     }
 
-    /// The protocol that was agreed on (RFC 7301).
-    pub fn alpn_protocol(&self) -> Option<&[u8]> {
-        self.tls.alpn_protocol()
+    /// The transport.
+    pub const fn get_ref(&self) -> &T {
+        &self.io
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -360,7 +360,7 @@ mod tests {
     impl Line {
         fn configured(self) -> (Arc<ClientConfig>, TlsAcceptor) {
             let authority = Authority::new("authority").unwrap();
-            let acceptor = authority.acceptor(Ipv4Addr::LOCALHOST.into(), self.defect, false).unwrap();
+            let acceptor = authority.acceptor(Ipv4Addr::LOCALHOST.into(), self.defect).unwrap();
             let mut config = ServerConfig::clone(acceptor.config());
             config.max_fragment_size = self.record;
             if self.transport < 1000 {
@@ -412,7 +412,7 @@ mod tests {
         let length = 300 * line.transport.clamp(50, 1000);
         let (up, down) = (some_bytes(&mut dice, length), some_bytes(&mut dice, length));
         let (client, server) = line.made().await;
-        assert_eq!(client.alpn_protocol(), Some(&b"http/1.1"[..]));
+        assert_eq!(client.tls.alpn_protocol(), Some(&b"http/1.1"[..]));
 
         let (mut from_server, mut to_server) = tokio::io::split(client);
         let (mut from_client, mut to_client) = tokio::io::split(server);

@@ -23,7 +23,7 @@ token_file = "{}"
 class Setup:
     """How a proxy is set up for one row."""
 
-    # Spoken to the origin: "http1" or "http2" over TLS, or "plain".
+    # Spoken to the origin: "http1" over TLS, or "plain".
     upstream: str = "http1"
     # Buffers of 64 to 128 KiB instead of what Debian's nginx and haproxy come with.
     bulk: bool = False
@@ -86,11 +86,9 @@ class CnblogsProxy(Peer):
         token = self.directory / "token"
         token.write_text(TOKEN + "\n")
         token.chmod(0o600)
-        http = {"http1": "1.1", "http2": "2", "plain": "1.1"}[self.setup.upstream]
         config = self.write(
             "cnblogs-proxy.toml",
             WORKERS=self.setup.workers,
-            HTTP=http,
             CA_IF_TLS="" if self.setup.upstream == "plain" else self.settings["CA"],
             ACCOUNT=self.setup.account or PERSONAL_ACCESS_TOKEN.format(token),
             MORE=self.setup.more,
@@ -99,7 +97,7 @@ class CnblogsProxy(Peer):
 
 
 class Nginx(Peer):
-    """Debian's nginx. It speaks no HTTP/2 to upstreams."""
+    """Debian's nginx."""
 
     def prepare(self):
         return ["nginx", "-c", self.write("nginx.conf", BUFFERS=NGINX_BULK if self.setup.bulk else "")]
@@ -109,10 +107,9 @@ class Haproxy(Peer):
     """Debian's haproxy."""
 
     def prepare(self):
-        protocol = "h2" if self.setup.upstream == "http2" else "http/1.1"
         tls = (
             f"ssl verify required ca-file {self.settings['CA']} verifyhost localhost sni str(localhost) "
-            f"ssl-min-ver TLSv1.3 alpn {protocol}"
+            f"ssl-min-ver TLSv1.3 alpn http/1.1"
         )
         buffer = 131072 if self.setup.bulk else 16384
         config = self.write("haproxy.cfg", TLS="" if self.setup.upstream == "plain" else tls, BUFFER=buffer)
@@ -134,7 +131,7 @@ class Caddy(Peer):
 
     def prepare(self):
         self.environment = {"HOME": str(self.directory), "GOMAXPROCS": "1"}
-        config = self.write("Caddyfile", HTTP="2" if self.setup.upstream == "http2" else "1.1")
+        config = self.write("Caddyfile")
         return ["caddy", "run", "--adapter", "caddyfile", "--config", config]
 
 
@@ -142,8 +139,7 @@ class Envoy(Peer):
     """Envoy with its `credential_injector`, from PyPI."""
 
     def prepare(self):
-        http = "http2_protocol_options" if self.setup.upstream == "http2" else "http_protocol_options"
-        config = self.write("envoy.yaml", HTTP=http)
+        config = self.write("envoy.yaml")
         program = os.environ.get("ENVOY", "envoy")
         return [program, "--config-path", config, "--concurrency", 1, "--log-level", "error", "--disable-hot-restart"]
 

@@ -64,14 +64,6 @@ def small(lab):
     return compared("1 KiB, 64 connections", measured, [(NGINX, 1.0, 0.85), (HAPROXY, 1.0, 0.85)])
 
 
-def small_http2(lab):
-    """The same with HTTP/2 to the origin, beside nginx, which can't."""
-    http2 = Setup(upstream="http2")
-    setups = {peer: (peer, Setup() if peer == NGINX else http2) for peer in lab.peers}
-    measured = lab.in_turns(setups, lambda proxy: cpu_us(proxy, lambda: lab.wrk(proxy.port, "1k", CONNECTIONS)))
-    return compared("1 KiB, 64 connections, HTTP/2 upstream", measured, [])
-
-
 def at_500(lab):
     """500 requests a second, on 16 connections: processor time, and latency beside the origin alone."""
     found, latencies, direct = at_rate(lab, "500/s", 500, 16, MANY * lab.rounds, [(NGINX, 0.90, 0.75)])
@@ -343,43 +335,20 @@ def waiting(lab):
     ])
 
 
-def http2(lab):
-    """Our own program: HTTP/2 to the origin beside HTTP/1.1."""
-    setups = {"HTTP/1.1": (OURS, Setup()), "HTTP/2": (OURS, Setup(upstream="http2"))}
-
-    def paced(rate):
-        count = max(rate * lab.secs, 60)
-        return lambda port: lab.load("open", port, "/1k", lab.file("1k"), rate, count, 16)["requests"]
-
-    loads = {
-        "1 connection": lambda port: lab.wrk(port, "1k", 1),
-        "20/s": paced(20),
-        "500/s": paced(500),
-        "64 connections": lambda port: lab.wrk(port, "1k", CONNECTIONS),
-    }
-    found = Found()
-    for title, ask in loads.items():
-        measured = lab.in_turns(setups, lambda proxy: cpu_us(proxy, lambda: ask(proxy.port)))
-        found.figures[f"{title}, µs a request"] = median_of(measured)
-    return found
-
-
 def delay(lab):
     """Our own program: 64 MiB down, when the way to the origin takes its time."""
     found = Found()
     for delay_ms in (0, 20, 100):
         title = f"64 MiB down, {delay_ms} ms each way, s"
-        found.figures[title] = {
-            name: delayed(lab, upstream, delay_ms) for name, upstream in (("HTTP/1.1", "http1"), ("HTTP/2", "http2"))
-        }
+        found.figures[title] = {OURS: delayed(lab, delay_ms)}
     return found
 
 
-def delayed(lab, upstream, delay_ms):
+def delayed(lab, delay_ms):
     """Seconds of a download through a relay that holds every byte back."""
     port = free_port()
-    with lab.relay(port, getattr(lab.origin, upstream), delay_ms):
-        with lab.start(OURS, Setup(upstream=upstream, port=port)) as proxy:
+    with lab.relay(port, lab.origin.http1, delay_ms):
+        with lab.start(OURS, Setup(port=port)) as proxy:
             lab.load("get", proxy.port, "/1k", lab.file("1k"), 1)
             return statistics.median(
                 lab.load("get", proxy.port, "/64m", lab.file("64m"), 1)["secs"] for _ in range(min(lab.rounds, 3))
@@ -401,7 +370,6 @@ def size(lab):
 
 ROWS = {
     "small": small,
-    "small-http2": small_http2,
     "500": at_500,
     "20": at_20,
     "100k": medium,
@@ -414,7 +382,6 @@ ROWS = {
     "token-changes": token_changes,
     "waiting": waiting,
     "growth": growth,
-    "http2": http2,
     "delay": delay,
     "size": size,
 }

@@ -10,7 +10,7 @@ from rows import ROWS
 from tokens import token_server
 
 # What many requests, slow ones, large bodies and new tokens are in the table.
-LOADS = ["small", "small-http2", "500", "100k", "download", "upload", "token-changes"]
+LOADS = ["small", "500", "100k", "download", "upload", "token-changes"]
 
 
 def run():

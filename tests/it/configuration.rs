@@ -287,11 +287,7 @@ const REFUSED_ROUTES: &[(&str, &str, &str)] = &[
     ("[[route]]\nprefix = »\"/c4n4ry 1\"", "route[0].prefix", "bytes of a path"),
     ("[[route]]\nprefix = »\"/c4n4ry?x\"", "route[0].prefix", "bytes of a path"),
     ("[[route]]\nhttp = »\"c4n4ry\"", "route[0].http", "must be"),
-    (
-        "[[route]]\nupstream = \"http://127.0.0.1:1\"\nhttp = »\"2\"",
-        "route[0].http",
-        "needs an https upstream",
-    ),
+    ("[[route]]\nhttp = »\"2\"", "route[0].http", "HTTP/2 to upstreams is gone"),
     ("[[route]]\naccount = »\"c4n4ry\"", "route[0].account", "there is: main"),
     ("[[route]]\nca_file = »\"/c4n4ry\"", "route[0].ca_file", "can't be read"),
     (
@@ -388,7 +384,7 @@ const ACCEPTED: &[&str] = &[
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\nissuer = \"https://h/realms/x\"\ntoken_url = \"https://b/\"\nrevocation_url = \"\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"<secret>\"\npkce = \"off\"",
     "[account.main]\nclient_id = \"id\"\nclient_secret_file = \"\"\npkce = \"S256\"\nclient_auth = \"body\"",
-    "[[route]]\nhttp = \"2\"",
+    "[[route]]\nhttp = \"auto\"",
     "[[route]]\nupstream = \"http://localhost:8080/base/\"\nhttp = \"1.1\"",
     "[[route]]\nprefix = \"/a\"\n[[route]]\nprefix = \"/ab\"\n[[route]]\nprefix = \"/a/b\"",
     "[callers]\nusers = [\"self\", \"root\", 1000, \"1001\", \"*\"]\nhosts = [\"proxy.lan\", \"PROXY:8080\", \"[::1]:9\"]",

@@ -6,13 +6,13 @@ mod bytes;
 mod caller;
 mod closing;
 mod descriptors;
-mod goaway;
 mod guard;
 mod leaving;
 mod limits;
 mod problems;
 mod replay;
 mod resting;
+mod reuse;
 mod room;
 mod stalls;
 mod unusual;
@@ -30,13 +30,9 @@ fn one_worker() -> Setup {
     Setup { top: "workers = 1".to_owned(), ..Setup::default() }
 }
 
-/// An upstream behind TLS, spoken to with this `http` of the route.
-fn over_tls(http: &str) -> Setup {
-    Setup {
-        options: Options { tls: true, http2: http == "2", ..Options::default() },
-        route: format!("http = \"{http}\""),
-        ..one_worker()
-    }
+/// An upstream behind TLS.
+fn over_tls() -> Setup {
+    Setup { options: Options { tls: true, ..Options::default() }, ..one_worker() }
 }
 
 /// Adds tables to the configuration and starts the daemon again; the login stays.

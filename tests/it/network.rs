@@ -4,12 +4,14 @@
 pub(crate) mod space;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::standin::{Gate, Options, Person, Scripted, Standin};
 use crate::support::{Answer, Daemon, Home, PROGRAM, Setup, World, config, eventually};
@@ -22,25 +24,24 @@ const CROWD: usize = 6;
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Alice is logged in; her daemon is here, and its servers are at the far end of the net.
-fn world(net: &Net, secs: u64, route: &str, tables: &str) -> World {
+fn world(net: &Net, secs: u64, tables: &str) -> World {
     net.far.enter();
     let standin = Standin::start(Options {
         address: IpAddr::V4(FAR),
         tls: true,
-        http2: route.contains('2'),
         expires_in_secs: secs,
         ..Options::default()
     });
     net.near.enter();
     let home = Home::new(Vec::new());
-    std::fs::write(home.config(), config(&standin, &home, "workers = 1", "", route, tables)).unwrap();
+    std::fs::write(home.config(), config(&standin, &home, "workers = 1", "", "", tables)).unwrap();
     let daemon = home.serve();
     let world = World { daemon, standin, home };
     world.log_in(Person::Alice);
     world
 }
 
-/// Leaves so many idle connections to the API, as far as they are not shared.
+/// Leaves so many idle connections to the API.
 fn fill_the_pool(world: &World) {
     let gate = Gate::default();
     let held = gate.clone();
@@ -55,12 +56,13 @@ fn fill_the_pool(world: &World) {
     }
 }
 
-fn assert_recovers_from_silent_connections(http: &str) {
+#[test]
+fn pooled_connections_that_fell_silent_are_given_up_together_within_ten_seconds() {
     in_a_net(|net| {
-        let world = world(net, 86_400, &format!("http = \"{http}\""), "");
+        let world = world(net, 86_400, "");
         fill_the_pool(&world);
         let ports = net.near.ports_to(&world.standin.api_authority());
-        assert_eq!(ports.len(), if http == "2" { 1 } else { CROWD });
+        assert_eq!(ports.len(), CROWD);
         assert!(net.near.all_have_keepalive(&world.standin.api_authority()));
         net.far.fall_silent_towards(&ports);
         world.standin.clear_api_requests();
@@ -92,20 +94,10 @@ fn head_of_post(daemon: &Daemon) -> String {
     format!("POST /echo/post HTTP/1.1\r\nHost: {}\r\n{fields}\r\nbody", daemon.authority)
 }
 
-#[test]
-fn pooled_connections_that_fell_silent_are_given_up_together_within_ten_seconds() {
-    assert_recovers_from_silent_connections("1.1");
-}
-
-#[test]
-fn a_shared_connection_that_fell_silent_is_given_up_within_ten_seconds() {
-    assert_recovers_from_silent_connections("2");
-}
-
 /// Cuts one end of the link, and looks at requests and refreshes before, meanwhile and afterwards.
 fn assert_outlives_a_cut(cut: fn(&Net) -> Link<'_>) {
     in_a_net(|net| {
-        let world = world(net, 86_400, "", "[limits]\nconnect_timeout = \"2s\"");
+        let world = world(net, 86_400, "[limits]\nconnect_timeout = \"2s\"");
         fill_the_pool(&world);
 
         let link = cut(net);
@@ -146,7 +138,7 @@ fn a_network_that_is_cut_at_the_far_end_is_told_in_time_and_found_again() {
 fn a_daemon_that_starts_without_a_network_serves_within_five_seconds_of_it() {
     in_a_net(|net| {
         for cut in [|net: &Net| net.near.cut_for_good(), |net: &Net| net.far.cut_for_good()] {
-            let mut world = world(net, 2, "", "");
+            let mut world = world(net, 2, "");
             world.standin.set_down(true);
             expired(&world.daemon);
             world.daemon.stop();
@@ -200,6 +192,73 @@ fn a_name_that_moves_is_followed_by_new_connections() {
 
     assert_eq!(world.daemon.get("/echo").status, 200, "{}", world.daemon.output());
     assert_eq!(relayed.load(Ordering::SeqCst), 1, "the new connection goes to the new address");
+}
+
+/// The first address takes no connection, and does not say so.
+#[test]
+fn the_next_address_of_a_name_is_tried_when_the_first_is_silent() {
+    let address = Ipv4Addr::new(127, 0, 0, 2);
+    let options = Options { tls: true, address: address.into(), ..Options::default() };
+    let mut world =
+        Setup { options, tables: "[limits]\nconnect_timeout = \"50s\"".to_owned(), ..Setup::default() }
+            .start();
+    let mut first: SocketAddr = world.standin.api_authority().parse().unwrap();
+    first.set_ip(Ipv4Addr::LOCALHOST.into());
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&first.into()).unwrap();
+    silent.listen(0).unwrap();
+    let _takes_the_only_place = TcpStream::connect(first).unwrap();
+    let config = std::fs::read_to_string(world.home.config()).unwrap();
+    let named =
+        config.replace(&format!("upstream = \"https://{address}"), "upstream = \"https://api.cnblogs.com");
+    assert_ne!(config, named);
+    std::fs::write(world.home.config(), named).unwrap();
+    let hosts = world.home.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1 localhost api.cnblogs.com\n{address} api.cnblogs.com\n"))
+        .unwrap();
+    world.daemon.stop();
+    world.daemon = Daemon::spawn(with_hosts(&world.home, &hosts));
+    world.log_in(Person::Alice);
+    world.standin.set_api_down(true);
+    world.standin.set_api_down(false);
+
+    let started = Instant::now();
+    let answer = world.daemon.request("POST", "/echo", &[], b"body");
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(started.elapsed() < RECOVERS_WITHIN, "after {:?}", started.elapsed());
+}
+
+/// A pooled connection would be silent for seconds, and its POST could not be sent again.
+#[test]
+fn a_machine_that_moved_to_another_network_uses_none_of_its_old_connections() {
+    in_a_net(|net| {
+        let world = world(net, 86_400, "");
+        fill_the_pool(&world);
+        assert_eq!(net.near.ports_to(&world.standin.api_authority()).len(), CROWD);
+
+        net.near.move_to(Ipv4Addr::new(10, 82, 62, 3));
+
+        for _ in 0..3 {
+            let answer = world.daemon.request("POST", "/echo", &[], b"body");
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    });
+}
+
+/// What comes and goes elsewhere is no reason to leave a connection.
+#[test]
+fn another_address_of_the_machine_costs_no_connection() {
+    in_a_net(|net| {
+        let world = world(net, 86_400, "");
+        fill_the_pool(&world);
+        let before = world.standin.api_connection_count();
+
+        net.near.also_has(Ipv4Addr::new(10, 99, 0, 1));
+        fill_the_pool(&world);
+
+        assert_eq!(world.standin.api_connection_count(), before);
+    });
 }
 
 /// The daemon, with this file in the place of `/etc/hosts`.

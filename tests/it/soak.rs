@@ -111,12 +111,11 @@ fn println(report: &str) {
     println!("{report}");
 }
 
-/// Alice is logged in, and the second route speaks HTTP/2 to the same API.
+/// Alice is logged in.
 fn world(socket: &std::path::Path) -> World {
     let world = Setup {
         options: Options {
             tls: true,
-            http2: true,
             expires_in_secs: TOKEN_SECS_AT_THE_API,
             rotation: Rotation::Grace(Duration::from_secs(60)),
             ..Options::default()
@@ -130,15 +129,6 @@ fn world(socket: &std::path::Path) -> World {
     world.standin.fault_always(Endpoint::Token, told);
     world.standin.close_idle_within(Some(Duration::from_millis(400)));
 
-    let mut world = world;
-    let route = format!(
-        "\n[[route]]\nprefix = \"/two\"\nupstream = \"{}\"\nca_file = \"{}\"\nhttp = \"2\"\n",
-        world.standin.api_url(),
-        world.standin.ca_pem_path().display()
-    );
-    let config = std::fs::read_to_string(world.home.config()).unwrap() + &route;
-    std::fs::write(world.home.config(), config).unwrap();
-    world.restart();
     world.log_in(crate::standin::Person::Alice);
     world
 }

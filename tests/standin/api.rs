@@ -24,9 +24,9 @@ pub(crate) enum Scripted {
     Answer(Answer),
     /// This answer at once.
     Early(Answer),
-    /// These bytes verbatim, once the content of the request has arrived; HTTP/1.1 only.
+    /// These bytes verbatim, once the content of the request has arrived.
     Raw { bytes: Vec<u8>, then: Then },
-    /// These bytes verbatim at once; HTTP/1.1 only.
+    /// These bytes verbatim at once.
     EarlyRaw { bytes: Vec<u8>, then: Then },
     /// Nothing, until the peer goes away; the content is not read.
     Hang,

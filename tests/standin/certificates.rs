@@ -44,12 +44,7 @@ impl Authority {
     }
 
     /// What a listener at that address needs to speak TLS.
-    pub(crate) fn acceptor(
-        &self,
-        address: IpAddr,
-        defect: Option<TlsDefect>,
-        http2: bool,
-    ) -> io::Result<TlsAcceptor> {
+    pub(crate) fn acceptor(&self, address: IpAddr, defect: Option<TlsDefect>) -> io::Result<TlsAcceptor> {
         let names = if defect == Some(TlsDefect::WrongName) { &["elsewhere.example"] } else { &NAMES[..] };
         let mut names: Vec<String> = names.iter().map(ToString::to_string).collect();
         if defect != Some(TlsDefect::WrongName) {
@@ -73,8 +68,7 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key);
         let mut config = config.map_err(io::Error::other)?;
-        let protocols = if http2 { &[&b"h2"[..], b"http/1.1"][..] } else { &[&b"http/1.1"[..]] };
-        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }

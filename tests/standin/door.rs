@@ -11,7 +11,6 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use super::http2;
 use super::request::lock;
 use super::wire::{Habits, Journal, Service, serve};
 
@@ -172,11 +171,7 @@ async fn connection(stream: TcpStream, inside: Inside) {
         return serve(Box::new(stream), &service, &journal, &habits).await;
     };
     let Ok(stream) = tls.accept(stream).await else { return };
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(stream, service, journal, &habits).await;
-    } else {
-        serve(Box::new(stream), &service, &journal, &habits).await;
-    }
+    serve(Box::new(stream), &service, &journal, &habits).await;
 }
 
 async fn catch(listener: TcpListener, caught: Arc<AtomicUsize>, bytes: Arc<Mutex<Vec<u8>>>) {

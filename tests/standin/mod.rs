@@ -13,7 +13,6 @@ mod cnblogs;
 mod door;
 mod fault;
 mod grants;
-mod http2;
 mod id_token;
 mod reply;
 mod request;
@@ -81,11 +80,10 @@ impl Standin {
         let listener = bind(options.address).expect("a port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let auth_url = format!("{}://{address}", scheme(&options));
-        let acceptor = |defect, http2| {
-            options.tls.then(|| authority.acceptor(options.address, defect, http2).expect("a certificate"))
-        };
-        let auth_tls = acceptor(options.auth_tls_defect, false);
-        let api_tls = acceptor(options.api_tls_defect, options.http2);
+        let acceptor =
+            |defect| options.tls.then(|| authority.acceptor(options.address, defect).expect("a certificate"));
+        let auth_tls = acceptor(options.auth_tls_defect);
+        let api_tls = acceptor(options.api_tls_defect);
         let shared = Arc::new(Shared::new(options, auth_url));
 
         let habits = Habits { no_half_close: true, idle_close_ms: AtomicU64::new(0) };

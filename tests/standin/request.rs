@@ -20,11 +20,11 @@ pub(crate) struct RecordedRequest {
     pub(crate) method: String,
     /// The request target exactly as received.
     pub(crate) target: String,
-    /// `HTTP/1.1`, `HTTP/1.0` or `HTTP/2.0`.
+    /// `HTTP/1.1` or `HTTP/1.0`.
     pub(crate) version: String,
-    /// The fields in order; under HTTP/2 without the pseudo-fields.
+    /// The fields in order.
     pub(crate) fields: Fields,
-    /// Every byte of the head with its empty line; empty under HTTP/2.
+    /// Every byte of the head with its empty line.
     pub(crate) raw_head: Vec<u8>,
     /// The first 64 KiB of the content.
     pub(crate) body: Vec<u8>,

@@ -44,8 +44,6 @@ pub(crate) struct Options {
     pub(crate) personal_access_tokens: Vec<(String, Person)>,
     /// https on both listeners.
     pub(crate) tls: bool,
-    /// Offers HTTP/2 at the API, with TLS.
-    pub(crate) http2: bool,
     pub(crate) auth_tls_defect: Option<TlsDefect>,
     pub(crate) api_tls_defect: Option<TlsDefect>,
 }
@@ -68,7 +66,6 @@ impl Default for Options {
             code_life: Duration::from_secs(600),
             personal_access_tokens: Vec::new(),
             tls: false,
-            http2: false,
             auth_tls_defect: None,
             api_tls_defect: None,
         }

@@ -71,7 +71,7 @@ impl Habits {
 pub(crate) struct RecordedConnection {
     /// Counts the connections of this listener, from 0.
     pub(crate) id: usize,
-    /// The first MiB of everything that arrived, beneath it all but TLS; empty under HTTP/2.
+    /// The first MiB of everything that arrived, beneath it all but TLS.
     pub(crate) bytes: Vec<u8>,
     /// What followed the last complete request, when the connection ended, or came after it was closed.
     pub(crate) left_over: Vec<u8>,
@@ -369,17 +369,17 @@ impl Reader {
     }
 }
 
-pub(crate) type Feeder = mpsc::Sender<Result<Bytes, BrokeOff>>;
+type Feeder = mpsc::Sender<Result<Bytes, BrokeOff>>;
 
 /// The content of a request while it arrives.
-pub(crate) struct Content<'a> {
-    pub(crate) feeder: Feeder,
-    pub(crate) digest: digest::Context,
-    pub(crate) record: &'a SharedRecord,
+struct Content<'a> {
+    feeder: Feeder,
+    digest: digest::Context,
+    record: &'a SharedRecord,
 }
 
 impl Content<'_> {
-    pub(crate) async fn add(&mut self, piece: Bytes) {
+    async fn add(&mut self, piece: Bytes) {
         self.digest.update(&piece);
         {
             let mut record = lock(self.record);
@@ -390,7 +390,7 @@ impl Content<'_> {
         self.feeder.send(Ok(piece)).await.ok();
     }
 
-    pub(crate) async fn end(self, outcome: io::Result<Fields>) -> io::Result<()> {
+    async fn end(self, outcome: io::Result<Fields>) -> io::Result<()> {
         let outcome = {
             let mut record = lock(self.record);
             record.body_sha256 = hex(self.digest.finish().as_ref());

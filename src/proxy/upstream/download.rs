@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -26,7 +25,7 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// An answer's body on its way down.
 pub(in crate::proxy) struct Download {
-    carrier: Carrier,
+    source: BodySource,
     token: Arc<Token>,
     /// Since when nothing comes.
     stalls_since: Option<Instant>,
@@ -34,19 +33,17 @@ pub(in crate::proxy) struct Download {
 }
 
 /// Where an answer's body comes from.
-pub(super) enum Carrier {
+pub(super) enum BodySource {
     /// A connection that is read here, and then goes back to the pool.
-    Http1(RoundTrip, Arc<Pool>),
-    /// A task that reads it, and sends the request meanwhile.
-    Beside(Beside),
-    /// A connection that others use, too.
-    Http2(Incoming, Alarm),
+    Connection(RoundTrip, Arc<Pool>),
+    /// An upload task that reads it, and sends the request meanwhile.
+    Task(UploadTask),
     /// All of it has come.
     Done,
 }
 
-/// What comes from a task.
-pub(super) struct Beside {
+/// What comes from an upload task.
+pub(super) struct UploadTask {
     /// None is the end.
     pub(super) parts: mpsc::Receiver<Option<Result<Frame<Bytes>, http1::Error>>>,
     /// How many bytes are left; none when it is not known.
@@ -67,8 +64,8 @@ pub enum DownloadError {
 }
 
 impl Download {
-    pub(super) fn new(carrier: Carrier, token: Arc<Token>) -> Box<Self> {
-        let mut download = Box::new(Self { carrier, token, stalls_since: None, broken: None });
+    pub(super) fn new(source: BodySource, token: Arc<Token>) -> Box<Self> {
+        let mut download = Box::new(Self { source, token, stalls_since: None, broken: None });
         if download.is_end_stream() {
             download.end();
         }
@@ -77,46 +74,43 @@ impl Download {
 
     /// All of it has come: the connection is for others.
     fn end(&mut self) {
-        match mem::replace(&mut self.carrier, Carrier::Done) {
-            Carrier::Http1(trip, pool) => keep(trip, &pool),
-            Carrier::Beside(beside) => drop(beside.task.detach()),
-            Carrier::Http2(..) | Carrier::Done => {}
+        match mem::replace(&mut self.source, BodySource::Done) {
+            BodySource::Connection(trip, pool) => keep(trip, &pool),
+            BodySource::Task(task) => drop(task.task.detach()),
+            BodySource::Done => {}
         }
     }
 
     /// Ready when nothing has come for too long.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let deadline = *self.stalls_since.get_or_insert_with(Instant::now) + STALL;
-        match &mut self.carrier {
-            Carrier::Http1(trip, _) => trip.alarm().poll(deadline, cx),
-            Carrier::Beside(beside) => beside.alarm.poll(deadline, cx),
-            Carrier::Http2(_, alarm) => alarm.poll(deadline, cx),
-            Carrier::Done => Poll::Pending,
+        match &mut self.source {
+            BodySource::Connection(trip, _) => trip.alarm().poll(deadline, cx),
+            BodySource::Task(task) => task.alarm.poll(deadline, cx),
+            BodySource::Done => Poll::Pending,
         }
     }
 }
 
-impl Carrier {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+impl BodySource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, http1::Error>>> {
         match self {
-            Self::Http1(trip, _) => trip.poll_frame(cx).map_err(DownloadError::broken),
-            Self::Beside(beside) => beside.poll_frame(cx).map_err(DownloadError::broken),
-            Self::Http2(incoming, _) => Pin::new(incoming).poll_frame(cx).map_err(DownloadError::broken),
+            Self::Connection(trip, _) => trip.poll_frame(cx),
+            Self::Task(task) => task.poll_frame(cx),
             Self::Done => Poll::Ready(None),
         }
     }
 
     fn is_over(&self) -> bool {
         match self {
-            Self::Http1(trip, _) => trip.length() == Some(0),
-            Self::Beside(beside) => beside.left == Some(0),
-            Self::Http2(incoming, _) => incoming.is_end_stream(),
+            Self::Connection(trip, _) => trip.length() == Some(0),
+            Self::Task(task) => task.left == Some(0),
             Self::Done => true,
         }
     }
 }
 
-impl Beside {
+impl UploadTask {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, http1::Error>>> {
         // A task that ends without a word was stopped with the daemon.
         let frame = ready!(self.parts.poll_recv(cx)).unwrap_or(Some(Err(http1::Error::Incomplete)));
@@ -124,12 +118,6 @@ impl Beside {
             *left -= frame.data_ref().map_or(0, Bytes::len) as u64;
         }
         Poll::Ready(frame)
-    }
-}
-
-impl DownloadError {
-    fn broken(error: impl Error + Send + Sync + 'static) -> Self {
-        Self::Broken(Box::new(error))
     }
 }
 
@@ -145,7 +133,7 @@ impl Body for Download {
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let Poll::Ready(frame) = this.carrier.poll_frame(cx) else {
+        let Poll::Ready(frame) = this.source.poll_frame(cx) else {
             ready!(this.poll_stall(cx));
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
@@ -156,14 +144,14 @@ impl Body for Download {
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
-                // What came before goes to the caller first: hyper forgets what it holds when a body fails.
-                this.broken = Some(error);
+                // What came before goes to the caller first: hyper drops its unflushed output when a body fails.
+                this.broken = Some(DownloadError::Broken(Box::new(error)));
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             Some(Ok(frame)) => frame,
         };
-        if this.carrier.is_over() {
+        if this.source.is_over() {
             this.end();
         }
         Poll::Ready(Some(Ok(match frame.into_trailers() {
@@ -176,15 +164,14 @@ impl Body for Download {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.broken.is_none() && self.carrier.is_over()
+        self.broken.is_none() && self.source.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let left = match &self.carrier {
-            Carrier::Http1(trip, _) => trip.length(),
-            Carrier::Beside(beside) => beside.left,
-            Carrier::Http2(incoming, _) => return incoming.size_hint(),
-            Carrier::Done => Some(0),
+        let left = match &self.source {
+            BodySource::Connection(trip, _) => trip.length(),
+            BodySource::Task(task) => task.left,
+            BodySource::Done => Some(0),
         };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }

@@ -1,6 +1,5 @@
 //! Why there is no answer that could be passed on, and what the caller is told.
 
-use std::error::Error;
 use std::io;
 use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
 
@@ -11,60 +10,44 @@ use crate::problem::{Code, Problem};
 /// Why there is no answer that could be passed on.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::proxy) enum Failure {
+    #[error("resolving the upstream's name")]
+    Resolve(#[source] io::Error),
     #[error("connecting")]
-    Connect(#[source] Box<dyn Error + Send + Sync>),
+    Connect(#[source] io::Error),
     #[error("connecting took too long")]
     ConnectTimeout,
     #[error("the upstream's address is this proxy's own")]
     Loop,
     #[error("TLS")]
     Tls(#[source] io::Error),
-    #[error("the upstream speaks no HTTP/2")]
-    NoHttp2,
     #[error("HTTP/1.1")]
-    Http1(#[source] http1::Error),
-    #[error("HTTP/2")]
-    Http2(#[source] hyper::Error),
+    Exchange(#[source] http1::Error),
     #[error("no answer in time")]
     ResponseTimeout,
-    #[error("a request or an answer that can't be passed on")]
-    Unsuitable,
 }
 
 impl Failure {
-    /// An HTTP/2 connection broke.
-    pub(super) fn is_broken_http2(&self) -> bool {
-        let Self::Http2(error) = self else { return false };
-        let is_io = error.source().is_some_and(<dyn Error>::is::<io::Error>);
-        error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_io
-    }
-
-    /// The upstream ends an HTTP/2 connection while requests are on their way (GOAWAY), or has no room for this one
-    /// (RFC 9113, section 8.7). A request that was taken before a GOAWAY fails in the same way when the connection
-    /// breaks, so only what is idempotent can be sent again.
-    pub(super) fn is_untaken(&self) -> bool {
-        let Self::Http2(error) = self else { return false };
-        let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-        http2.is_some_and(|error| {
-            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-        })
-    }
-
-    /// Nobody answered for so long that the kernel gave the connection up, as no server ends one.
-    pub(super) fn is_silence(&self) -> bool {
-        let Self::Http1(error) = self else { return false };
-        matches!(io_kind(error), Some(TimedOut | HostUnreachable | NetworkUnreachable))
+    /// Nothing was acknowledged until `TCP_USER_TIMEOUT`. The kernel then reports the last ICMP error instead of the
+    /// timeout when there was one.
+    pub(super) fn is_timeout(&self) -> bool {
+        let Self::Exchange(http1::Error::Send(error) | http1::Error::Receive(error)) = self else {
+            return false;
+        };
+        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
     }
 
     /// What the caller is told. The cause is logged, and stays here.
     pub(in crate::proxy) fn problem(&self) -> Problem {
         tracing::warn!(cause = %with_causes(self), "the upstream gave no answer");
         match self {
+            Self::Resolve(_) => {
+                let detail = "the API can't be reached: its name can't be resolved";
+                Problem::new(Code::UpstreamUnreachable, detail).because("dns_error")
+            }
             Self::Connect(error) => {
-                let (proxy_error, detail) = match io_kind(error.as_ref()) {
-                    Some(ConnectionRefused) => ("connection_refused", "it refused the connection"),
-                    Some(TimedOut) => ("connection_timeout", "it did not accept the connection"),
-                    _ if error.to_string().contains("dns") => ("dns_error", "its name can't be resolved"),
+                let (proxy_error, detail) = match error.kind() {
+                    ConnectionRefused => ("connection_refused", "it refused the connection"),
+                    TimedOut => ("connection_timeout", "it did not accept the connection"),
                     _ => ("destination_unavailable", "there is no way to it"),
                 };
                 Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
@@ -79,33 +62,23 @@ impl Failure {
                     .because("proxy_loop_detected")
             }
             Self::Tls(error) => tls_problem(error),
-            Self::NoHttp2 => {
-                Problem::new(Code::UpstreamInvalid, "the upstream speaks no HTTP/2 (http = \"2\")")
-            }
             Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
-            Self::Unsuitable => Problem::new(Code::UpstreamInvalid, "the API's answer can't be passed on"),
-            Self::Http1(http1::Error::Upload(_)) => body_broke_off(),
-            Self::Http2(error) if error.is_user() => body_broke_off(),
-            Self::Http1(http1::Error::Invalid(_)) => invalid(),
-            Self::Http2(error) if error.is_parse() => invalid(),
-            Self::Http1(http1::Error::Incomplete) => {
+            Self::Exchange(http1::Error::Upload(_)) => {
+                Problem::new(Code::BadRequest, "the request's body broke off").closing()
+            }
+            Self::Exchange(http1::Error::Invalid(_)) => {
+                Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
+            }
+            Self::Exchange(http1::Error::Incomplete) => {
                 Problem::new(Code::UpstreamInvalid, "the API's answer broke off")
                     .because("http_response_incomplete")
             }
-            Self::Http1(_) | Self::Http2(_) => {
+            Self::Exchange(_) => {
                 Problem::new(Code::UpstreamUnreachable, "the API closed the connection without an answer")
                     .because("connection_terminated")
             }
         }
     }
-}
-
-fn body_broke_off() -> Problem {
-    Problem::new(Code::BadRequest, "the request's body broke off").closing()
-}
-
-fn invalid() -> Problem {
-    Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
 }
 
 fn tls_problem(error: &io::Error) -> Problem {
@@ -120,15 +93,4 @@ fn tls_problem(error: &io::Error) -> Problem {
         Problem::new(Code::UpstreamUntrusted, "no TLS connection to the API could be made")
             .because("tls_protocol_error")
     }
-}
-
-fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return Some(io.kind());
-        }
-        cause = error.source();
-    }
-    None
 }

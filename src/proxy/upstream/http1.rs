@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::Instant;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
@@ -23,6 +24,7 @@ use super::super::alarm::Alarm;
 use super::super::headers;
 use super::super::replay::{Upload, UploadError};
 use super::Message;
+use super::network::Epoch;
 use crate::metrics::Open;
 use crate::tls::TlsStream;
 use crate::token::Token;
@@ -31,7 +33,13 @@ use framing::{Body, Invalid, Next};
 
 /// Constant requests keep a connection for that long, so that an upstream's name that moves is followed: no name is
 /// asked for while there is a connection.
-pub(super) const LONGEST_USE: Duration = Duration::from_secs(300);
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// Idle connections are used again for that long when the upstream announces nothing: servers close theirs after a
+/// minute or more.
+const KEEP_IDLE: Duration = Duration::from_secs(50);
+/// Before an upstream closes an idle connection by its own announcement, no request is sent on it for that long: it
+/// would arrive when the connection is gone.
+const CLOSES_SOON: Duration = Duration::from_secs(1);
 /// What is read of an answer at a time: each read and each write may wake somebody on another core; larger buffers
 /// don't stay in the processor's caches.
 const MOST_READ: usize = 160 * 1024;
@@ -52,7 +60,11 @@ pub(super) struct Connection {
     /// How much is received at a time, by what the answer before brought.
     room: usize,
     made_at: Instant,
+    /// How long it may be idle before it is used again.
+    pub(super) keep_idle: Duration,
     _open: Open,
+    /// The state of the network in which it was good last.
+    epoch: Epoch,
     /// For whatever is waited for on this connection.
     pub(super) alarm: Alarm,
 }
@@ -74,6 +86,8 @@ pub(super) struct RoundTrip {
     is_persistent: bool,
     /// Whether any byte of an answer came.
     has_heard: bool,
+    /// Whether it came before the request was sent: it may be what a server still had to say to the one before.
+    is_early: bool,
 }
 
 /// A request on its way up.
@@ -119,7 +133,7 @@ pub(in crate::proxy) enum Error {
 }
 
 /// A request without an answer.
-pub(super) struct Unanswered {
+pub(super) struct NoResponse {
     pub(super) error: Error,
     /// Not one byte came, and the connection is dead.
     pub(super) is_dead: bool,
@@ -129,14 +143,16 @@ pub(super) struct Unanswered {
 
 impl Connection {
     /// One that was made just now.
-    pub(super) fn new(stream: Stream, open: Open) -> Self {
+    pub(super) fn new(stream: Stream, open: Open, epoch: Epoch) -> Self {
         Self {
             stream,
             received: Bytes::new(),
             buffer: BytesMut::new(),
             room: FIRST_READ,
             made_at: Instant::now(),
+            keep_idle: KEEP_IDLE,
             _open: open,
+            epoch,
             alarm: Alarm::default(),
         }
     }
@@ -145,8 +161,17 @@ impl Connection {
     /// ended it.
     pub(super) fn is_good(&mut self, now: Instant) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        now.saturating_duration_since(self.made_at) < LONGEST_USE
+        // tokio reads nothing for a task that has used up its budget.
+        now.saturating_duration_since(self.made_at) < MAX_CONNECTION_AGE
+            && has_budget_remaining()
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
+    }
+
+    /// Whether it outlived what has happened to the network.
+    pub(super) fn is_good_in(&mut self, epoch: Epoch) -> bool {
+        let is_good = self.epoch.is_good_in(epoch, self.stream.tcp());
+        self.epoch = epoch;
+        is_good
     }
 
     /// The answer that comes next is most likely as large as this one.
@@ -187,6 +212,7 @@ impl RoundTrip {
             body: Body::NONE,
             is_persistent: false,
             has_heard: false,
+            is_early: false,
         }
     }
 
@@ -208,12 +234,17 @@ impl RoundTrip {
             match ready!(self.connection.poll_receive(cx, usize::MAX)) {
                 Ok(0) if self.has_heard => return Poll::Ready(Err(Error::Incomplete)),
                 Ok(0) => return Poll::Ready(Err(self.sending.cause_of(Error::Closed))),
-                Ok(_) => self.has_heard = true,
+                Ok(_) => {
+                    self.is_early |= !self.has_heard && self.sending.step != Step::Done;
+                    self.has_heard = true;
+                }
                 Err(error) => return Poll::Ready(Err(self.sending.cause_of(Error::Receive(error)))),
             }
             if let Some((head, body)) = Head::next(&mut self.connection.received, self.is_of_head)? {
                 self.connection.expect(&body);
-                (self.body, self.is_persistent) = (body, head.is_persistent);
+                let announced = head.keeps_idle.map(|keeps| keeps.saturating_sub(CLOSES_SOON));
+                self.connection.keep_idle = announced.unwrap_or(KEEP_IDLE).min(KEEP_IDLE);
+                (self.body, self.is_persistent) = (body, head.is_persistent && !self.is_early);
                 return Poll::Ready(Ok(head));
             }
         }
@@ -260,10 +291,10 @@ impl RoundTrip {
     }
 
     /// What became of a request that failed before its answer.
-    pub(super) fn unanswered(self, error: Error) -> Unanswered {
+    pub(super) fn no_response(self, error: Error) -> NoResponse {
         let is_dead = !self.has_heard && matches!(error, Error::Send(_) | Error::Receive(_) | Error::Closed);
         let is_unsent = is_dead && !self.sending.has_begun;
-        Unanswered { error, is_dead, unsent: is_unsent.then_some(self.sending.upload) }
+        NoResponse { error, is_dead, unsent: is_unsent.then_some(self.sending.upload) }
     }
 
     /// Sends what can be sent. Without the rest of the caller's body there is nothing to wait for.
@@ -337,6 +368,15 @@ impl Sending {
     /// That the request could not be sent is why there is no answer.
     fn cause_of(&mut self, error: Error) -> Error {
         self.failure.take().unwrap_or(error)
+    }
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref(),
+        }
     }
 }
 
@@ -445,7 +485,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
-        let connection = Connection::new(Stream::Plain(near), Metrics::default().worker().upstream());
+        let connection =
+            Connection::new(Stream::Plain(near), Metrics::default().worker().upstream(), Epoch::default());
         let (parts, ()) = Request::post("/x").body(()).unwrap().into_parts();
         let (message, host) =
             (Message { parts: &parts, is_chunked: true }, HeaderValue::from_static("api.example"));

@@ -1,14 +1,12 @@
 //! The connections of one worker to one upstream that wait to be used again, and for how long.
 
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::http1::Connection;
+use super::network::Epoch;
 
-/// Idle connections are used again for that long: servers close theirs after a minute or more.
-const KEEP_IDLE: Duration = Duration::from_secs(50);
 /// Idle connections a worker keeps for one upstream.
 const MOST_IDLE: usize = 256;
 
@@ -29,16 +27,12 @@ struct Idle {
 
 impl Pool {
     /// The connection that was used last, if it is still good.
-    pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
+    pub(super) fn take(&self, now: Instant, epoch: Epoch) -> Option<Box<Connection>> {
         let mut shelf = self.shelf();
         loop {
-            let Idle { mut connection, since } = shelf.idle.pop()?;
-            if now.saturating_duration_since(since) > KEEP_IDLE {
-                shelf.idle.clear();
-                return None;
-            }
-            if connection.is_good(now) {
-                return Some(connection);
+            let mut idle = shelf.idle.pop()?;
+            if idle.is_good(now) && idle.connection.is_good_in(epoch) {
+                return Some(idle.connection);
             }
         }
     }
@@ -57,14 +51,12 @@ impl Pool {
     /// Closes what is idle for too long, or was closed by the upstream. False when nothing is left.
     pub(super) fn tidy(&self, now: Instant) -> bool {
         let mut shelf = self.shelf();
-        shelf.idle.retain_mut(|Idle { connection, since }| {
-            now.saturating_duration_since(*since) <= KEEP_IDLE && connection.is_good(now)
-        });
+        shelf.idle.retain_mut(|idle| idle.is_good(now));
         shelf.is_tidied = !shelf.idle.is_empty();
         shelf.is_tidied
     }
 
-    /// Closes all idle connections: one of them fell silent, and they went the same way.
+    /// Closes all idle connections: they share a network path, and when one times out, all are dropped.
     pub(super) fn clear(&self) {
         self.shelf().idle.clear();
     }
@@ -74,9 +66,18 @@ impl Pool {
     }
 }
 
+impl Idle {
+    /// Whether another request can go out on it.
+    fn is_good(&mut self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < self.connection.keep_idle && self.connection.is_good(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
@@ -92,7 +93,7 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
         let open = Metrics::default().worker().upstream();
-        (Box::new(Connection::new(Stream::Plain(near), open)), far)
+        (Box::new(Connection::new(Stream::Plain(near), open, Epoch::default())), far)
     }
 
     #[tokio::test(start_paused = true)]
@@ -102,7 +103,7 @@ mod tests {
         let _is_first = pool.give_back(connection);
 
         let mut uses = 0;
-        while let Some(connection) = pool.take(Instant::now()) {
+        while let Some(connection) = pool.take(Instant::now(), Epoch::default()) {
             tokio::time::advance(Duration::from_secs(10)).await;
             let _is_first = pool.give_back(connection);
             uses += 1;
@@ -118,7 +119,20 @@ mod tests {
 
             tokio::time::advance(Duration::from_secs(secs)).await;
 
-            assert_eq!(pool.take(Instant::now()).is_some(), is_good, "after {secs} s");
+            assert_eq!(pool.take(Instant::now(), Epoch::default()).is_some(), is_good, "after {secs} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_used_again_for_as_long_as_its_upstream_keeps_it() {
+        for (millis, is_good) in [(3900, true), (4000, false)] {
+            let (pool, (mut connection, _far)) = (Pool::default(), made().await);
+            connection.keep_idle = Duration::from_secs(4);
+            let _is_first = pool.give_back(connection);
+
+            tokio::time::advance(Duration::from_millis(millis)).await;
+
+            assert_eq!(pool.take(Instant::now(), Epoch::default()).is_some(), is_good, "after {millis} ms");
         }
     }
 
@@ -165,7 +179,7 @@ mod tests {
 
     /// Whether there is a connection that could be used again.
     fn is_there(pool: &Pool) -> bool {
-        let connection = pool.take(Instant::now());
+        let connection = pool.take(Instant::now(), Epoch::default());
         connection.map(|connection| pool.give_back(connection)).is_some()
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustls::pki_types::ServerName;
 
 use super::reader::{Reader, Source};
-use super::{Config, ConfigError, Environment, Grant, HttpVersion, Listen, ROOT};
+use super::{Config, ConfigError, Environment, Grant, Listen, ROOT};
 use crate::fuzz::Input;
 
 const FILE: &str = "config.toml";
@@ -211,7 +211,7 @@ fn can_be_used(config: &Config) {
         assert!(route.prefix == "/" || route.prefix.starts_with('/') && !route.prefix.ends_with('/'));
         assert!(config.accounts.contains_key(&route.account));
         let upstream = &route.upstream;
-        assert!(upstream.tls || is_here(&upstream.host) && route.http != HttpVersion::Http2);
+        assert!(upstream.tls || is_here(&upstream.host));
         assert!(http::HeaderValue::from_str(&upstream.authority).is_ok(), "{}", upstream.authority);
         assert!(upstream.origin().parse::<http::Uri>().is_ok(), "{}", upstream.origin());
         assert!(format!("{}/x", upstream.base_path).parse::<http::Uri>().is_ok(), "{}", upstream.base_path);

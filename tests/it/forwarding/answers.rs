@@ -9,7 +9,7 @@ use crate::support::{Setup, World};
 
 #[test]
 fn a_status_comes_down_as_it_is() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         for status in [
             200, 201, 206, 226, 299, 300, 400, 403, 404, 409, 410, 413, 421, 418, 429, 451, 500, 502, 503,
@@ -68,10 +68,9 @@ fn an_interim_answer_does_not_stand_in_the_way_of_the_final_one() {
 
 #[test]
 fn fields_of_the_apis_own_origin_stay_behind_and_all_others_come() {
-    for setup in [one_worker(), over_tls("2")] {
-        let is_http_2 = setup.route.contains("\"2\"");
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
-        world.standin.on_api(move |_| Some(Scripted::Answer(with_many_fields(is_http_2))));
+        world.standin.on_api(|_| Some(Scripted::Answer(with_many_fields())));
 
         let answer = world.daemon.get("/x");
 
@@ -92,7 +91,7 @@ fn fields_of_the_apis_own_origin_stay_behind_and_all_others_come() {
 
 #[test]
 fn a_token_that_the_api_echoes_never_reaches_the_caller() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let token = token(&world);
         let echoed = token.clone();
@@ -255,8 +254,7 @@ fn a_personal_access_token_goes_up_with_its_type() {
 
 #[test]
 fn connections_to_the_upstream_are_used_again() {
-    for (setup, most) in [(one_worker(), 1), (over_tls("1.1"), 1), (over_tls("2"), 1), (Setup::default(), 8)]
-    {
+    for (setup, most) in [(one_worker(), 1), (over_tls(), 1), (Setup::default(), 8)] {
         let world = setup.logged_in();
         let before = world.standin.api_connection_count();
 
@@ -274,20 +272,14 @@ fn connections_to_the_upstream_are_used_again() {
     }
 }
 
-fn with_many_fields(is_http_2: bool) -> Answer {
+fn with_many_fields() -> Answer {
     let mut answer = Answer::full(200, "content");
-    if !is_http_2 {
-        for (name, value) in [
-            ("Connection", "X-Of-This-Connection"),
-            ("Keep-Alive", "timeout=5"),
-            ("Proxy-Connection", "keep-alive"),
-            ("Upgrade", "h2c"),
-            ("X-Of-This-Connection", "1"),
-        ] {
-            answer = answer.with(name, value);
-        }
-    }
     for (name, value) in [
+        ("Connection", "X-Of-This-Connection"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Upgrade", "h2c"),
+        ("X-Of-This-Connection", "1"),
         ("Proxy-Authenticate", "Basic"),
         ("Set-Cookie", "a=b"),
         ("Set-Cookie", "c=d"),

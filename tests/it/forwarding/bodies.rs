@@ -17,7 +17,7 @@ const MOST_GROWTH_KIB: u64 = 28 * 1024;
 
 #[test]
 fn events_arrive_one_by_one_while_the_next_is_not_yet_made() {
-    for setup in [one_worker(), over_tls("1.1"), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let gates: Vec<Gate> = (0..5).map(|_| Gate::default()).collect();
         let held = gates.clone();
@@ -38,7 +38,7 @@ fn events_arrive_one_by_one_while_the_next_is_not_yet_made() {
 
 #[test]
 fn a_body_goes_up_and_comes_back_piece_by_piece() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
 
         let mut caller = Caller::connect(&world.daemon);
@@ -58,7 +58,7 @@ fn a_body_goes_up_and_comes_back_piece_by_piece() {
 
 #[test]
 fn a_download_that_nobody_reads_is_held_back_at_its_source() {
-    for (setup, chunked) in [(one_worker(), ""), (over_tls("1.1"), "?chunked"), (over_tls("2"), "")] {
+    for (setup, chunked) in [(one_worker(), ""), (over_tls(), "?chunked")] {
         let world = setup.logged_in();
         let made = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&made);
@@ -81,7 +81,7 @@ fn a_download_that_nobody_reads_is_held_back_at_its_source() {
 
 #[test]
 fn a_caller_that_goes_away_ends_its_download_at_the_source() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let made = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&made);
@@ -101,7 +101,7 @@ fn a_caller_that_goes_away_ends_its_download_at_the_source() {
 fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
     let content = pattern(LARGE);
     let length = format!("Content-Length: {LARGE}\r\n");
-    for (setup, is_chunked) in [(one_worker(), false), (over_tls("1.1"), true), (over_tls("2"), false)] {
+    for (setup, is_chunked) in [(one_worker(), false), (over_tls(), true)] {
         let world = setup.logged_in();
         let gate = Gate::default();
         let held = gate.clone();
@@ -134,7 +134,7 @@ fn an_upload_that_nobody_reads_is_held_back_at_the_caller() {
 fn an_upload_may_take_longer_than_its_answer() {
     let tables = "[limits]\nresponse_timeout = \"2s\"".to_owned();
     let worlds =
-        [one_worker(), over_tls("2")].map(|setup| Setup { tables: tables.clone(), ..setup }.logged_in());
+        [one_worker(), over_tls()].map(|setup| Setup { tables: tables.clone(), ..setup }.logged_in());
     let mut callers = worlds.each_ref().map(|world| Caller::connect(&world.daemon));
     callers.iter_mut().for_each(|caller| caller.send_head("PUT /echo", "Transfer-Encoding: chunked\r\n"));
 
@@ -155,7 +155,7 @@ fn an_upload_may_take_longer_than_its_answer() {
 
 #[test]
 fn trailers_come_down_and_none_that_could_harm() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let token = token(&world);
         let mut caller = Caller::connect(&world.daemon);
@@ -173,7 +173,7 @@ fn trailers_come_down_and_none_that_could_harm() {
 
 #[test]
 fn a_trailer_goes_up_announced_or_not_and_no_credential_with_it() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         for announcement in ["Trailer: X-Sum, Authorization, Cookie\r\n", ""] {
             let mut caller = Caller::connect(&world.daemon);
@@ -220,7 +220,7 @@ fn a_caller_that_expects_100_continue_is_told_before_it_sends() {
 
 #[test]
 fn an_early_answer_reaches_a_caller_that_still_sends() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
 
         let mut caller = Caller::connect(&world.daemon);

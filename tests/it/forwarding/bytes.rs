@@ -58,12 +58,7 @@ fn a_thousand_random_messages_arrive_byte_for_byte_over_plain_http() {
 
 #[test]
 fn a_thousand_random_messages_arrive_byte_for_byte_over_tls() {
-    a_thousand_messages_arrive(over_tls("1.1"));
-}
-
-#[test]
-fn a_thousand_random_messages_arrive_byte_for_byte_over_http_2() {
-    a_thousand_messages_arrive(over_tls("2"));
+    a_thousand_messages_arrive(over_tls());
 }
 
 #[test]
@@ -291,7 +286,6 @@ impl Message {
 
 fn target(dice: &mut Dice) -> String {
     let mut target = String::new();
-    // The stand-in takes 16 KiB of fields over HTTP/2.
     let longest = dice.pick(&[3, 8, 40, 1000]);
     for _ in 0..=dice.below(6) {
         target.push('/');

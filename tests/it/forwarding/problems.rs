@@ -126,10 +126,9 @@ fn an_upstream_whose_name_is_unknown_is_unreachable() {
 
 #[test]
 fn an_upstream_that_hangs_up_without_an_answer_is_unreachable() {
-    for setup in [one_worker(), over_tls("1.1")] {
+    for setup in [one_worker(), over_tls()] {
         for ending in [|| Scripted::Close, || Scripted::Reset] {
-            let world = Setup { route: setup.route.clone(), options: setup.options.clone(), ..one_worker() }
-                .logged_in();
+            let world = Setup { options: setup.options.clone(), ..one_worker() }.logged_in();
             world.standin.on_api(move |_| Some(ending()));
             world.standin.clear_api_requests();
             let answer = world.daemon.request("POST", "/echo", &[], b"body");
@@ -142,20 +141,17 @@ fn an_upstream_that_hangs_up_without_an_answer_is_unreachable() {
 #[test]
 fn an_upstream_with_a_wrong_certificate_gets_no_byte_of_a_request() {
     for defect in [TlsDefect::UnknownAuthority, TlsDefect::WrongName, TlsDefect::Expired] {
-        for http in ["1.1", "2"] {
-            let setup = over_tls(http);
-            let options = Options { api_tls_defect: Some(defect), ..setup.options };
-            let world = Setup { options, ..Setup { route: setup.route, ..one_worker() } }.logged_in();
+        let options = Options { api_tls_defect: Some(defect), ..over_tls().options };
+        let world = Setup { options, ..one_worker() }.logged_in();
 
-            let answer = world.daemon.request("POST", "/echo", &[], b"body");
+        let answer = world.daemon.request("POST", "/echo", &[], b"body");
 
-            assert_problem(&answer, "upstream-untrusted", 502, "tls_certificate_error");
-            assert_eq!(
-                (world.standin.api_connection_count(), world.standin.api_requests().len()),
-                (0, 0),
-                "{defect:?}"
-            );
-        }
+        assert_problem(&answer, "upstream-untrusted", 502, "tls_certificate_error");
+        assert_eq!(
+            (world.standin.api_connection_count(), world.standin.api_requests().len()),
+            (0, 0),
+            "{defect:?}"
+        );
     }
 }
 
@@ -184,22 +180,6 @@ fn an_upstream_that_speaks_no_tls_is_not_trusted() {
         let heard = heard.join().unwrap();
         assert!(!heard.windows(6).any(|window| window == b"secret"), "a request went in clear");
     }
-}
-
-#[test]
-fn an_upstream_without_http_2_is_no_upstream_for_a_route_that_wants_it() {
-    let setup = over_tls("2");
-    let world = Setup {
-        options: Options { http2: false, ..setup.options },
-        ..Setup { route: setup.route, ..one_worker() }
-    };
-    let world = world.logged_in();
-
-    let answer = world.daemon.get("/echo");
-
-    assert_eq!(answer.status, 502, "{answer:?}");
-    assert!(["upstream-invalid", "upstream-untrusted"].contains(&answer.problem().as_str()), "{answer:?}");
-    assert_eq!(world.standin.api_requests().iter().filter(|request| request.path() == "/echo").count(), 0);
 }
 
 #[test]
@@ -239,7 +219,7 @@ fn an_answer_that_is_no_http_is_not_passed_on() {
 
 #[test]
 fn an_upstream_that_does_not_answer_times_out() {
-    for setup in [one_worker(), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = Setup { tables: "[limits]\nresponse_timeout = \"1s\"".to_owned(), ..setup }.logged_in();
         world.standin.on_api(|_| Some(Scripted::Hang));
         for (method, length) in [("GET", 0), ("POST", 10), ("POST", 100_000)] {

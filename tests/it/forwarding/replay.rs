@@ -12,7 +12,7 @@ use crate::support::{Setup, World, eventually};
 
 #[test]
 fn a_request_whose_token_was_refused_is_sent_once_more_with_a_new_one() {
-    for setup in [one_worker(), over_tls("1.1"), over_tls("2")] {
+    for setup in [one_worker(), over_tls()] {
         let world = setup.logged_in();
         let old = token(&world);
         world.standin.revoke_access(&old);
@@ -29,11 +29,11 @@ fn a_request_whose_token_was_refused_is_sent_once_more_with_a_new_one() {
 
 #[test]
 fn a_body_up_to_the_replay_buffer_is_sent_once_more_byte_for_byte() {
-    for http in ["plain", "1.1", "2"] {
+    for http in ["plain", "TLS"] {
         for (length, is_chunked) in
             [(0, false), (0, true), (10, false), (10, true), (65_536, false), (65_536, true)]
         {
-            let setup = if http == "plain" { one_worker() } else { over_tls(http) };
+            let setup = if http == "plain" { one_worker() } else { over_tls() };
             let world = setup.logged_in();
             world.standin.revoke_access(&token(&world));
             let body = pattern(length);
@@ -239,9 +239,36 @@ fn an_idempotent_request_is_sent_at_most_twice() {
 }
 
 #[test]
+fn a_request_that_is_sent_once_more_leaves_the_other_pooled_connections_alone() {
+    let world = one_worker().logged_in();
+    let mut callers = [Caller::connect(&world.daemon), Caller::connect(&world.daemon)];
+    // Two at once, each on a connection of its own.
+    let two = |callers: &mut [Caller; 2]| {
+        let gate = Gate::default();
+        let held = gate.clone();
+        world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
+        callers.iter_mut().for_each(|caller| caller.send_head("GET /echo", ""));
+        eventually("both are on their way", || (gate.waiting() == 2).then_some(()));
+        world.standin.clear_on_api();
+        gate.open();
+        callers.iter_mut().for_each(|caller| assert_eq!(caller.answer("GET").status, 200));
+    };
+    two(&mut callers);
+    let before = world.standin.api_connection_count();
+
+    let resets = AtomicUsize::new(0);
+    world.standin.on_api(move |_| (resets.fetch_add(1, Ordering::SeqCst) == 0).then_some(Scripted::Reset));
+    assert_eq!(callers[0].get("/echo").status, 200);
+    assert_eq!(world.standin.api_connection_count(), before + 1, "it was sent once more on a new one");
+
+    two(&mut callers);
+    assert_eq!(world.standin.api_connection_count(), before + 1, "the other one of the pool is still there");
+}
+
+#[test]
 fn a_pooled_connection_that_died_unnoticed_costs_a_caller_nothing() {
-    for http in ["plain", "1.1", "2"] {
-        let setup = if http == "plain" { one_worker() } else { over_tls(http) };
+    for http in ["plain", "TLS"] {
+        let setup = if http == "plain" { one_worker() } else { over_tls() };
         let world = setup.logged_in();
         let mut caller = Caller::connect(&world.daemon);
         for _ in 0..20 {

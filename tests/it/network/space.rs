@@ -55,7 +55,7 @@ impl Net {
         let far = net.far.holder.id().to_string();
         net.near.ip(&["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", &far]);
         for (space, address) in [(&net.near, NEAR), (&net.far, FAR)] {
-            space.ip(&["address", "add", &format!("{address}/30"), "dev", "cable"]);
+            space.ip(&["address", "add", &format!("{address}/29"), "dev", "cable"]);
             space.mend();
         }
         net
@@ -93,6 +93,17 @@ impl Space {
 
     pub(super) fn mend(&self) {
         self.ip(&["link", "set", "cable", "up"]);
+    }
+
+    /// Has another address, as after a move to another network.
+    pub(super) fn move_to(&self, address: Ipv4Addr) {
+        self.ip(&["address", "flush", "dev", "cable"]);
+        self.ip(&["address", "add", &format!("{address}/29"), "dev", "cable"]);
+    }
+
+    /// Has one more address, on another link.
+    pub(super) fn also_has(&self, address: Ipv4Addr) {
+        self.ip(&["address", "add", &format!("{address}/24"), "dev", "lo"]);
     }
 
     /// Nothing leaves for these ports any more, and nobody is told.

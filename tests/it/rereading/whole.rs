@@ -66,7 +66,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("route", "upstream", "\"https://example.net\"", Names("route./.upstream")),
     ("route", "account", "\"pat\"", Names("route./.account")),
     ("route", "ca_file", "\"<home>/other_ca.pem\"", Takes),
-    ("route", "http", "\"1.1\"", Names("route./.http")),
+    ("route", "http", "\"1.1\"", Takes),
     ("callers", "users", "[\"self\", 4711]", Names("callers.users")),
     ("callers", "hosts", "[\"proxy.example\"]", Names("callers.hosts")),
     ("callers", "allowed_origins", "[\"https://page.example\"]", Names("callers.allowed_origins")),

@@ -18,7 +18,6 @@ const HANG_UPS: usize = 5;
 const FAULTS: usize = 20;
 const NEW_CONNECTIONS: usize = 20;
 const OVER_THE_SOCKET: usize = 40;
-const OVER_HTTP2: usize = 25;
 /// Larger bodies are sent once, whatever the method.
 const REPLAY_BUFFER: usize = 64 * 1024;
 
@@ -67,14 +66,13 @@ impl Plan {
         let kinds = [Kind::Get, Kind::Get, Kind::Head, Kind::Post, Kind::Post];
         let kinds = [&kinds[..], &[Kind::Upload, Kind::Download, Kind::Events, Kind::Api]].concat();
         let kind = dice.pick(&kinds);
-        let is_http2 = dice.chance(OVER_HTTP2);
         let method = match kind {
             Kind::Get | Kind::Download | Kind::Events | Kind::Api => "GET",
             Kind::Head => "HEAD",
             Kind::Post => "POST",
             Kind::Upload => "PUT",
         };
-        let fault = dice.chance(FAULTS).then(|| Ordered::draw(dice, method, is_http2));
+        let fault = dice.chance(FAULTS).then(|| Ordered::draw(dice, method));
         let length = match kind {
             Kind::Post => dice.below(3_000),
             Kind::Upload | Kind::Download => dice.below(400_000),
@@ -87,9 +85,8 @@ impl Plan {
             Kind::Events => "/events?n=5&every_ms=10&".to_owned(),
             Kind::Api => "/api/users?".to_owned(),
         };
-        let prefix = if is_http2 { "/two" } else { "" };
         let fault_name = fault.map(|fault| format!("&fault={fault:?}")).unwrap_or_default();
-        let target = format!("{prefix}{path}id={id}{fault_name}");
+        let target = format!("{path}id={id}{fault_name}");
         let body = if matches!(kind, Kind::Post | Kind::Upload) { pattern(length) } else { Vec::new() };
         let is_chunked = !body.is_empty() && dice.chance(50);
         Self { kind, id, fault, request: Request { method, target, body, is_chunked }, length }
@@ -126,10 +123,9 @@ impl Plan {
             Kind::Head => answer.body.is_empty(),
             Kind::Get | Kind::Post | Kind::Upload => {
                 let echo: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-                let target = self.request.target.strip_prefix("/two").unwrap_or(&self.request.target);
                 let sum = digest(&SHA256, &self.request.body);
                 let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-                echo["target"] == *target
+                echo["target"] == *self.request.target
                     && echo["method"] == self.request.method
                     && echo["body_sha256"] == *sum
             }

@@ -63,14 +63,13 @@ struct Pages {
 }
 
 impl Ordered {
-    /// One that makes sense for this request; HTTP/2 has no broken answers here.
-    pub(super) fn draw(dice: &mut Dice, method: &str, is_http2: bool) -> Self {
+    /// One that makes sense for this request.
+    pub(super) fn draw(dice: &mut Dice, method: &str) -> Self {
         loop {
             let fault = dice.pick(&ALL);
-            let is_broken = !matches!(fault, Self::Unavailable | Self::Unauthorized);
             let has_body = !matches!(fault, Self::BodyCutOff | Self::BodyReset) || method != "HEAD";
             let is_early = fault != Self::Early || ["POST", "PUT"].contains(&method);
-            if has_body && is_early && !(is_broken && is_http2) {
+            if has_body && is_early {
                 return fault;
             }
         }

@@ -1,11 +1,13 @@
 //! Where the parts of an HTTP/1.1 answer begin and end (RFC 9112): its head, its body, its trailers. No I/O.
 
 use std::mem::MaybeUninit;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Longer heads and trailer sections are refused.
 const LARGEST_HEAD: usize = 160 * 1024;
 /// Heads with more fields are refused.
@@ -20,8 +22,10 @@ const MOST_DIGITS: usize = 16;
 pub(in crate::proxy::upstream) struct Head {
     pub(in crate::proxy::upstream) status: StatusCode,
     pub(in crate::proxy::upstream) fields: HeaderMap,
-    /// Whether the connection goes on behind the answer (section 9.3).
+    /// Whether the connection goes on behind the answer (section 9.3), whose end is certain.
     pub(in crate::proxy::upstream) is_persistent: bool,
+    /// How long the upstream keeps an idle connection, when it says so.
+    pub(in crate::proxy::upstream) keeps_idle: Option<Duration>,
 }
 
 /// Where in an answer's body we are, and how its end is known (section 6.3).
@@ -94,8 +98,15 @@ impl Head {
             }
             if !status.is_informational() {
                 let body = Body::of(status, version, &fields, is_of_head)?;
-                let is_persistent = body != Body::UntilClose && is_persistent(version, &fields);
-                return Ok(Some((Self { status, fields, is_persistent }, body)));
+                let is_persistent = body != Body::UntilClose
+                    && is_persistent(version, &fields)
+                    && has_certain_end(status, &fields, is_of_head);
+                let keeps_idle = keeps_idle(&fields);
+                return Ok(Some((Self { status, fields, is_persistent, keeps_idle }, body)));
+            }
+            // Its body, which can't be (RFC 9112, section 6.3), would be read as the final answer.
+            if announces_body(&fields) {
+                return Err(Invalid::Framing);
             }
         }
     }
@@ -140,6 +151,39 @@ fn is_persistent(version: u8, fields: &HeaderMap) -> bool {
     let values = fields.get_all(CONNECTION).into_iter();
     let mut options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     version == 1 && !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// The timeout that a server announces for an idle connection: `Keep-Alive: timeout=5, max=100` (RFC 2068, section
+/// 19.7.1.1).
+fn keeps_idle(fields: &HeaderMap) -> Option<Duration> {
+    let values = fields.get_all(&KEEP_ALIVE).into_iter();
+    let parameters = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let timeouts = parameters.filter_map(|parameter| {
+        let equals = memchr::memchr(b'=', parameter)?;
+        let is_timeout = parameter[..equals].trim_ascii().eq_ignore_ascii_case(b"timeout");
+        let secs = parameter[equals + 1..].trim_ascii();
+        let secs = secs.strip_prefix(b"\"").and_then(|secs| secs.strip_suffix(b"\"")).unwrap_or(secs);
+        decimal(secs).filter(|_| is_timeout)
+    });
+    timeouts.min().map(Duration::from_secs)
+}
+
+/// False when the answer has no body by its method or status, and a server is known to send one all the same: its
+/// bytes would be taken for the next answer.
+fn has_certain_end(status: StatusCode, fields: &HeaderMap, is_of_head: bool) -> bool {
+    match status {
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => !announces_body(fields),
+        // The length of what GET would bring is expected here. An error is often written by a program in between that
+        // does not know the method, and the last chunk by one that only leaves out the data.
+        _ if is_of_head => status.is_success() && !fields.contains_key(TRANSFER_ENCODING),
+        _ => true,
+    }
+}
+
+/// Whether a body is said to follow.
+fn announces_body(fields: &HeaderMap) -> bool {
+    let mut lengths = fields.get_all(CONTENT_LENGTH).into_iter();
+    lengths.any(|length| decimal(length.as_bytes()) != Some(0)) || fields.contains_key(TRANSFER_ENCODING)
 }
 
 impl Body {
@@ -339,6 +383,8 @@ mod tests {
             "HTTP/1.1 200 OK\r\nA: 1\r\n Content-Length: 5\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n",
             "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 102 Processing\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
             "HTTP/1.1 099 Low\r\n\r\n",
             "HTTP/2 200 OK\r\n\r\n",
         ] {
@@ -377,6 +423,32 @@ mod tests {
             ("HTTP/1.1 200 x\r\n\r\n", false),
         ] {
             assert_eq!(head(text, false).unwrap().unwrap().0.is_persistent, is_persistent, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_connection_ends_behind_an_answer_whose_end_is_not_certain() {
+        for (said, is_of_head, is_persistent) in [
+            ("200 x\r\nContent-Length: 5\r\n", false, true),
+            ("205 x\r\nContent-Length: 0\r\n", false, true),
+            ("204 x\r\nContent-Length: 0\r\n", false, true),
+            ("204 x\r\nContent-Length: 5\r\n", false, false),
+            ("204 x\r\nContent-Length: x\r\n", false, false),
+            ("204 x\r\nContent-Length: 0\r\nContent-Length: 5\r\n", false, false),
+            ("204 x\r\nTransfer-Encoding: chunked\r\n", false, false),
+            ("304 x\r\n", false, true),
+            ("304 x\r\nContent-Length: 5\r\n", false, false),
+            ("304 x\r\nTransfer-Encoding: chunked\r\n", true, false),
+            ("200 x\r\n", true, true),
+            ("200 x\r\nContent-Length: 5\r\n", true, true),
+            ("200 x\r\nTransfer-Encoding: chunked\r\n", true, false),
+            ("204 x\r\nContent-Length: 5\r\n", true, false),
+            ("302 x\r\nContent-Length: 5\r\n", true, false),
+            ("404 x\r\n", true, false),
+            ("500 x\r\nContent-Length: 5\r\n", true, false),
+        ] {
+            let (head, ..) = head(&format!("HTTP/1.1 {said}\r\n"), is_of_head).unwrap().unwrap();
+            assert_eq!(head.is_persistent, is_persistent, "{said}, HEAD {is_of_head}");
         }
     }
 
