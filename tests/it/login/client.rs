@@ -1,5 +1,7 @@
 //! What the application is at the authorization server: its redirect address, its secret or none, its PKCE.
 
+use url::Url;
+
 use crate::standin::{Options, Person, Pkce};
 use crate::support::{Setup, World};
 
@@ -26,7 +28,9 @@ fn a_redirect_address_goes_out_byte_for_byte_as_it_is_written() {
         let url = world.begin_login();
         assert_eq!(parameter(&url, "redirect_uri"), written);
 
-        let answer = world.paste(&world.standin.authorize(&url, Person::Alice));
+        // As browsers copy it from their address bars.
+        let callback = Url::parse(&world.standin.authorize(&url, Person::Alice)).unwrap();
+        let answer = world.paste(callback.as_str());
 
         assert_eq!(answer.status, 200, "{written}: {answer:?}");
         assert_eq!(world.standin.token_requests()[0].form_field("redirect_uri"), Some(written));
