@@ -374,8 +374,12 @@ mod tests {
         let claims = r#"{"sub":"1","aud":"a","exp":1,"c_hash":"<hash>"}"#;
         let hash = URL_SAFE_NO_PAD.encode(&digest(&SHA256, CODE.as_bytes()).as_ref()[..16]);
         let claims = URL_SAFE_NO_PAD.encode(claims.replace("<hash>", &hash));
-        let hybrid = format!("id_token=eyJhbGciOiJSUzI1NiJ9.{claims}.c2ln&code={CODE}");
-        for (parameters, is_hybrid) in [(format!("code={CODE}"), false), (hybrid, true)] {
+        let id_token = format!("eyJhbGciOiJSUzI1NiJ9.{claims}.c2ln");
+        for (parameters, is_hybrid) in [
+            (format!("code={CODE}"), false),
+            (format!("id_token={id_token}&code={CODE}"), true),
+            (format!("code={CODE}&id_token={id_token}"), true),
+        ] {
             let address = format!("{AT}?state={STATE}&session_state=a.b&{parameters}");
             let mut texts: Vec<_> = AROUND.iter().map(|around| around.replace("{}", &address)).collect();
             texts.extend((1..address.len()).map(|column| wrapped(&address, column, "\n")));
@@ -384,6 +388,9 @@ mod tests {
             for text in texts {
                 let (state, code) = found(&text);
                 assert_eq!((state.as_str(), code.code.expose_secret()), (STATE, CODE), "{text}");
+                let found = code.id_token.as_ref().map(SecretString::expose_secret);
+                let is_odd = ["**", "R&D"].iter().any(|odd| text.contains(odd));
+                assert!(is_odd || found == is_hybrid.then_some(id_token.as_str()), "{text}");
             }
         }
     }

@@ -344,11 +344,9 @@ impl Joined {
     fn is_likely(&self, read: &Callback, from: usize, end: usize, stop: usize) -> bool {
         let Outcome::Code(code) = &read.outcome else { return true };
         let has_words = self.breaks.iter().any(|at| (from..end).contains(at) && self.are_words(*at, stop));
-        !has_words
-            && match &code.id_token {
-                Some(id_token) => id_token::names_code(id_token, &code.code),
-                None => !self.text[..end].ends_with(['.', ',', ';', ':', '?', '\'', '(', ')', ']']),
-            }
+        let has_sign = self.text[..end].ends_with(['.', ',', ';', ':', '?', '\'', '(', ')', ']']);
+        let id_token = code.id_token.as_ref();
+        !has_words && !has_sign && id_token.is_none_or(|token| id_token::names_code(token, &code.code))
     }
 
     /// True when the line that begins at a break is words, and not the rest of an address.
