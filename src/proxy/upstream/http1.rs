@@ -13,7 +13,7 @@ use bytes::buf::Chain;
 use bytes::{Buf, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop::has_budget_remaining;
@@ -326,7 +326,7 @@ impl Sending {
                 self.has_begun = true;
             }
             match self.step {
-                Step::Body => match Pin::new(&mut self.upload).poll_frame(cx) {
+                Step::Body => match self.upload.poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => self.piece = self.piece_of(frame),
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::Upload(error))),
                     Poll::Ready(None) => self.piece = self.last_piece(&HeaderMap::new()),
@@ -496,6 +496,7 @@ mod tests {
 
     use crate::certificates::Authority;
     use crate::metrics::Metrics;
+    use crate::proxy::replay::{Begun, CallerBody};
     use crate::token::{Lifetime, now};
 
     /// Both ends of a connection.
@@ -534,7 +535,8 @@ mod tests {
         let serving = AbortOnDropHandle::new(tokio::task::spawn(serving));
         let head = format!("POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n");
         caller.write_all(&[head.as_bytes(), &vec![7; length]].concat()).await.unwrap();
-        let (upload, ..) = Upload::stream(told.await.unwrap(), 0, Metrics::default().worker());
+        let body = CallerBody::new(told.await.unwrap(), Duration::ZERO, Metrics::default().worker());
+        let (upload, ..) = Upload::stream(Begun::default(), body, 0);
         (upload, (caller, serving))
     }
 
