@@ -48,6 +48,7 @@ const LIMITS: Known = &[
     "header_timeout",
     "connect_timeout",
     "response_timeout",
+    "stall_timeout",
     "token_timeout",
     "token_wait",
     "idle_timeout",
@@ -326,6 +327,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// To the head of the upstream's answer.
     pub response_timeout: Duration,
+    /// How long nothing may move in a body, either way; zero means for ever.
+    pub stall_timeout: Duration,
     /// How long the authorization server may take to answer.
     pub token_timeout: Duration,
     /// How long a request waits for a token that is on its way.
@@ -552,6 +555,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(60),
             token_timeout: Duration::from_secs(60),
             token_wait: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
@@ -658,6 +662,7 @@ fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
         header_timeout: positive("header_timeout", default.header_timeout)?,
         connect_timeout: positive("connect_timeout", default.connect_timeout)?,
         response_timeout: positive("response_timeout", default.response_timeout)?,
+        stall_timeout: time("stall_timeout", default.stall_timeout)?,
         token_timeout: positive("token_timeout", default.token_timeout)?,
         token_wait: time("token_wait", default.token_wait)?,
         idle_timeout: positive("idle_timeout", default.idle_timeout)?,

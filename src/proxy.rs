@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, CONTENT_LENGTH,
+};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -36,13 +37,11 @@ use crate::token::Token;
 use access_log::{Counted, Entry};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
-use replay::{Copy, Upload};
+use replay::{Begun, CallerBody, ReplayBuffer, Upload};
 use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message, Network};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
-/// A small body that is known in length is read as a whole before it is sent on.
-const WHOLE_BODY: Duration = Duration::from_secs(60);
 const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
 /// What all workers share.
@@ -93,8 +92,8 @@ pub struct UpstreamBody(Box<Download>);
 /// A request's body, and what is needed to send it again.
 enum Source {
     Empty,
-    Whole(Bytes),
-    Streamed { copy: Arc<Copy>, progress: Arc<AtomicU64> },
+    Whole(Bytes, Option<Box<HeaderMap>>),
+    Streamed { buffer: Arc<ReplayBuffer>, progress: Arc<AtomicU64> },
 }
 
 impl Proxy {
@@ -156,9 +155,8 @@ impl Proxy {
 
         let route = &client.endpoint.route;
         rebase(&mut parts.uri, &route.prefix, &route.upstream.base_path)?;
-        // Only a chunked body has no length.
-        let message = Message { parts, is_chunked: body.size_hint().exact().is_none() };
-        let (upload, source) = source(body, &self.shared.limits, &self.counters).await?;
+        let (upload, source) = source(parts, body, &self.shared.limits, &self.counters).await?;
+        let message = Message { parts, is_chunked: upload.is_chunked() };
 
         let departure = Instant::now();
         let answer = self.send(client, &message, upload, &source, &token, departure).await;
@@ -344,8 +342,8 @@ impl Source {
     async fn again(&self, patience: Duration) -> Option<Upload> {
         match self {
             Self::Empty => Some(Upload::Empty),
-            Self::Whole(bytes) => Some(Upload::Whole(Some(bytes.clone()), None)),
-            Self::Streamed { copy, .. } => copy.whole(patience).await,
+            Self::Whole(bytes, trailers) => Some(Upload::Whole(Some(bytes.clone()), trailers.clone())),
+            Self::Streamed { buffer, .. } => buffer.whole(patience).await,
         }
     }
 
@@ -358,9 +356,10 @@ impl Source {
     }
 }
 
-/// The request's body: none, small and known in length (read as a whole, so that it can be sent again), or a
-/// stream with a bounded copy.
+/// The request's body: none, small (read as a whole, so that it can be sent again, and with its length), or a stream
+/// with a bounded copy.
 async fn source(
+    parts: &mut Parts,
     body: Incoming,
     limits: &Limits,
     counters: &Arc<Counters>,
@@ -368,17 +367,25 @@ async fn source(
     if body.is_end_stream() {
         return Ok((Upload::Empty, Source::Empty));
     }
-    let is_small = body.size_hint().exact().is_some_and(|length| length <= limits.replay_buffer as u64);
-    if is_small {
-        let broken = |detail: &str| Problem::new(Code::BadRequest, detail).closing();
-        let whole = tokio::time::timeout(WHOLE_BODY, body.collect()).await;
-        let whole = whole.map_err(|_elapsed| broken("the request's body stalled"))?;
-        let bytes = whole.map_err(|_error| broken("the request's body broke off"))?.to_bytes();
-        counters.request_body(bytes.len());
-        return Ok((Upload::Whole(Some(bytes.clone()), None), Source::Whole(bytes)));
+    // Only a chunked body has no length.
+    let (length, small) = (body.size_hint().exact(), limits.replay_buffer);
+    let mut body = CallerBody::new(body, limits.stall_timeout, Arc::clone(counters));
+    let mut begun = Begun::default();
+    let filled = match length {
+        None => begun.fill_soon(&mut body, small).await,
+        Some(length) if length <= small as u64 => begun.fill(&mut body, small).await,
+        Some(_) => Ok(()),
+    };
+    filled.map_err(|error| error.problem())?;
+    if !begun.is_whole() {
+        let (upload, buffer, progress) = Upload::stream(begun, body, small);
+        return Ok((upload, Source::Streamed { buffer, progress }));
     }
-    let (upload, copy, progress) = Upload::stream(body, limits.replay_buffer, Arc::clone(counters));
-    Ok((upload, Source::Streamed { copy, progress }))
+    let (bytes, trailers) = begun.into_whole();
+    if length.is_none() && trailers.is_none() {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    }
+    Ok((Upload::Whole(Some(bytes.clone()), trailers.clone()), Source::Whole(bytes, trailers)))
 }
 
 /// The caller's path and query, byte for byte, with the route's prefix taken off and the upstream's own path

@@ -98,7 +98,7 @@ fn of_callers(running: &Callers, new: &Callers) -> Vec<&'static str> {
 
 fn of_limits(running: &Limits, new: &Limits) -> Vec<&'static str> {
     differing!(Limits, running, new =>
-        connections, header_timeout, connect_timeout, response_timeout, token_timeout, token_wait, idle_timeout,
+        connections, header_timeout, connect_timeout, response_timeout, stall_timeout, token_timeout, token_wait, idle_timeout,
         drain_timeout, replay_buffer)
 }
 

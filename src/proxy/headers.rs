@@ -2,7 +2,7 @@
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, AUTHORIZATION, CONNECTION, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, HOST, LOCATION, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, LOCATION, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -97,6 +97,13 @@ pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
             || ["authorization", "content-length", "host"].contains(&name)
             || token.is_some_and(|token| token.occurs_in(value.as_bytes()))
     });
+}
+
+/// Whether a body is a stream of events, which may be silent for any time (HTML, section 9.2).
+pub(super) fn is_event_stream(fields: &HeaderMap) -> bool {
+    let media_type =
+        fields.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split(|byte| *byte == b';').next());
+    media_type.is_some_and(|media_type| media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Removes the fields that go, and what `Connection` names. One walk over all fields: most messages have few, and

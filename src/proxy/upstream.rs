@@ -31,6 +31,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::alarm::Alarm;
+use super::headers;
 use super::replay::Upload;
 use crate::config::{Limits, Listen, Route};
 use crate::metrics::Counters;
@@ -47,9 +48,9 @@ use pool::Pool;
 
 /// Without an acknowledgement for that long a connection is dead.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
-/// The same for connections that carry streamed bodies: the kernel takes a peer that has no room for more for one
-/// that acknowledges nothing, and it is ours to say when a body has stalled.
-const UPLOAD_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
+/// On connections that carry streamed bodies it is so much longer than a body may stall: the kernel takes a peer that
+/// has no room for more for one that acknowledges nothing, and it is ours to say when a body has stalled.
+const BEHIND_A_STALL: Duration = Duration::from_secs(30);
 /// How often it is looked whether a body makes progress, in the time that an answer may take.
 const LOOKS: u32 = 8;
 /// How often it is looked after idle connections.
@@ -127,6 +128,11 @@ impl Endpoint {
         &self.route.prefix
     }
 
+    /// How long nothing may move in a body; none when for ever.
+    fn stall_timeout(&self) -> Option<Duration> {
+        Some(self.limits.stall_timeout).filter(|stall_timeout| !stall_timeout.is_zero())
+    }
+
     /// True when a connection ends at one of our own listeners: a request on it would go round in circles.
     fn is_at_our_own(&self, tcp: &TcpStream) -> bool {
         let (Ok(peer), Ok(own)) = (tcp.peer_addr(), tcp.local_addr()) else { return false };
@@ -189,7 +195,9 @@ impl Client {
         };
         match answered.ok_or(Failure::ResponseTimeout)? {
             Ok((head, source)) => {
-                let mut answer = Response::new(Download::new(source, Arc::clone(token)));
+                let stall_timeout =
+                    self.endpoint.stall_timeout().filter(|_| !headers::is_event_stream(&head.fields));
+                let mut answer = Response::new(Download::new(source, Arc::clone(token), stall_timeout));
                 *answer.status_mut() = head.status;
                 *answer.headers_mut() = head.fields;
                 Ok(Attempt::Answered(answer))
@@ -209,8 +217,11 @@ impl Client {
     }
 
     async fn connect(&self, is_for_uploads: bool, epoch: Epoch) -> Result<Box<Connection>, Failure> {
-        let acknowledged_within =
-            if is_for_uploads { UPLOAD_ACKNOWLEDGED_WITHIN } else { ACKNOWLEDGED_WITHIN };
+        let acknowledged_within = if is_for_uploads {
+            self.endpoint.stall_timeout().map(|stall_timeout| stall_timeout + BEHIND_A_STALL)
+        } else {
+            Some(ACKNOWLEDGED_WITHIN)
+        };
         let connecting = async { self.connect_tls(self.connect_tcp(acknowledged_within).await?).await };
         let stream = timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
@@ -218,14 +229,14 @@ impl Client {
         Ok(Box::new(Connection::new(stream, self.counters.upstream(), epoch)))
     }
 
-    async fn connect_tcp(&self, acknowledged_within: Duration) -> Result<TcpStream, Failure> {
+    async fn connect_tcp(&self, acknowledged_within: Option<Duration>) -> Result<TcpStream, Failure> {
         let upstream = &self.endpoint.route.upstream;
         let tcp = connect::connect(&upstream.host, upstream.port).await?;
         if self.endpoint.is_at_our_own(&tcp) {
             return Err(Failure::Loop);
         }
         // Not every kernel takes it; a dead connection is then noticed later.
-        let _taken = SockRef::from(&tcp).set_tcp_user_timeout(Some(acknowledged_within));
+        let _taken = SockRef::from(&tcp).set_tcp_user_timeout(acknowledged_within);
         Ok(tcp)
     }
 

@@ -18,8 +18,6 @@ use crate::problem::{Code, Problem};
 
 /// Longer targets and larger field sections are refused.
 const LARGEST: usize = 64 * 1024;
-/// A caller that reads nothing for that long is gone.
-const WRITE_STALL: Duration = Duration::from_secs(60);
 /// A head that takes longer gives way when there is no room; most come whole, at once.
 const DAWDLES: Duration = Duration::from_secs(1);
 /// Long enough for a length of twenty digits.
@@ -192,7 +190,9 @@ impl Activity {
             _ => NEVER,
         };
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
-        let unread = if blocked == u64::MAX { NEVER } else { Duration::from_millis(blocked) + WRITE_STALL };
+        // A caller that reads nothing.
+        let is_blocked = blocked != u64::MAX && !limits.stall_timeout.is_zero();
+        let unread = if is_blocked { Duration::from_millis(blocked) + limits.stall_timeout } else { NEVER };
         self.accepted + patience.min(unread)
     }
 

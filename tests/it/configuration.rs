@@ -112,6 +112,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("header_timeout", Kind::Text),
             ("connect_timeout", Kind::Text),
             ("response_timeout", Kind::Text),
+            ("stall_timeout", Kind::Text),
             ("token_timeout", Kind::Text),
             ("token_wait", Kind::Text),
             ("idle_timeout", Kind::Text),

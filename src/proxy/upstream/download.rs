@@ -20,13 +20,12 @@ use crate::proxy::alarm::Alarm;
 use crate::proxy::headers;
 use crate::token::Token;
 
-/// A body that brings nothing for that long has stalled.
-const STALL: Duration = Duration::from_secs(60);
-
 /// An answer's body on its way down.
 pub(in crate::proxy) struct Download {
     source: BodySource,
     token: Arc<Token>,
+    /// How long nothing may come; none when for ever.
+    stall_timeout: Option<Duration>,
     /// Since when nothing comes.
     stalls_since: Option<Instant>,
     broken: Option<DownloadError>,
@@ -55,7 +54,7 @@ pub(super) struct UploadTask {
 /// Why an answer's body did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// Nothing came for 60 s.
+    /// Nothing came for `stall_timeout`.
     #[error("the upstream's answer stalled")]
     Stalled,
     /// It broke off.
@@ -64,8 +63,8 @@ pub enum DownloadError {
 }
 
 impl Download {
-    pub(super) fn new(source: BodySource, token: Arc<Token>) -> Box<Self> {
-        let mut download = Box::new(Self { source, token, stalls_since: None, broken: None });
+    pub(super) fn new(source: BodySource, token: Arc<Token>, stall_timeout: Option<Duration>) -> Box<Self> {
+        let mut download = Box::new(Self { source, token, stall_timeout, stalls_since: None, broken: None });
         if download.is_end_stream() {
             download.end();
         }
@@ -83,7 +82,8 @@ impl Download {
 
     /// Ready when nothing has come for too long.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = *self.stalls_since.get_or_insert_with(Instant::now) + STALL;
+        let Some(stall_timeout) = self.stall_timeout else { return Poll::Pending };
+        let deadline = *self.stalls_since.get_or_insert_with(Instant::now) + stall_timeout;
         match &mut self.source {
             BodySource::Connection(trip, _) => trip.alarm().poll(deadline, cx),
             BodySource::Task(task) => task.alarm.poll(deadline, cx),

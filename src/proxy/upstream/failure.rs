@@ -63,9 +63,7 @@ impl Failure {
             }
             Self::Tls(error) => tls_problem(error),
             Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
-            Self::Exchange(http1::Error::Upload(_)) => {
-                Problem::new(Code::BadRequest, "the request's body broke off").closing()
-            }
+            Self::Exchange(http1::Error::Upload(error)) => error.problem(),
             Self::Exchange(http1::Error::Invalid(_)) => {
                 Problem::new(Code::UpstreamInvalid, "the API's answer is not valid HTTP")
             }

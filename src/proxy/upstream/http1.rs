@@ -13,7 +13,7 @@ use bytes::buf::Chain;
 use bytes::{Buf, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop::has_budget_remaining;
@@ -326,10 +326,15 @@ impl Sending {
                 self.has_begun = true;
             }
             match self.step {
-                Step::Body => match ready!(Pin::new(&mut self.upload).poll_frame(cx)) {
-                    Some(Ok(frame)) => self.piece = self.piece_of(frame),
-                    Some(Err(error)) => return Poll::Ready(Err(Error::Upload(error))),
-                    None => self.piece = self.last_piece(&HeaderMap::new()),
+                Step::Body => match self.upload.poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => self.piece = self.piece_of(frame),
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::Upload(error))),
+                    Poll::Ready(None) => self.piece = self.last_piece(&HeaderMap::new()),
+                    Poll::Pending => {
+                        // TLS keeps what the socket had no room for, and the next part may be long in coming.
+                        ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(Error::Send)?;
+                        return Poll::Pending;
+                    }
                 },
                 Step::Flush => {
                     ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(Error::Send)?;
@@ -471,27 +476,105 @@ fn put_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
 mod tests {
     use super::*;
 
-    use std::future::poll_fn;
+    use std::future::{pending, poll_fn};
+    use std::net::Ipv4Addr;
+    use std::sync::{Arc, Mutex};
 
-    use http::Request;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use http::{Request, Response};
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1::Builder;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+    use tokio::time::timeout;
+    use tokio_util::task::AbortOnDropHandle;
 
+    use crate::certificates::Authority;
     use crate::metrics::Metrics;
+    use crate::proxy::replay::{Begun, CallerBody};
     use crate::token::{Lifetime, now};
 
-    /// A request on a connection, and the connection's far end.
-    async fn begun(upload: Upload) -> (RoundTrip, TcpStream) {
+    /// Both ends of a connection.
+    async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (far, _) = listener.accept().await.unwrap();
-        let connection =
-            Connection::new(Stream::Plain(near), Metrics::default().worker().upstream(), Epoch::default());
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// A request on a connection.
+    fn round_trip(stream: Stream, upload: Upload) -> RoundTrip {
+        let connection = Connection::new(stream, Metrics::default().worker().upstream(), Epoch::default());
         let (parts, ()) = Request::post("/x").body(()).unwrap().into_parts();
         let (message, host) =
             (Message { parts: &parts, is_chunked: true }, HeaderValue::from_static("api.example"));
         let token = Token::new(1, &"the-token".into(), false, Lifetime::endless(now())).unwrap();
-        (RoundTrip::new(Box::new(connection), &message, &host, &token, upload), far)
+        RoundTrip::new(Box::new(connection), &message, &host, &token, upload)
+    }
+
+    /// The same without TLS, and the connection's far end.
+    async fn begun(upload: Upload) -> (RoundTrip, TcpStream) {
+        let (near, far) = connected().await;
+        (round_trip(Stream::Plain(near), upload), far)
+    }
+
+    /// A body of so many bytes 7 that goes on behind them, for as long as the second value lives.
+    async fn paused(length: usize) -> (Upload, impl Sized) {
+        let (mut caller, ours) = duplex(1 << 20);
+        let (tells, told) = oneshot::channel();
+        let tells = Mutex::new(Some(tells));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let _told = tells.lock().unwrap().take().map(|tells| tells.send(request.into_body()));
+            pending::<io::Result<Response<String>>>()
+        });
+        let serving = Builder::new().serve_connection(TokioIo::new(ours), service);
+        let serving = AbortOnDropHandle::new(tokio::task::spawn(serving));
+        let head = format!("POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n");
+        caller.write_all(&[head.as_bytes(), &vec![7; length]].concat()).await.unwrap();
+        let body = CallerBody::new(told.await.unwrap(), Duration::ZERO, Metrics::default().worker());
+        let (upload, ..) = Upload::stream(Begun::default(), body, 0);
+        (upload, (caller, serving))
+    }
+
+    /// A request behind TLS on a socket with little room, and the connection's far end.
+    async fn begun_over_tls(upload: Upload) -> (RoundTrip, impl AsyncRead + Unpin) {
+        let (near, far) = connected().await;
+        SockRef::from(&near).set_send_buffer_size(1).unwrap();
+        SockRef::from(&far).set_recv_buffer_size(1).unwrap();
+        let authority = Authority::new("authority").unwrap();
+        let acceptor = authority.acceptor(Ipv4Addr::LOCALHOST.into(), None).unwrap();
+        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
+        let config = Arc::new(crate::tls::client(&[root], &[]).unwrap());
+        let name = ServerName::try_from("localhost").unwrap();
+        let (near, far) = tokio::join!(TlsStream::connect(config, name, near), acceptor.accept(far));
+        (round_trip(Stream::Tls(near.unwrap()), upload), far.unwrap())
+    }
+
+    /// TLS holds the last part, whatever its size, in the one case or the other.
+    #[tokio::test]
+    async fn a_body_that_pauses_goes_up_to_its_last_byte_while_nobody_takes_the_answer() {
+        for length in (10_000..100_000).step_by(10_000) {
+            let (upload, _caller) = paused(length).await;
+            let (mut trip, mut far) = begun_over_tls(upload).await;
+
+            tokio::select! {
+                () = poll_fn(|cx| trip.poll_send(cx)) => panic!("the body has not ended"),
+                all = timeout(Duration::from_secs(20), sevens(&mut far, length)) => all.expect("all of it goes up"),
+            }
+        }
+    }
+
+    /// Reads until so many bytes 7 have come.
+    async fn sevens(far: &mut (impl AsyncRead + Unpin), mut left: usize) {
+        let mut buffer = [0; 1000];
+        while left > 0 {
+            let read = far.read(&mut buffer).await.unwrap();
+            left -= buffer[..read].iter().filter(|byte| **byte == 7).count();
+        }
     }
 
     #[tokio::test]

@@ -66,6 +66,7 @@ const KEYS: [(&str, &[&str]); 8] = [
         &[
             "connections",
             "header_timeout",
+            "stall_timeout",
             "token_timeout",
             "token_wait",
             "idle_timeout",

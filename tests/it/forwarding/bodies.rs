@@ -189,6 +189,54 @@ fn a_trailer_goes_up_announced_or_not_and_no_credential_with_it() {
     }
 }
 
+/// Some servers and firewalls refuse chunks with 411, and .NET sends small JSON in chunks.
+#[test]
+fn a_small_chunked_body_that_has_ended_goes_up_with_its_length() {
+    for (setup, method) in [(one_worker(), "POST"), (over_tls(), "PUT"), (one_worker(), "GET")] {
+        let world = setup.logged_in();
+        let mut caller = Caller::connect(&world.daemon);
+        for (chunks, length) in [("", 0), ("3\r\nabc\r\n", 3), ("3\r\nabc\r\n4;x=y\r\ndefg\r\n", 7)] {
+            let fields = "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\nHost: ";
+            let head = format!("{method} /echo HTTP/1.1\r\n{fields}{}\r\n\r\n", world.daemon.authority);
+            caller.send(format!("{head}{chunks}0\r\n\r\n").as_bytes());
+            assert_eq!(caller.answer(method).status, 200);
+
+            let arrived = world.standin.api_requests().pop().unwrap();
+            assert_eq!(arrived.fields_named("content-length"), [length.to_string()], "{arrived:?}");
+            assert_eq!(arrived.body, &b"abcdefg"[..length]);
+            assert_eq!((arrived.field("transfer-encoding"), arrived.field("trailer")), (None, None));
+        }
+    }
+}
+
+#[test]
+fn a_chunked_body_that_is_large_or_has_not_ended_goes_up_in_chunks_as_it_comes() {
+    let tables = "[limits]\nreplay_buffer = \"1KiB\"".to_owned();
+    let world = Setup { tables, ..one_worker() }.logged_in();
+    let gate = Gate::default();
+    let held = gate.clone();
+    world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
+    let mut large = Caller::connect(&world.daemon);
+    large.send_head("POST /echo?large", "Transfer-Encoding: chunked\r\n");
+    large.send_chunk(&pattern(1000));
+    large.send_chunk(&pattern(25));
+    let mut slow = Caller::connect(&world.daemon);
+    slow.send_head("POST /echo?slow", "Transfer-Encoding: chunked\r\n");
+    slow.send_chunk(b"abc");
+    eventually("both are on their way", || (gate.waiting() == 2).then_some(()));
+
+    gate.open();
+    for (caller, length) in [(&mut large, 1025), (&mut slow, 3)] {
+        caller.send(b"0\r\n\r\n");
+        let echo = caller.answer("POST").json();
+        assert_eq!(echo["body_length"], length);
+    }
+    for arrived in world.standin.api_requests().iter().filter(|request| request.path() == "/echo") {
+        assert_eq!(arrived.fields_named("transfer-encoding"), ["chunked"], "{arrived:?}");
+        assert_eq!(arrived.field("content-length"), None, "{arrived:?}");
+    }
+}
+
 #[test]
 fn a_trailer_announcement_without_a_chunked_body_stays_behind() {
     let world = World::logged_in();

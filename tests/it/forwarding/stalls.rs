@@ -196,6 +196,55 @@ fn half() -> standin::Answer {
     standin::Answer::stream(200, Some(100), content)
 }
 
+/// The one that is cut began last, so the others were silent for longer.
+#[test]
+fn an_event_stream_may_be_silent_and_a_body_may_stall_for_the_time_that_is_configured() {
+    let world_of = |stall: &str| {
+        let tables = format!("[limits]\nstall_timeout = \"{stall}\"");
+        let world = Setup { tables, ..one_worker() }.logged_in();
+        let gate = Gate::default();
+        let held = gate.clone();
+        world.standin.on_api(move |request| {
+            let answer = silent_until(held.clone());
+            Some(Scripted::Early(match request.path() {
+                "/events" => answer.with("Content-Type", "Text/Event-Stream; charset=utf-8"),
+                _ => answer,
+            }))
+        });
+        (world, gate)
+    };
+    let asks = |world: &World, line: &str| {
+        let mut caller = Caller::connect(&world.daemon);
+        caller.send_head(line, "");
+        assert_eq!((caller.head().status, caller.chunk()), (200, Some(b"first".to_vec())), "{line}");
+        caller
+    };
+    let ((world, gate), (never, late)) = (world_of("1s"), world_of("0"));
+    let mut events = asks(&world, "GET /events");
+    let mut for_ever = asks(&never, "GET /x");
+    let mut stalled = asks(&world, "GET /x");
+    let mut unsent = Caller::connect(&world.daemon);
+    unsent.send_head("POST /x", "Content-Length: 100000\r\n");
+
+    assert!(stalled.ends_within(STALL / 2), "nothing moves");
+    assert!(unsent.ends_within(STALL / 2), "nothing comes from the caller");
+    gate.open();
+    late.open();
+
+    assert_eq!(events.chunk(), Some(b"second".to_vec()));
+    assert_eq!(for_ever.chunk(), Some(b"second".to_vec()));
+}
+
+/// Something, and the rest when the gate is open.
+fn silent_until(gate: Gate) -> standin::Answer {
+    let content = pieces(|sender| async move {
+        sender.send(Bytes::from_static(b"first")).await.ok();
+        gate.passed().await;
+        sender.send(Bytes::from_static(b"second")).await.ok();
+    });
+    standin::Answer::stream(200, None, content)
+}
+
 /// lim-010
 #[test]
 fn a_caller_that_reads_a_kilobyte_a_second_costs_no_memory() {

@@ -81,6 +81,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("limits", "header_timeout", "\"99s\"", Names("limits.header_timeout")),
     ("limits", "connect_timeout", "\"99s\"", Names("limits.connect_timeout")),
     ("limits", "response_timeout", "\"99s\"", Names("limits.response_timeout")),
+    ("limits", "stall_timeout", "\"99s\"", Names("limits.stall_timeout")),
     ("limits", "token_timeout", "\"99s\"", Names("limits.token_timeout")),
     ("limits", "token_wait", "\"99s\"", Names("limits.token_wait")),
     ("limits", "idle_timeout", "\"99s\"", Names("limits.idle_timeout")),
