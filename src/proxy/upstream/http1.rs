@@ -86,7 +86,7 @@ pub(super) struct RoundTrip {
     is_persistent: bool,
     /// Whether any byte of an answer came.
     has_heard: bool,
-    /// Whether it came before the request was sent: it may be what a server still had to say to the one before.
+    /// Whether the answer began before the request was sent: it may be what a server still had to say to the one before.
     is_early: bool,
 }
 
@@ -234,13 +234,14 @@ impl RoundTrip {
             match ready!(self.connection.poll_receive(cx, usize::MAX)) {
                 Ok(0) if self.has_heard => return Poll::Ready(Err(Error::Incomplete)),
                 Ok(0) => return Poll::Ready(Err(self.sending.cause_of(Error::Closed))),
-                Ok(_) => {
-                    self.is_early |= !self.has_heard && self.sending.step != Step::Done;
-                    self.has_heard = true;
-                }
+                Ok(_) => self.has_heard = true,
                 Err(error) => return Poll::Ready(Err(self.sending.cause_of(Error::Receive(error)))),
             }
-            if let Some((head, body)) = Head::next(&mut self.connection.received, self.is_of_head)? {
+            let next = Head::next(&mut self.connection.received, self.is_of_head)?;
+            // Interim answers may come before.
+            let has_begun = next.is_some() || !self.connection.received.is_empty();
+            self.is_early |= has_begun && self.sending.step != Step::Done;
+            if let Some((head, body)) = next {
                 self.connection.expect(&body);
                 let announced = head.keeps_idle.map(|keeps| keeps.saturating_sub(CLOSES_SOON));
                 self.connection.keep_idle = announced.unwrap_or(KEEP_IDLE).min(KEEP_IDLE);
