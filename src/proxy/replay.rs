@@ -187,7 +187,8 @@ impl CallerBody {
 }
 
 impl Begun {
-    /// Takes in what comes, up to the end or to more than `limit` bytes. When it is dropped before, what has come stays.
+    /// Takes in what comes, up to the end or to more than `limit` bytes. When it is dropped before, what has come
+    /// stays.
     pub(super) async fn fill(&mut self, body: &mut CallerBody, limit: usize) -> Result<(), UploadError> {
         while !self.is_whole && self.bytes.len() <= limit {
             let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await.transpose()? else {
