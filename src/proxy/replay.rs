@@ -59,9 +59,7 @@ pub(super) struct CallerBody {
 /// What has come of a body so far.
 #[derive(Debug, Default)]
 pub(super) struct Begun {
-    first: Bytes,
-    /// All of it, as soon as there is more than the first part.
-    all: BytesMut,
+    bytes: BytesMut,
     trailers: Option<Box<HeaderMap>>,
     is_whole: bool,
 }
@@ -189,15 +187,16 @@ impl CallerBody {
 }
 
 impl Begun {
-    /// Takes in what comes, up to the end or to more than `limit` bytes. When it is dropped before, what has come stays.
+    /// Takes in what comes, up to the end or to more than `limit` bytes. When it is dropped before, what has come
+    /// stays.
     pub(super) async fn fill(&mut self, body: &mut CallerBody, limit: usize) -> Result<(), UploadError> {
-        while !self.is_whole && self.first.len().max(self.all.len()) <= limit {
+        while !self.is_whole && self.bytes.len() <= limit {
             let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await.transpose()? else {
                 self.is_whole = true;
                 break;
             };
             match frame.into_data() {
-                Ok(data) => self.add(data),
+                Ok(data) => self.bytes.extend_from_slice(&data),
                 Err(frame) => {
                     let trailers = frame.into_trailers().ok().filter(|trailers| !trailers.is_empty());
                     (self.trailers, self.is_whole) = (trailers.map(Box::new), true);
@@ -206,17 +205,6 @@ impl Begun {
             self.is_whole |= body.incoming.is_end_stream();
         }
         Ok(())
-    }
-
-    fn add(&mut self, part: Bytes) {
-        if self.first.is_empty() {
-            self.first = part;
-            return;
-        }
-        if self.all.is_empty() {
-            self.all.extend_from_slice(&self.first);
-        }
-        self.all.extend_from_slice(&part);
     }
 
     /// The same for a body that most likely is about to end.
@@ -235,8 +223,7 @@ impl Begun {
 
     /// All that has come.
     pub(super) fn into_whole(self) -> (Bytes, Option<Box<HeaderMap>>) {
-        let bytes = if self.all.is_empty() { self.first } else { self.all.freeze() };
-        (bytes, self.trailers)
+        (self.bytes.freeze(), self.trailers)
     }
 }
 

@@ -85,8 +85,9 @@ pub(super) struct RoundTrip {
     /// Whether the connection can be used again behind this.
     is_persistent: bool,
     /// Whether any byte of an answer came.
-    has_heard: bool,
-    /// Whether it came before the request was sent: it may be what a server still had to say to the one before.
+    has_received: bool,
+    /// Whether the answer began before the request was sent: it may be what a server still had to say to the one
+    /// before.
     is_early: bool,
 }
 
@@ -211,7 +212,7 @@ impl RoundTrip {
             is_of_head: message.parts.method == Method::HEAD,
             body: Body::NONE,
             is_persistent: false,
-            has_heard: false,
+            has_received: false,
             is_early: false,
         }
     }
@@ -232,15 +233,16 @@ impl RoundTrip {
         self.send_on(cx)?;
         loop {
             match ready!(self.connection.poll_receive(cx, usize::MAX)) {
-                Ok(0) if self.has_heard => return Poll::Ready(Err(Error::Incomplete)),
+                Ok(0) if self.has_received => return Poll::Ready(Err(Error::Incomplete)),
                 Ok(0) => return Poll::Ready(Err(self.sending.cause_of(Error::Closed))),
-                Ok(_) => {
-                    self.is_early |= !self.has_heard && self.sending.step != Step::Done;
-                    self.has_heard = true;
-                }
+                Ok(_) => self.has_received = true,
                 Err(error) => return Poll::Ready(Err(self.sending.cause_of(Error::Receive(error)))),
             }
-            if let Some((head, body)) = Head::next(&mut self.connection.received, self.is_of_head)? {
+            let next = Head::next(&mut self.connection.received, self.is_of_head)?;
+            // Interim answers may come before.
+            let has_begun = next.is_some() || !self.connection.received.is_empty();
+            self.is_early |= has_begun && self.sending.step != Step::Done;
+            if let Some((head, body)) = next {
                 self.connection.expect(&body);
                 let announced = head.keeps_idle.map(|keeps| keeps.saturating_sub(CLOSES_SOON));
                 self.connection.keep_idle = announced.unwrap_or(KEEP_IDLE).min(KEEP_IDLE);
@@ -292,7 +294,8 @@ impl RoundTrip {
 
     /// What became of a request that failed before its answer.
     pub(super) fn no_response(self, error: Error) -> NoResponse {
-        let is_dead = !self.has_heard && matches!(error, Error::Send(_) | Error::Receive(_) | Error::Closed);
+        let is_dead =
+            !self.has_received && matches!(error, Error::Send(_) | Error::Receive(_) | Error::Closed);
         let is_unsent = is_dead && !self.sending.has_begun;
         NoResponse { error, is_dead, unsent: is_unsent.then_some(self.sending.upload) }
     }

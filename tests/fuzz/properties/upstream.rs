@@ -1,5 +1,7 @@
 //! What an upstream answers over HTTP/1.1: where its parts begin and end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::http1::framing::{Body, Head, Next};
@@ -11,6 +13,8 @@ use crate::proxy::properties::listed;
 struct Read {
     status: u16,
     fields: Vec<(String, Vec<u8>)>,
+    is_persistent: bool,
+    keeps_idle: Option<Duration>,
     body: Vec<u8>,
     trailers: Vec<(String, Vec<u8>)>,
     is_refused: bool,
@@ -47,6 +51,7 @@ pub fn answer_round_trip(bytes: &[u8]) {
     let read = read(&raw, piece, false);
 
     assert!(!read.is_refused, "{}", raw.escape_ascii());
+    assert!(read.is_persistent, "its end is certain: {}", raw.escape_ascii());
     assert_eq!((read.status, read.body, read.trailers), (status, body, trailers));
     assert_eq!(read.behind, Some(behind.len()));
 }
@@ -115,6 +120,7 @@ impl Read {
         let Ok(next) = Head::next(received, is_of_head) else { return self.refuse() };
         let (head, follows) = next?;
         (self.status, self.fields) = (head.status.as_u16(), listed(&head.fields));
+        (self.is_persistent, self.keeps_idle) = (head.is_persistent, head.keeps_idle);
         *body = Some(follows);
         Some(true)
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::caller::Caller;
 use super::one_worker;
-use crate::support::{PATIENCE, Setup, World};
+use crate::support::{PATIENCE, Setup, World, eventually};
 
 /// What its server says on a connection behind the answer to the request before.
 const LATE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
@@ -18,6 +18,8 @@ struct Upstream {
     /// The first answer on a connection, to a request for `/first`.
     first: Arc<Mutex<String>>,
     connections: Arc<AtomicUsize>,
+    /// How often it has asked for the body of a POST in chunks.
+    continued: Arc<AtomicUsize>,
     url: String,
 }
 
@@ -26,15 +28,17 @@ impl Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (first, connections) = (Arc::new(Mutex::new(String::new())), Arc::new(AtomicUsize::new(0)));
-        let (answer, counted) = (Arc::clone(&first), Arc::clone(&connections));
+        let continued = Arc::new(AtomicUsize::new(0));
+        let (answer, counted, goes_on) =
+            (Arc::clone(&first), Arc::clone(&connections), Arc::clone(&continued));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 counted.fetch_add(1, Ordering::SeqCst);
-                let answer = Arc::clone(&answer);
-                std::thread::spawn(move || serve(stream, &answer));
+                let (answer, continued) = (Arc::clone(&answer), Arc::clone(&goes_on));
+                std::thread::spawn(move || serve(stream, &answer, &continued));
             }
         });
-        Self { first, connections, url }
+        Self { first, connections, continued, url }
     }
 
     fn world(&self) -> World {
@@ -44,7 +48,7 @@ impl Upstream {
 }
 
 /// Nothing is late on a connection that began with another request.
-fn serve(mut stream: TcpStream, first: &Mutex<String>) -> Option<()> {
+fn serve(mut stream: TcpStream, first: &Mutex<String>, continued: &AtomicUsize) -> Option<()> {
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let mut head = head(&mut stream)?;
     let is_first = head.contains(" /first ");
@@ -55,6 +59,11 @@ fn serve(mut stream: TcpStream, first: &Mutex<String>) -> Option<()> {
             false if is_first => LATE,
             false => GOOD,
         };
+        if head.starts_with("POST ") && head.contains("chunked") {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+            continued.fetch_add(1, Ordering::SeqCst);
+            read_to(&mut stream, b"0\r\n\r\n")?;
+        }
         stream.write_all(answer.as_bytes()).ok()?;
         if head.starts_with("PUT ") {
             read_to(&mut stream, b"0\r\n\r\n")?;
@@ -147,6 +156,24 @@ fn behind_an_answer_that_began_before_its_request_was_sent_a_connection_is_not_u
     let next = caller.answer("PUT");
     assert_eq!((next.status, next.text().as_str()), (200, "good"));
     assert_eq!(upstream.connections.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn an_interim_answer_that_comes_before_its_request_was_sent_costs_no_connection() {
+    let upstream = Upstream::start();
+    let world = upstream.world();
+    *upstream.first.lock().unwrap() = GOOD.to_owned();
+    let mut caller = Caller::connect(&world.daemon);
+
+    for number in 1..4 {
+        caller.send_head("POST /first", "Transfer-Encoding: chunked\r\n");
+        caller.send_chunk(b"body");
+        eventually("it goes on", || (upstream.continued.load(Ordering::SeqCst) == number).then_some(()));
+        caller.send(b"0\r\n\r\n");
+        assert_eq!(caller.answer("POST").text(), "good");
+    }
+
+    assert_eq!(upstream.connections.load(Ordering::SeqCst), 1);
 }
 
 /// A server that closes at the same moment would cost a POST its answer.
