@@ -202,16 +202,17 @@ fn an_event_stream_may_be_silent_and_a_body_may_stall_for_the_time_that_is_confi
     let world_of = |stall: &str| {
         let tables = format!("[limits]\nstall_timeout = \"{stall}\"");
         let world = Setup { tables, ..one_worker() }.logged_in();
-        let gate = Gate::default();
-        let held = gate.clone();
+        let (gate, is_given_up) = (Gate::default(), Arc::new(AtomicBool::new(false)));
+        let (held, unread) = (gate.clone(), Arc::clone(&is_given_up));
         world.standin.on_api(move |request| {
             let answer = silent_until(held.clone());
             Some(Scripted::Early(match request.path() {
+                "/unread" => endless(Arc::clone(&unread)),
                 "/events" => answer.with("Content-Type", "Text/Event-Stream; charset=utf-8"),
                 _ => answer,
             }))
         });
-        (world, gate)
+        (world, gate, is_given_up)
     };
     let asks = |world: &World, line: &str| {
         let mut caller = Caller::connect(&world.daemon);
@@ -219,15 +220,19 @@ fn an_event_stream_may_be_silent_and_a_body_may_stall_for_the_time_that_is_confi
         assert_eq!((caller.head().status, caller.chunk()), (200, Some(b"first".to_vec())), "{line}");
         caller
     };
-    let ((world, gate), (never, late)) = (world_of("1s"), world_of("0"));
+    let ((world, gate, is_given_up), (never, late, _)) = (world_of("1s"), world_of("0"));
     let mut events = asks(&world, "GET /events");
     let mut for_ever = asks(&never, "GET /x");
     let mut stalled = asks(&world, "GET /x");
+    let mut unread = Caller::connect(&world.daemon);
+    unread.send_head("GET /unread", "");
+    assert_eq!(unread.head().status, 200);
     let mut unsent = Caller::connect(&world.daemon);
     unsent.send_head("POST /x", "Content-Length: 100000\r\n");
 
     assert!(stalled.ends_within(STALL / 2), "nothing moves");
     assert!(unsent.ends_within(STALL / 2), "nothing comes from the caller");
+    assert!(until(STALL / 2, || is_given_up.load(Ordering::SeqCst)), "nothing is taken by the caller");
     gate.open();
     late.open();
 
