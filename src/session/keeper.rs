@@ -487,7 +487,8 @@ impl Keeper {
             return Err("the login before can't be saved, so nothing new is begun".to_owned());
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let reserved = self.on_disk(move || store.reserve(&account)).await;
+        // Nothing is spent yet: a keeper that a disk holds up here may be taken for stuck.
+        let reserved = blocking(move || store.reserve(&account)).await;
         if self.grant() == Grant::ClientCredentials {
             // Its token can be had again at any time, and needs no disk.
             return reserved.map_err(|error| with_causes(&error));
@@ -649,10 +650,15 @@ impl Keeper {
     /// nowhere else.
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         self.shared.pulse.hold();
-        let done = tokio::task::spawn_blocking(work).await.expect("work on the store does not panic");
+        let done = blocking(work).await;
         self.shared.pulse.beat();
         done
     }
+}
+
+/// Runs something that may block beside the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
 }
 
 impl Drop for Keeper {
