@@ -49,6 +49,15 @@ fn next(home: &Home) -> PathBuf {
     home.state().join("store.next.main")
 }
 
+/// A refresh that has taken its room and waits for the server.
+fn reserved(world: &World) -> (Sent, Gate) {
+    let gate = Gate::default();
+    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
+    let asked = Sent::refresh(&world.daemon);
+    held(&gate);
+    (asked, gate)
+}
+
 /// What `token` prints, without a daemon.
 pub(crate) fn stored_token(home: &Home) -> String {
     let output = home.run(&["token"], "");

@@ -5,10 +5,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::strace::Strace;
-use super::{behind, current, files};
-use crate::standin::{Endpoint, Fault, Gate, Options, Person, Standin};
+use super::{behind, current, files, reserved};
+use crate::standin::{Endpoint, Fault, Options, Person, Standin};
 use crate::support::{Daemon, Home, World, config, eventually};
-use crate::tokens::{Sent, events, held, main_account, refresh};
+use crate::tokens::{Sent, events, main_account, refresh};
 
 /// A call on a file that fails, and how.
 struct Refusal {
@@ -99,13 +99,18 @@ fn reservations(world: &World) -> Vec<String> {
     files(&world.home).into_iter().filter(|name| name.starts_with("store.next")).collect()
 }
 
-/// A refresh that has taken its room and waits for the server.
-fn reserved(world: &World) -> (Sent, Gate) {
-    let gate = Gate::default();
-    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-    let asked = Sent::refresh(&world.daemon);
-    held(&gate);
-    (asked, gate)
+/// Asks for health and status for `span`: no answer waits for a call that a disk holds up for `delay`.
+#[track_caller]
+fn assert_answers_while_held_up(world: &World, span: Duration, delay: Duration) {
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < span {
+        let asked_at = Instant::now();
+        assert_eq!(world.daemon.get("/-/healthz").status, 200);
+        assert_eq!(world.home.run(&["status"], "").status.code(), Some(0), "the control runtime answers");
+        slowest = slowest.max(asked_at.elapsed());
+    }
+    assert!(slowest < delay / 2, "one ask took {slowest:?}");
 }
 
 /// Lets a refresh go on under a refusal to save what it brings.
@@ -284,16 +289,7 @@ fn nobody_waits_for_the_disk_but_the_account_that_writes() {
     let room = world.home.state().join("store.next.other");
     eventually("the other takes its room", || room.exists().then_some(()));
     gate.open();
-    let began = Instant::now();
-    let mut slowest = Duration::ZERO;
-    while began.elapsed() < RECORD.mul_f64(0.9) {
-        let asked_at = Instant::now();
-        assert_eq!(world.daemon.get("/-/healthz").status, 200);
-        assert_eq!(world.home.run(&["status"], "").status.code(), Some(0), "the control runtime answers");
-        slowest = slowest.max(asked_at.elapsed());
-    }
-
-    assert!(slowest < RECORD / 2, "one ask took {slowest:?}");
+    assert_answers_while_held_up(&world, RECORD.mul_f64(0.9), RECORD);
     assert_eq!((asked.answer().status, other.answer().status), (200, 200));
     assert!(fault.detach().contains("DELAYED"));
     assert_eq!(world.standin.superseded_presentations(), 0);
@@ -310,16 +306,7 @@ fn nobody_waits_for_room_that_is_given_back() {
 
     let asked = Sent::refresh(&world.daemon);
     eventually("it is refused", || (world.standin.refreshes().len() == 1).then_some(()));
-    let began = Instant::now();
-    let mut slowest = Duration::ZERO;
-    while began.elapsed() < REMOVAL.mul_f64(0.8) {
-        let asked_at = Instant::now();
-        assert_eq!(world.daemon.get("/-/healthz").status, 200);
-        assert_eq!(world.home.run(&["status"], "").status.code(), Some(0), "the control runtime answers");
-        slowest = slowest.max(asked_at.elapsed());
-    }
-
-    assert!(slowest < REMOVAL / 2, "one ask took {slowest:?}");
+    assert_answers_while_held_up(&world, REMOVAL.mul_f64(0.8), REMOVAL);
     assert_eq!(asked.answer().problem(), "token-unavailable");
     assert!(fault.detach().contains("DELAYED"));
 }

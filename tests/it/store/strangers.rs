@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{
-    NOBODY, behind, current, errors_of, failing_start, mode, next, previous, set_mode, stored_token,
+    NOBODY, behind, current, errors_of, failing_start, mode, next, previous, reserved, set_mode, stored_token,
 };
-use crate::standin::{Endpoint, Fault, Gate};
 use crate::support::{World, eventually};
-use crate::tokens::{Sent, held, main_account, refresh};
+use crate::tokens::{main_account, refresh};
 
 const PRECIOUS: &[u8] = b"not to be lost\n";
 const FILES: [&str; 7] = [
@@ -170,15 +169,6 @@ fn a_running_daemon_names_what_was_put_in_the_place_of_a_file_and_spends_nothing
         }
     }
     assert_eq!(world.standin.superseded_presentations(), 0);
-}
-
-/// A refresh that has taken its room and waits for the server.
-fn reserved(world: &World) -> (Sent, Gate) {
-    let gate = Gate::default();
-    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-    let asked = Sent::refresh(&world.daemon);
-    held(&gate);
-    (asked, gate)
 }
 
 #[test]
