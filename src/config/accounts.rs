@@ -42,7 +42,7 @@ const ACCOUNT: Known = &[
 const DEFAULT_SCOPE: &str = "openid profile CnBlogsApi offline_access";
 const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
 /// The keys of [`Endpoints::all`], in its order.
-const ENDPOINTS: [&str; 4] = ["authorization_url", "token_url", "revocation_url", "jwks_url"];
+pub(super) const ENDPOINTS: [&str; 4] = ["authorization_url", "token_url", "revocation_url", "jwks_url"];
 const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 const TEACHING: &str = "the shortest set-up is two variables: CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... \
     cnblogs-proxy (from https://api.cnblogs.com, \"create an application\"), or CNBLOGS_PAT=... with a personal \

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Account, Callers, ClientAuth, Config, Endpoints, Limits, Route};
+use super::accounts::ENDPOINTS;
+use super::{Account, Callers, ClientAuth, Config, Limits, Route};
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
 /// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
@@ -69,14 +70,9 @@ fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
         grant, client_id, scope, redirect_uri, pkce, response_type, response_mode, issuer, client_auth, refresh_at,
         identity_url, login_lifetime;
         else name, secret, endpoints, asks_userinfo, ca, expires_at_ms);
-    let endpoints = differing!(Endpoints, &running.endpoints, &new.endpoints =>
-        authorization, token, revocation, jwks);
-    keys.extend(endpoints.into_iter().map(|endpoint| match endpoint {
-        "authorization" => "authorization_url",
-        "token" => "token_url",
-        "revocation" => "revocation_url",
-        _ => "jwks_url",
-    }));
+    let addresses = running.endpoints.all().into_iter().zip(new.endpoints.all());
+    let endpoints = ENDPOINTS.into_iter().zip(addresses);
+    keys.extend(endpoints.filter(|(_, (running, new))| running != new).map(|(key, _)| key));
     let is_public = |account: &Account| account.client_auth == ClientAuth::None;
     if is_public(running) != is_public(new) {
         keys.retain(|key| *key != "client_auth");
@@ -98,8 +94,8 @@ fn of_callers(running: &Callers, new: &Callers) -> Vec<&'static str> {
 
 fn of_limits(running: &Limits, new: &Limits) -> Vec<&'static str> {
     differing!(Limits, running, new =>
-        connections, header_timeout, connect_timeout, response_timeout, stall_timeout, token_timeout, token_wait, idle_timeout,
-        drain_timeout, replay_buffer)
+        connections, header_timeout, connect_timeout, response_timeout, stall_timeout, token_timeout, token_wait,
+        idle_timeout, drain_timeout, replay_buffer)
 }
 
 /// The keys of tables with names; a table that only one of them has is named as a whole.

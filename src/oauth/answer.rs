@@ -139,9 +139,6 @@ pub(super) async fn read_revocation(response: Response) -> Result<(), GrantError
 
 /// The display name and id of `GET /api/users`, whichever case its members are written in.
 pub(super) async fn read_person(answer: Response) -> Option<Identity> {
-    if !answer.status().is_success() {
-        return None;
-    }
     let members = json(answer).await.ok()?;
     let member = |wanted: &str| {
         let (_, value) = members.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
@@ -244,7 +241,7 @@ fn granted(members: &Map<String, Value>, received: Moment) -> Result<Granted, St
 }
 
 /// A member that is a string with something in it.
-fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 

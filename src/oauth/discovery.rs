@@ -141,7 +141,7 @@ impl Discovery {
 /// Who a userinfo answer says it is (OpenID Connect Core, section 5.3.2): nobody when it is about another subject than
 /// the `id_token`, or about the all-zero one that stands for everybody.
 pub(super) fn person(members: &Map<String, Value>, subject: Option<&str>) -> Option<Identity> {
-    let text = |name: &str| members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |name| answer::text(members, name);
     let id = text("sub").filter(|sub| subject.is_none_or(|subject| subject == *sub))?;
     if id.bytes().all(|byte| byte == b'0' || byte == b'-') {
         return None;

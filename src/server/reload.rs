@@ -127,10 +127,12 @@ impl Reloads {
         } else {
             let prepared = ended.unwrap_or_else(|panic| Err(panic.into()));
             match prepared {
-                Ok(prepared) => self.swap(prepared),
+                Ok(prepared) => {
+                    self.swap(prepared);
+                    tell(&mut askers, &Ok(TAKEN_OVER.to_owned()));
+                }
                 Err(error) => not_taken_over(&mut askers, &format!("{error:#}")),
             }
-            tell(&mut askers, &Ok(TAKEN_OVER.to_owned()));
             supervisor.reloaded();
         }
         if !self.once_more.is_empty() {

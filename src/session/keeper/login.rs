@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Awaiting, Keeper};
+use super::{Awaiting, Keeper, blocking};
 use crate::config::Grant;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
@@ -245,7 +245,7 @@ pub(in crate::session) async fn log_out_unconfigured(
         let mut reservation = store.reserve(&account)?;
         store.erase(&mut reservation, &account)
     };
-    let erased = tokio::task::spawn_blocking(erase).await.expect("work on the store does not panic");
+    let erased = blocking(erase).await;
     erased.map_err(|error| AskError::Failed(not_erased(&error)))?;
     Ok((!is_revoked).then(|| NOT_TOLD.to_owned()))
 }
