@@ -363,20 +363,16 @@ impl Keeper {
 
     async fn spend(&mut self) -> Result<Granted, GrantError> {
         self.plan.sending(now());
-        // The server may take its time, which says nothing of this task.
-        self.shared.pulse.hold();
         let oauth = self.oauth();
         let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
-        let outcome = match refresh_token {
+        match refresh_token {
             Some(refresh_token) if self.grant() == Grant::AuthorizationCode => {
-                oauth.refresh(refresh_token, subject).await
+                self.held(oauth.refresh(refresh_token, subject)).await
             }
             // Some servers send a refresh token with it, against RFC 6749, section 4.4.3: it is not needed.
-            _ => oauth.client_credentials().await,
-        };
-        self.shared.pulse.beat();
-        outcome
+            _ => self.held(oauth.client_credentials()).await,
+        }
     }
 
     /// Plans what follows from a failure; gives the room back when nothing is kept in it.
@@ -459,23 +455,32 @@ impl Keeper {
 
     /// The login with what a refresh brought.
     fn renewed(&self, granted: &Granted) -> Record {
-        let oauth = self.oauth();
-        let old = self.record.as_ref();
+        let fresh = self.begun(granted);
+        let Some(old) = &self.record else { return fresh };
         Record {
-            binding: Binding::of(oauth.account()),
+            refresh_token: fresh.refresh_token.or_else(|| old.refresh_token.clone()),
+            login_at_ms: old.login_at_ms,
+            subject: old.subject.clone(),
+            issuer: old.issuer.clone(),
+            person: old.person.clone(),
+            ..fresh
+        }
+    }
+
+    /// A login that begins with this grant, of nobody in particular yet.
+    fn begun(&self, granted: &Granted) -> Record {
+        Record {
+            binding: Binding::of(self.oauth().account()),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
-            refresh_token: granted
-                .refresh_token
-                .clone()
-                .or_else(|| old.and_then(|record| record.refresh_token.clone())),
+            refresh_token: granted.refresh_token.clone(),
             is_refused: false,
             is_retried: false,
-            login_at_ms: old.map_or_else(|| granted.received.wall_ms(), |record| record.login_at_ms),
-            subject: old.and_then(|record| record.subject.clone()),
-            issuer: old.and_then(|record| record.issuer.clone()),
-            person: old.and_then(|record| record.person.clone()),
+            login_at_ms: granted.received.wall_ms(),
+            subject: None,
+            issuer: None,
+            person: None,
         }
     }
 
@@ -646,11 +651,16 @@ impl Keeper {
         self.on_disk(move || drop(reservation)).await;
     }
 
-    /// Runs something that waits for the disk, which is no reason to take this task for stuck: it may hold what is
-    /// nowhere else.
+    /// Runs something that waits for the disk.
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.held(blocking(work)).await
+    }
+
+    /// Waits for the server or the disk. They may take their time, which is no reason to take this task for stuck: it
+    /// may hold what is nowhere else.
+    async fn held<T>(&self, work: impl Future<Output = T>) -> T {
         self.shared.pulse.hold();
-        let done = blocking(work).await;
+        let done = work.await;
         self.shared.pulse.beat();
         done
     }

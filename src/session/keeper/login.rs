@@ -55,28 +55,19 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<(Record, Vec<String>), AskError> {
-        self.shared.pulse.hold();
         let oauth = self.oauth();
-        let LoggedIn { granted, remarks } = match oauth.log_in(pending, code, verified).await {
+        let LoggedIn { granted, remarks } = match self.held(oauth.log_in(pending, code, verified)).await {
             Ok(logged_in) => logged_in,
             Err(error) if error.is_unsent() => return Err(AskError::NotBegun(error.to_string())),
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let identity = oauth.identity(&granted).await;
-        self.shared.pulse.beat();
+        let identity = self.held(oauth.identity(&granted)).await;
         let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
         let record = Record {
-            binding: Binding::of(oauth.account()),
-            access_token: granted.access_token.clone(),
-            obtained_at_ms: granted.received.wall_ms(),
-            expires_in_secs: granted.expires_in.as_secs(),
-            refresh_token: granted.refresh_token.clone(),
-            is_refused: false,
-            is_retried: false,
-            login_at_ms: granted.received.wall_ms(),
             subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
             person,
+            ..self.begun(&granted)
         };
         Ok((record, remarks))
     }

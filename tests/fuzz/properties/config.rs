@@ -7,7 +7,7 @@ use std::path::Path;
 use rustls::pki_types::ServerName;
 
 use super::reader::{Reader, Source};
-use super::{Config, ConfigError, Environment, Grant, Listen, ROOT};
+use super::{Config, ConfigError, Environment, Grant, LIMITS, Listen, ROOT};
 use crate::fuzz::Input;
 
 const FILE: &str = "config.toml";
@@ -61,19 +61,7 @@ const KEYS: [(&str, &[&str]); 8] = [
     ("[[route]]", &["prefix", "name", "upstream", "account", "ca_file", "http", "upstraem"]),
     ("[callers]", &["users", "hosts", "allowed_origins", "allow_remote", "key"]),
     ("[[callers.key]]", &["name", "file", "methods", "paths", "routes", "secret"]),
-    (
-        "[limits]",
-        &[
-            "connections",
-            "header_timeout",
-            "stall_timeout",
-            "token_timeout",
-            "token_wait",
-            "idle_timeout",
-            "drain_timeout",
-            "replay_buffer",
-        ],
-    ),
+    ("[limits]", LIMITS),
     ("[notify]", &["command", "comand"]),
 ];
 /// Values with a place for the secret.
