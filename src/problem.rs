@@ -68,6 +68,7 @@ pub struct Problem {
     detail: String,
     members: Map<String, Value>,
     fields: Vec<(HeaderName, HeaderValue)>,
+    is_in_doubt: bool,
 }
 
 impl Code {
@@ -159,7 +160,14 @@ impl Problem {
     /// A problem with a sentence for the caller.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let proxy_error = code.facts().2;
-        Self { code, proxy_error, detail: detail.into(), members: Map::new(), fields: Vec::new() }
+        Self {
+            code,
+            proxy_error,
+            detail: detail.into(),
+            members: Map::new(),
+            fields: Vec::new(),
+            is_in_doubt: false,
+        }
     }
 
     /// Another `error` for `Proxy-Status` than the code's own (RFC 9209, section 2.3).
@@ -195,6 +203,18 @@ impl Problem {
         self.with_field(CONNECTION, HeaderValue::from_static("close"))
     }
 
+    /// The request may have been carried out all the same.
+    #[must_use]
+    pub const fn in_doubt(mut self) -> Self {
+        self.is_in_doubt = true;
+        self
+    }
+
+    /// Whether the request may have been carried out.
+    pub const fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
+    }
+
     /// Which problem it is.
     pub const fn code(&self) -> Code {
         self.code
@@ -207,6 +227,8 @@ impl Problem {
         body.insert("type".to_owned(), format!("urn:cnblogs-proxy:{name}").into());
         body.insert("title".to_owned(), title.into());
         body.insert("status".to_owned(), status.as_u16().into());
+        // The clients of Cnblogs read `Message`.
+        body.insert("Message".to_owned(), self.detail.as_str().into());
         body.insert("detail".to_owned(), self.detail.into());
         body.extend(self.members);
 
@@ -249,5 +271,6 @@ mod tests {
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         assert_eq!(body["type"], "urn:cnblogs-proxy:token-unavailable");
         assert_eq!((&body["status"], &body["detail"]), (&503.into(), &"wait".into()));
+        assert_eq!(body["Message"], "wait");
     }
 }

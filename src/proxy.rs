@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod alarm;
+mod body;
 pub mod guard;
 mod headers;
 mod replay;
@@ -10,11 +11,10 @@ pub mod upstream;
 #[path = "../tests/fuzz/properties/proxy.rs"]
 pub mod properties;
 
+use std::any::Any;
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,7 +25,6 @@ use http::header::{
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -34,11 +33,12 @@ use crate::metrics::{Counters, Metrics};
 use crate::problem::{Code, Problem};
 use crate::session::{NoToken, Session};
 use crate::token::Token;
-use access_log::{Counted, Entry};
+use access_log::Entry;
+pub use body::{Body, PolledFrame};
 use guard::{Admitted, Caller, Guard};
 use headers::AllowedOrigin;
 use replay::{Begun, CallerBody, ReplayBuffer, Upload};
-use upstream::{Attempt, Client, Download, DownloadError, Endpoint, Message, Network};
+use upstream::{Attempt, Client, Download, Endpoint, Message, Network};
 
 /// How long a replay waits for the rest of a body that is still coming.
 const REST_OF_BODY: Duration = Duration::from_secs(10);
@@ -71,23 +71,13 @@ pub struct Proxy {
     longest_prefix: usize,
 }
 
-/// The body of an answer.
-pub enum Body {
-    /// Our own.
-    Own(Option<Bytes>),
-    /// The upstream's.
-    Upstream(UpstreamBody),
-    /// Either of them, for an entry in the log.
-    Counted(Box<Counted>),
-}
+/// What is dropped with a request's body, when there is one.
+pub type UntilBodyEnds = Option<Box<dyn Any + Send + Sync>>;
 
 /// Marks an answer whose upstream said how long it keeps its own connection. That was removed, and ours is not said in
 /// its place, where it could be taken for the upstream's.
 #[derive(Clone, Copy, Debug)]
 pub struct HadKeepAlive;
-
-/// The upstream's body, opaque.
-pub struct UpstreamBody(Box<Download>);
 
 /// A request's body, and what is needed to send it again.
 enum Source {
@@ -115,10 +105,12 @@ impl Proxy {
     }
 
     /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the entry.
+    /// `until_body_ends` is dropped with the request's body.
     pub async fn forward(
         &self,
         caller: &Caller,
         request: Request<Incoming>,
+        until_body_ends: UntilBodyEnds,
         entry: &mut Option<Box<Entry>>,
     ) -> Response<Body> {
         let (mut parts, body) = request.into_parts();
@@ -132,31 +124,43 @@ impl Proxy {
             Ok(admitted) => admitted,
             Err(problem) => return self.refuse(problem, guard.origin_of(&parts.headers).as_ref()),
         };
-        self.walk(&admitted, &mut parts, body, entry)
-            .await
-            .unwrap_or_else(|problem| self.refuse(problem, admitted.origin.as_ref()))
+        if let Some(entry) = entry {
+            entry.admitted(admitted.key.map(|key| key.name.as_str()));
+        }
+        let body = CallerBody::new(
+            body,
+            until_body_ends,
+            self.shared.limits.stall_timeout,
+            Arc::clone(&self.counters),
+        );
+        self.walk(&admitted, &mut parts, body, entry).await.unwrap_or_else(|problem| {
+            if let Some(entry) = entry {
+                entry.refused(&problem);
+            }
+            self.refuse(problem, admitted.origin.as_ref())
+        })
     }
 
     async fn walk(
         &self,
         admitted: &Admitted<'_>,
         parts: &mut Parts,
-        body: Incoming,
+        body: CallerBody,
         entry: &mut Option<Box<Entry>>,
     ) -> Result<Response<Body>, Problem> {
         let at = self.longest_prefix(parts.uri.path())?;
         let (client, session) = (&self.clients[at], &self.shared.sessions[at]);
-        if let Some(entry) = entry {
-            entry.admitted(admitted.key.map(|key| key.name.as_str()), &client.endpoint.route.name);
-        }
         admitted.may_use(parts, &client.endpoint.route.name)?;
 
         let token = self.token(session).await?;
 
         let route = &client.endpoint.route;
         rebase(&mut parts.uri, &route.prefix, &route.upstream.base_path)?;
-        let (upload, source) = source(parts, body, &self.shared.limits, &self.counters).await?;
+        let (upload, source) = source(parts, body, self.shared.limits.replay_buffer).await?;
         let message = Message { parts, is_chunked: upload.is_chunked() };
+        if let Some(entry) = entry {
+            entry.sending(&route.name);
+        }
 
         let departure = Instant::now();
         let answer = self.send(client, &message, upload, &source, &token, departure).await;
@@ -174,6 +178,9 @@ impl Proxy {
             }
             (answer, token)
         };
+        if let Some(entry) = entry {
+            entry.answered(&answer);
+        }
 
         Ok(self.for_caller(client, answer, &token, admitted.origin.as_ref()))
     }
@@ -309,14 +316,14 @@ impl Proxy {
             parts.extensions.insert(HadKeepAlive);
         }
         parts.version = http::Version::HTTP_11;
-        Response::from_parts(parts, Body::Upstream(UpstreamBody(body)))
+        Response::from_parts(parts, Body::upstream(body))
     }
 
     fn refuse(&self, problem: Problem, origin: Option<&AllowedOrigin>) -> Response<Body> {
         if problem.code().status().is_client_error() {
             self.counters.refused();
         }
-        let mut response = problem.into_response().map(|body| Body::Own(Some(body)));
+        let mut response = problem.into_response().map(Body::from);
         if let Some(origin) = origin {
             headers::allow(response.headers_mut(), origin);
         }
@@ -358,18 +365,12 @@ impl Source {
 
 /// The request's body: none, small (read as a whole, so that it can be sent again, and with its length), or a stream
 /// with a bounded copy.
-async fn source(
-    parts: &mut Parts,
-    body: Incoming,
-    limits: &Limits,
-    counters: &Arc<Counters>,
-) -> Result<(Upload, Source), Problem> {
+async fn source(parts: &mut Parts, mut body: CallerBody, small: usize) -> Result<(Upload, Source), Problem> {
     if body.is_end_stream() {
         return Ok((Upload::Empty, Source::Empty));
     }
     // Only a chunked body has no length.
-    let (length, small) = (body.size_hint().exact(), limits.replay_buffer);
-    let mut body = CallerBody::new(body, limits.stall_timeout, Arc::clone(counters));
+    let length = body.length();
     let mut begun = Begun::default();
     let filled = match length {
         None => begun.fill_soon(&mut body, small).await,
@@ -406,7 +407,7 @@ fn rebase(uri: &mut Uri, prefix: &str, base_path: &str) -> Result<(), Problem> {
 
 /// Answers a CORS preflight of an allowed page (Fetch, section 4.8), without asking the upstream.
 fn preflight(parts: &Parts, origin: &AllowedOrigin) -> Response<Body> {
-    let mut response = Response::new(Body::Own(None));
+    let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let fields = response.headers_mut();
     headers::allow(fields, origin);
@@ -418,38 +419,6 @@ fn preflight(parts: &Parts, origin: &AllowedOrigin) -> Response<Body> {
         fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
     }
     response
-}
-
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = DownloadError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match self.get_mut() {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream(body) => Pin::new(&mut body.0).poll_frame(cx),
-            Self::Counted(body) => body.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Upstream(body) => body.0.is_end_stream(),
-            Self::Counted(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Upstream(body) => body.0.size_hint(),
-            Self::Counted(body) => body.size_hint(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -480,18 +449,6 @@ mod tests {
             rebase(&mut rebased, prefix, base).unwrap();
             assert_eq!(rebased.to_string(), expected, "{target}");
             assert_eq!((rebased.scheme(), rebased.authority()), (None, None), "{target}");
-        }
-    }
-
-    #[test]
-    fn our_own_answers_have_a_known_length() {
-        for (own, length) in [(None, 0), (Some(""), 0), (Some("abc"), 3)] {
-            let body = Body::Own(own.map(Bytes::from));
-            assert_eq!(
-                (body.size_hint().exact(), body.is_end_stream()),
-                (Some(length), length == 0),
-                "{own:?}"
-            );
         }
     }
 

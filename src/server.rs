@@ -6,14 +6,15 @@
 //! worker threads one current-thread runtime each: accept, guard, forward
 //! ```
 
+mod accept;
 mod connection;
-mod line;
+mod limit;
 pub mod listen;
 mod peer;
 mod reload;
-mod room;
+mod service;
+mod socket;
 mod supervisor;
-mod worker;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/server.rs"]
 pub mod properties;
@@ -49,12 +50,13 @@ use crate::pulse::Pulse;
 use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
 use crate::token::now;
+use accept::Worker;
+use limit::ConnectionLimit;
 use listen::{Bound, Inherited};
 use reload::Reloads;
 pub use reload::Reread;
-use room::Room;
+use service::Service;
 use supervisor::Supervisor;
-use worker::Worker;
 
 /// The socket in the state directory that our own commands use.
 const CONTROL_SOCKET: &str = "control.sock";
@@ -147,7 +149,7 @@ async fn serve(
     accepting: impl FnOnce(&[Listen], &[(String, Option<String>)]),
     read: reload::Read,
 ) -> anyhow::Result<Ended> {
-    room::take_descriptors(config.limits.connections);
+    limit::raise_open_files(config.limits.connections);
     let mut signals = Signals::new().context("asking for signals")?;
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
@@ -233,13 +235,13 @@ fn start_workers(
 ) -> anyhow::Result<(Vec<Arc<Pulse>>, mpsc::Receiver<()>)> {
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
-    let (control, room) = (Handle::current(), Room::new(config.limits.connections));
+    let (control, limit) = (Handle::current(), ConnectionLimit::new(config.limits.connections));
     let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
     for (number, pulse) in pulses.iter().cloned().enumerate() {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
-        let (stop, alive, room) = (stop.clone(), alive.clone(), Arc::clone(&room));
+        let (stop, alive, limit) = (stop.clone(), alive.clone(), Arc::clone(&limit));
         let runtime =
             Builder::new_current_thread().enable_all().build().context("starting a worker's runtime")?;
         std::thread::Builder::new()
@@ -248,10 +250,10 @@ fn start_workers(
                 let _alive = alive;
                 let worker = {
                     let _entered = runtime.enter();
-                    Worker::new(shared, local, control, room)
+                    Worker::new(Service::new(shared, local, control), limit)
                 };
                 // As a task: a runtime that wakes what it blocks on does so by a system call.
-                let _ended = runtime.block_on(runtime.spawn(worker::run(worker, bound, pulse, stop)));
+                let _ended = runtime.block_on(runtime.spawn(accept::run(worker, bound, pulse, stop)));
                 runtime.shutdown_background();
             })
             .context("starting a worker thread")?;

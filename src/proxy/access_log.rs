@@ -1,22 +1,19 @@
-//! The entry that a request leaves in the log, at debug: written when its answer has gone out, or was given up.
+//! What a request leaves in the log, when its answer has gone out or was given up: an entry at debug, and at info who
+//! changed what with which key.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::Body;
 use super::guard::{Caller, Peer};
-use super::upstream::DownloadError;
+use crate::problem::Problem;
 
 const REQUEST_ID: &str = "x-request-id";
 /// What is longer is no id.
 const LONGEST_ID: usize = 64;
 
-/// What is known of a request so far. Dropping it writes the entry.
+/// What is known of a request so far.
+#[derive(Debug)]
 pub struct Entry {
     method: Method,
     path: String,
@@ -27,20 +24,24 @@ pub struct Entry {
     started: Instant,
     upstream: Option<Duration>,
     status: Option<u16>,
-    bytes: u64,
-    is_whole: bool,
+    carried_out: CarriedOut,
 }
 
-/// An answer's body that is counted on its way.
-pub struct Counted {
-    body: Body,
-    entry: Box<Entry>,
+/// Whether what an unsafe request asks for was done (RFC 9110, section 9.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CarriedOut {
+    No,
+    /// It was sent, and no answer says so or not.
+    Unknown,
+    Yes,
 }
 
 impl Entry {
     /// None when nobody reads it.
     pub fn of<B>(caller: &Caller, request: &Request<B>) -> Option<Box<Self>> {
-        tracing::enabled!(tracing::Level::DEBUG).then(|| {
+        let is_read = tracing::enabled!(tracing::Level::DEBUG)
+            || !request.method().is_safe() && tracing::enabled!(tracing::Level::INFO);
+        is_read.then(|| {
             Box::new(Self {
                 method: request.method().clone(),
                 path: request.uri().path().to_owned(),
@@ -55,16 +56,20 @@ impl Entry {
                 started: Instant::now(),
                 upstream: None,
                 status: None,
-                bytes: 0,
-                is_whole: false,
+                carried_out: CarriedOut::No,
             })
         })
     }
 
-    /// It was admitted, with that key, and takes that route.
-    pub(super) fn admitted(&mut self, key: Option<&str>, route: &str) {
+    /// It came with that key.
+    pub fn admitted(&mut self, key: Option<&str>) {
         self.key = key.map(str::to_owned);
+    }
+
+    /// It is sent by that route.
+    pub(super) fn sending(&mut self, route: &str) {
         self.route = Some(route.to_owned());
+        self.carried_out = CarriedOut::Unknown;
     }
 
     /// The upstream took that long until the head of its first answer.
@@ -72,36 +77,41 @@ impl Entry {
         self.upstream = Some(took);
     }
 
-    /// Takes the answer's head into the entry.
-    pub fn answer<B: HttpBody>(&mut self, response: &Response<B>) {
-        self.status = Some(response.status().as_u16());
+    /// It is answered by whoever was asked to carry it out.
+    pub fn answered<B>(&mut self, response: &Response<B>) {
+        self.carried_out = CarriedOut::by(response.status());
         if self.request_id.is_none() {
             self.request_id = request_id(response.headers());
         }
-        self.bytes = response.body().size_hint().exact().unwrap_or(0);
-        self.is_whole = true;
     }
 
-    /// Follows the answer to its end.
-    pub fn follow(mut self: Box<Self>, response: Response<Body>) -> Response<Body> {
-        self.answer(&response);
-        (self.bytes, self.is_whole) = (0, false);
-        response.map(|body| Body::Counted(Box::new(Counted { body, entry: self })))
+    /// It is answered by a problem.
+    pub fn refused(&mut self, problem: &Problem) {
+        if !problem.is_in_doubt() {
+            self.carried_out = CarriedOut::No;
+        }
     }
-}
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let Self { path, caller, bytes, .. } = &*self;
+    /// The caller gets that status.
+    pub fn told(&mut self, status: StatusCode) {
+        self.status = Some(status.as_u16());
+    }
+
+    /// Writes it, with what the caller took of the answer.
+    pub fn write(&self, bytes: u64, is_whole: bool) {
+        let Self { path, caller, status, .. } = self;
         let (method, key, route) = (self.method.as_str(), self.key.as_deref(), self.route.as_deref());
-        let (status, request_id) = (self.status, self.request_id.as_deref());
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let (took_ms, upstream_ms) = (ms(self.started.elapsed()), self.upstream.map(ms));
-        let message = match (status, self.is_whole) {
+        let (carried_out, request_id) = (self.carried_out.as_str(), self.request_id.as_deref());
+        let message = match (status, is_whole) {
             (None, _) => "the caller left before the answer",
             (Some(_), false) => "the answer broke off",
             (Some(_), true) => "answered",
         };
+        if let Some(key) = key.filter(|_| !self.method.is_safe()) {
+            tracing::info!(key, method, path, status, carried_out, "a request that changes something");
+        }
         tracing::debug!(
             method,
             path,
@@ -118,34 +128,25 @@ impl Drop for Entry {
     }
 }
 
-impl Counted {
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.entry.bytes += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-            }
-            Poll::Ready(None) => self.entry.is_whole = true,
-            _ => {}
+impl CarriedOut {
+    /// As far as a status tells: a client error was not applied (RFC 9110, section 15.5), nor was what is to be asked
+    /// elsewhere; a server error may come after the deed.
+    fn by(status: StatusCode) -> Self {
+        match status {
+            StatusCode::SEE_OTHER | StatusCode::NOT_MODIFIED => Self::Yes,
+            StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => Self::No,
+            status if status.is_success() => Self::Yes,
+            status if status.is_client_error() => Self::No,
+            _ => Self::Unknown,
         }
-        polled
     }
 
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.entry.is_whole |= self.body.is_end_stream();
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Unknown => "unknown",
+            Self::Yes => "yes",
+        }
     }
 }
 

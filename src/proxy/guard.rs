@@ -168,7 +168,7 @@ impl Guard {
         caller: &Caller,
         parts: &Parts,
         is_callback: bool,
-    ) -> Result<Option<&Key>, Problem> {
+    ) -> Result<Admitted<'_>, Problem> {
         self.greet(caller, parts)?;
         if is_callback {
             is_navigation(&parts.headers)?;
@@ -176,15 +176,7 @@ impl Guard {
             return Err(forbidden_origin("this origin may call the API, but not the proxy's own pages"));
         }
         let key = self.key(caller, &parts.headers)?;
-        let is_limited = key.is_some_and(|k| k.methods.is_some() || k.paths.is_some() || k.routes.is_some());
-        let may_read = parts.uri.path() == "/-/status" && [Method::GET, Method::HEAD].contains(&parts.method);
-        if is_limited && !may_read {
-            return Err(Problem::new(
-                Code::ForbiddenByKey,
-                "a limited key may read /-/status and nothing else here",
-            ));
-        }
-        Ok(key)
+        Ok(Admitted { origin: None, key })
     }
 
     /// The page behind a CORS preflight that may go on; preflights carry no key (Fetch, section 3.2.2).
@@ -332,6 +324,23 @@ impl<'a> Once<'a> {
 }
 
 impl Admitted<'_> {
+    /// Whether the caller's key reaches our own pages with this request.
+    ///
+    /// # Errors
+    /// When it is limited.
+    pub fn may_use_local(&self, parts: &Parts) -> Result<(), Problem> {
+        let is_limited =
+            self.key.is_some_and(|k| k.methods.is_some() || k.paths.is_some() || k.routes.is_some());
+        let may_read = parts.uri.path() == "/-/status" && [Method::GET, Method::HEAD].contains(&parts.method);
+        if is_limited && !may_read {
+            return Err(Problem::new(
+                Code::ForbiddenByKey,
+                "a limited key may read /-/status and nothing else here",
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether the caller's key reaches a route with this request.
     ///
     /// # Errors
@@ -995,7 +1004,8 @@ mod tests {
         let may = |key: &Key, method: &str, target: &str| {
             let guard = guard(&[User::Myself], std::slice::from_ref(key));
             let parts = parts(method, target, &[OURS, KEY]);
-            guard.admit_local(&caller(), &parts, false).is_ok_and(|key| key.is_some())
+            let admitted = guard.admit_local(&caller(), &parts, false);
+            admitted.is_ok_and(|admitted| admitted.key.is_some() && admitted.may_use_local(&parts).is_ok())
         };
         for key in limited_keys() {
             assert!(may(&key, "GET", "/-/status") && may(&key, "HEAD", "/-/status"), "{key:?}");

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::headers;
+use super::{UntilBodyEnds, headers};
 use crate::metrics::Counters;
 use crate::problem::{Code, Problem};
 
@@ -49,6 +49,7 @@ pub(super) struct Stream {
 #[derive(Debug)]
 pub(super) struct CallerBody {
     incoming: Incoming,
+    _until_it_ends: UntilBodyEnds,
     counters: Arc<Counters>,
     stall_timeout: Duration,
     stall: Option<Pin<Box<Sleep>>>,
@@ -109,7 +110,7 @@ impl Upload {
         match self {
             Self::Empty => false,
             Self::Whole(_, trailers) => trailers.is_some(),
-            Self::Stream(stream) => stream.body.incoming.size_hint().exact().is_none(),
+            Self::Stream(stream) => stream.body.length().is_none(),
         }
     }
 
@@ -143,9 +144,25 @@ impl UploadError {
 
 impl CallerBody {
     /// A body that must bring something within each `stall_timeout`; zero means that it may take for ever.
-    pub(super) fn new(incoming: Incoming, stall_timeout: Duration, counters: Arc<Counters>) -> Self {
-        let moved_at = Instant::now();
-        Self { incoming, counters, stall_timeout, stall: None, moved_at, since_stall: 0 }
+    pub(super) fn new(
+        incoming: Incoming,
+        until_it_ends: UntilBodyEnds,
+        stall_timeout: Duration,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (stall, moved_at) = (None, Instant::now());
+        let _until_it_ends = until_it_ends;
+        Self { incoming, _until_it_ends, counters, stall_timeout, stall, moved_at, since_stall: 0 }
+    }
+
+    /// Whether nothing comes any more.
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    /// How many bytes are to come; none of a chunked body.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
@@ -202,7 +219,7 @@ impl Begun {
                     (self.trailers, self.is_whole) = (trailers.map(Box::new), true);
                 }
             }
-            self.is_whole |= body.incoming.is_end_stream();
+            self.is_whole |= body.is_end_stream();
         }
         Ok(())
     }
@@ -293,7 +310,7 @@ impl Stream {
                 if let Some(buffer) = &self.buffer {
                     buffer.grow(frame);
                 }
-                if frame.is_trailers() || self.body.incoming.is_end_stream() {
+                if frame.is_trailers() || self.body.is_end_stream() {
                     self.end(true);
                 }
             }

@@ -37,6 +37,10 @@ fn every_attack_over_a_unix_socket_meets_its_rules() {
 }
 
 /// Plays every case twice: for callers without keys and for callers with one.
+/// Requests with both framings: hyper takes the length out, reads chunks, and ends the connection behind them, as RFC
+/// 9112, section 6.1, asks for. That there was a length is not seen any more.
+const TWO_FRAMINGS: [&str; 2] = ["frm-001", "frm-002"];
+
 #[track_caller]
 #[expect(clippy::print_stdout, reason = "how many passed is worth telling")]
 fn meets_its_rules(transport: Transport) {
@@ -58,8 +62,9 @@ fn meets_its_rules(transport: Transport) {
     assert!(open.played > 100, "only {} cases were played", open.played);
     let failures = [open.failures, keyed.failures].concat();
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    let lenient = [open.only_lenient, keyed.only_lenient].concat();
-    assert!(lenient.is_empty(), "the stricter verdict is missed by {lenient:?}");
+    for pass in [open.only_lenient, keyed.only_lenient] {
+        assert_eq!(pass, TWO_FRAMINGS, "the stricter verdict is missed");
+    }
 }
 
 fn pass(stage: &Stage, transport: Transport, cases: &[Case]) -> Pass {

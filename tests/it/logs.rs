@@ -46,11 +46,15 @@ fn the_line_names_the_key_and_tells_what_was_refused_or_is_our_own() {
         ("GET", "/echo/mine", &with_key[..], 503, Some("reader")),
         ("PUT", "/echo/limited", &with_key, 403, Some("reader")),
         ("GET", "/echo/nobody", &[], 401, None),
-        ("GET", "/-/status", &with_key, 200, None),
+        ("GET", "/-/status", &with_key, 200, Some("reader")),
     ] {
         let answer = world.daemon.request(method, target, fields, b"");
 
-        let line = line_of(&world.daemon, target);
+        let line = eventually("it is logged", || {
+            let mut lines = lines_of(&world.daemon, target);
+            lines.retain(|line| line["level"] == "DEBUG");
+            lines.pop()
+        });
         assert_eq!((answer.status, &line["status"]), (status, &status.into()), "{line}");
         assert_eq!(line.get("key").and_then(Value::as_str), key, "{line}");
         assert_eq!(
@@ -113,6 +117,78 @@ fn requests_leave_no_line_unless_debug_is_asked_for() {
     assert!(!world.daemon.output().contains("/echo/quiet"), "{}", world.daemon.output());
 }
 
+/// What is known of each unsafe request with a key, at info: whether the upstream has done what it asks for.
+#[test]
+fn who_changed_what_with_which_key_is_a_line_each() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let keys = [("writer", ""), ("reader", "methods = [\"GET\"]")];
+    let world = with_keys(logging("info", ""), &directory, &keys);
+    let [writer, reader] = ["writer", "reader"].map(|name| format!("Bearer {KEY}-{name}"));
+    for (at, (status, carried_out)) in
+        [(200, "yes"), (303, "yes"), (307, "no"), (404, "no"), (500, "unknown"), (503, "unknown")]
+            .into_iter()
+            .enumerate()
+    {
+        world.standin.on_api(move |_| {
+            Some(Scripted::raw(format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n")))
+        });
+        let target = format!("/echo/{at}");
+        let answer =
+            world.daemon.request("POST", &format!("{target}?q=c4n4ry"), &[("Authorization", &writer)], b"x");
+        assert_eq!(answer.status, status);
+        let line = line_of(&world.daemon, &target);
+        let told = [&line["level"], &line["key"], &line["method"], &line["carried_out"]];
+        assert_eq!(told, ["INFO", "writer", "POST", carried_out], "{line}");
+        assert_eq!(line["status"], status);
+    }
+
+    world.standin.on_api(|_| Some(Scripted::raw_then_close("")));
+    world.daemon.request("POST", "/echo/dropped", &[("Authorization", &writer)], b"x");
+    world.daemon.request("PUT", "/echo/refused", &[("Authorization", &reader)], b"");
+    world.daemon.request("POST", "/-/refresh/main", &[("Authorization", &reader)], b"");
+    world.daemon.request("POST", "/-/refresh/main", &[("Authorization", &writer)], b"");
+    for (path, carried_out) in [("/echo/dropped", "unknown"), ("/echo/refused", "no")] {
+        assert_eq!(line_of(&world.daemon, path)["carried_out"], carried_out, "{path}");
+    }
+    let own = eventually("both are logged", || {
+        let lines = lines_of(&world.daemon, "/-/refresh/main");
+        (lines.len() == 2).then_some(lines)
+    });
+    let told: Vec<_> = own.iter().map(|line| (&line["key"], &line["carried_out"])).collect();
+    assert_eq!(told, [(&"reader".into(), &"no".into()), (&"writer".into(), &"yes".into())]);
+    assert!(!world.daemon.output().contains("c4n4ry"), "{}", world.daemon.output());
+}
+
+#[test]
+fn a_request_that_was_never_sent_is_not_carried_out_and_a_safe_one_leaves_no_line() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let route = format!("[[route]]\nprefix = \"/gone\"\nupstream = \"http://{closed}\"\n");
+    let world = with_keys(logging("info", &route), &directory, &[("writer", "")]);
+    let writer = format!("Bearer {KEY}-writer");
+
+    world.daemon.request("GET", "/gone/read", &[("Authorization", &writer)], b"");
+    world.daemon.request("DELETE", "/gone/write", &[("Authorization", &writer)], b"");
+
+    let line = line_of(&world.daemon, "/gone/write");
+    assert_eq!((&line["carried_out"], &line["status"]), (&"no".into(), &502.into()), "{line}");
+    assert!(lines_of(&world.daemon, "/gone/read").is_empty());
+}
+
+/// The same world, with caller keys of these names and limits.
+fn with_keys(mut world: World, directory: &tempfile::TempDir, keys: &[(&str, &str)]) -> World {
+    let mut config = std::fs::read_to_string(world.home.config()).unwrap();
+    for (name, limits) in keys {
+        let file = directory.path().join(name);
+        std::fs::write(&file, format!("{KEY}-{name}")).unwrap();
+        let file = file.display();
+        config.push_str(&format!("\n[[callers.key]]\nname = \"{name}\"\nfile = \"{file}\"\n{limits}\n"));
+    }
+    std::fs::write(world.home.config(), config).unwrap();
+    world.restart();
+    world
+}
+
 /// A world where Alice is logged in, whose log is JSON.
 fn logging(level: &str, tables: &str) -> World {
     let top = format!("log = \"{level}\"\nlog_format = \"json\"");
@@ -128,11 +204,15 @@ fn logging_without_login(tables: &str) -> World {
 #[track_caller]
 fn line_of(daemon: &Daemon, path: &str) -> Value {
     let lines = eventually(&format!("{path} is logged"), || {
-        let output = daemon.output();
-        let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let lines: Vec<_> = lines.filter(|line| line["path"] == path).collect();
-        (!lines.is_empty()).then_some(lines)
+        Some(lines_of(daemon, path)).filter(|lines| !lines.is_empty())
     });
     assert_eq!(lines.len(), 1, "{lines:?}");
     lines[0].clone()
+}
+
+/// The lines of the requests for a path.
+fn lines_of(daemon: &Daemon, path: &str) -> Vec<Value> {
+    let output = daemon.output();
+    let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["path"] == path).collect()
 }

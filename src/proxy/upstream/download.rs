@@ -2,13 +2,12 @@
 
 use std::error::Error;
 use std::mem;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -121,53 +120,52 @@ impl UploadTask {
     }
 }
 
-impl Body for Download {
-    type Data = Bytes;
-    type Error = DownloadError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
+impl Download {
+    /// The next part of it.
+    pub(in crate::proxy) fn poll_frame(
+        &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let this = self.get_mut();
-        if let Some(error) = this.broken.take() {
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        if let Some(error) = self.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let Poll::Ready(frame) = this.source.poll_frame(cx) else {
-            ready!(this.poll_stall(cx));
+        let Poll::Ready(frame) = self.source.poll_frame(cx) else {
+            ready!(self.poll_stall(cx));
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
-        this.stalls_since = None;
+        self.stalls_since = None;
         let frame = match frame {
             None => {
-                this.end();
+                self.end();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
                 // What came before goes to the caller first: hyper drops its unflushed output when a body fails.
-                this.broken = Some(DownloadError::Broken(Box::new(error)));
+                self.broken = Some(DownloadError::Broken(Box::new(error)));
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             Some(Ok(frame)) => frame,
         };
-        if this.source.is_over() {
-            this.end();
+        if self.source.is_over() {
+            self.end();
         }
         Poll::Ready(Some(Ok(match frame.into_trailers() {
             Ok(mut trailers) => {
-                headers::for_trailers(&mut trailers, Some(&this.token));
+                headers::for_trailers(&mut trailers, Some(&self.token));
                 Frame::trailers(trailers)
             }
             Err(data) => data,
         })))
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Whether nothing comes any more.
+    pub(in crate::proxy) fn is_end_stream(&self) -> bool {
         self.broken.is_none() && self.source.is_over()
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// How much is still to come.
+    pub(in crate::proxy) fn size_hint(&self) -> SizeHint {
         let left = match &self.source {
             BodySource::Connection(trip, _) => trip.length(),
             BodySource::Task(task) => task.left,

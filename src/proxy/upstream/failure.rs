@@ -39,6 +39,14 @@ impl Failure {
     /// What the caller is told. The cause is logged, and stays here.
     pub(in crate::proxy) fn problem(&self) -> Problem {
         tracing::warn!(cause = %with_causes(self), "the upstream gave no answer");
+        let problem = self.told();
+        match self {
+            Self::Exchange(_) | Self::ResponseTimeout => problem.in_doubt(),
+            _ => problem,
+        }
+    }
+
+    fn told(&self) -> Problem {
         match self {
             Self::Resolve(_) => {
                 let detail = "the API can't be reached: its name can't be resolved";

@@ -538,7 +538,7 @@ mod tests {
         let serving = AbortOnDropHandle::new(tokio::task::spawn(serving));
         let head = format!("POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n");
         caller.write_all(&[head.as_bytes(), &vec![7; length]].concat()).await.unwrap();
-        let body = CallerBody::new(told.await.unwrap(), Duration::ZERO, Metrics::default().worker());
+        let body = CallerBody::new(told.await.unwrap(), None, Duration::ZERO, Metrics::default().worker());
         let (upload, ..) = Upload::stream(Begun::default(), body, 0);
         (upload, (caller, serving))
     }

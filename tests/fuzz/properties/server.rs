@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,13 +17,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::line::{Activity, Line};
+use super::connection::{LARGEST_HEAD, MOST_FIELDS};
+use super::socket::{ConnectionState, Ended, Phase, Transport, WatchedSocket};
 use crate::fuzz::Input;
-
-const LARGEST: usize = 64 * 1024;
-const MOST_FIELDS: usize = 128;
-/// A Content-Length with more white space or zeros is refused.
-const LONGEST_LENGTH: usize = "content-length: 12345678901234567890\r\n".len();
 
 const NAMES: [&str; 8] = [
     "Content-Length",
@@ -37,18 +34,27 @@ const NAMES: [&str; 8] = [
 const VALUES: [&str; 9] = ["0", "3", "003", "chunked", "gzip", "keep-alive", "100-continue", "+3", ""];
 
 /// What a socket brings, piece by piece, and then its end.
-struct Socket<'a> {
-    pieces: Vec<&'a [u8]>,
+struct Socket {
+    pieces: Vec<Vec<u8>>,
 }
 
-/// A request as hyper gave it to us, and whether the line had seen a fault in it.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    method: String,
-    is_faulty: bool,
+impl Transport for Socket {
+    fn poll_readable(&self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    fn try_write_some(&self, _bytes: &[u8]) {}
+
+    fn ended(&self) -> Ended {
+        Ended::Nothing
+    }
+
+    fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        None
+    }
 }
 
-/// One request on the line is one request for hyper, and what is ambiguous in it is seen in it and in no other.
+/// One request of the stream is one request for hyper; and behind one that has both framings there is none.
 pub fn requests(bytes: &[u8]) {
     let (expected, are_all) = by_hand(bytes);
     for (size, reads_bodies) in [(1, true), (7, false), (usize::MAX, true), (usize::MAX, false)] {
@@ -65,28 +71,29 @@ pub fn composed_requests(bytes: &[u8]) {
     requests(&composed(&mut Input::new(bytes)));
 }
 
-/// What hyper makes of a stream behind the line.
-fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<Seen> {
+/// The methods of the requests that hyper makes of a stream behind the watched socket.
+fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<String> {
     let seen = RefCell::new(Vec::new());
-    let activity = Activity::new();
+    let state = ConnectionState::new();
     let service = service_fn(|request: Request<Incoming>| {
-        let method = request.method().to_string();
-        seen.borrow_mut().push(Seen { method, is_faulty: activity.answering().1.is_some() });
-        let activity = &activity;
+        seen.borrow_mut().push(request.method().to_string());
+        let (busy, _) = state.busy(false);
+        assert_eq!(state.phase(), Phase::Busy);
         async move {
             if reads_bodies {
                 let _whole = request.into_body().collect().await;
             }
-            activity.callers_turn();
+            drop(busy);
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let line = Line::new(Socket { pieces: stream.chunks(size).rev().collect() }, Arc::clone(&activity));
+    let socket = Socket { pieces: stream.chunks(size).rev().map(<[u8]>::to_vec).collect() };
+    let socket = WatchedSocket::new(socket, Arc::clone(&state), None);
     let connection = http1::Builder::new()
         .half_close(true)
         .max_headers(MOST_FIELDS)
-        .max_header_size(Line::<Socket<'_>>::HYPER_TAKES)
-        .serve_connection(TokioIo::new(line), service);
+        .max_header_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(socket), service);
 
     let mut connection = std::pin::pin!(connection);
     let mut context = Context::from_waker(std::task::Waker::noop());
@@ -98,8 +105,8 @@ fn by_hyper(stream: &[u8], size: usize, reads_bodies: bool) -> Vec<Seen> {
     seen.into_inner()
 }
 
-/// The requests of a stream and their faults, by RFC 9112, sections 2, 6 and 7, and whether they are all.
-fn by_hand(mut stream: &[u8]) -> (Vec<Seen>, bool) {
+/// The methods of the requests of a stream, by RFC 9112, sections 2, 6 and 7, and whether they are all.
+fn by_hand(mut stream: &[u8]) -> (Vec<String>, bool) {
     let mut seen = Vec::new();
     loop {
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
@@ -110,21 +117,14 @@ fn by_hand(mut stream: &[u8]) -> (Vec<Seen>, bool) {
         let encodings = request.headers.iter().filter(is("transfer-encoding")).count();
         let lengths: Vec<_> =
             request.headers.iter().filter(is("content-length")).map(|field| field.value).collect();
-
-        let start = stream.len() - stream.iter().skip_while(|byte| b"\r\n".contains(byte)).count();
-        let line_end =
-            stream.iter().skip(start).position(|byte| *byte == b'\n').map_or(end, |at| start + at + 1);
-        let is_large = line_end - start > LARGEST || end - line_end > LARGEST;
-        let head = stream[..end].to_ascii_lowercase();
-        let is_wide = |line: &[u8]| line.starts_with(b"content-length:") && line.len() >= LONGEST_LENGTH;
-        let is_unclear = head.split(|byte| *byte == b'\n').any(is_wide);
-        let is_faulty = is_large || is_unclear || encodings > 0 && !lengths.is_empty();
-        seen.push(Seen { method: request.method.unwrap_or_default().to_owned(), is_faulty });
+        seen.push(request.method.unwrap_or_default().to_owned());
 
         let is_chunked = encodings == 1
             && request.headers.iter().filter(is("transfer-encoding")).all(|field| field.value == b"chunked");
         let body = &stream[end..];
-        match length(&lengths).filter(|_| !is_unclear) {
+        match length(&lengths) {
+            // Both framings: the connection ends behind it (RFC 9112, section 6.1).
+            _ if is_chunked && !lengths.is_empty() => return (seen, true),
             Some(_) if is_chunked => match behind_chunks(body) {
                 Some(rest) => stream = rest,
                 None => return (seen, false),
@@ -205,7 +205,7 @@ fn chunked(body: &str, input: &mut Input<'_>) -> String {
     format!("{chunks}0\r\n{trailers}\r\n")
 }
 
-impl AsyncRead for Socket<'_> {
+impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
@@ -216,14 +216,14 @@ impl AsyncRead for Socket<'_> {
             let (now, later) = piece.split_at(piece.len().min(buffer.remaining()));
             buffer.put_slice(now);
             if !later.is_empty() {
-                pieces.push(later);
+                pieces.push(later.to_vec());
             }
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Socket<'_> {
+impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(bytes.len()))
     }
@@ -243,7 +243,7 @@ mod tests {
     use crate::fuzz::holds;
 
     #[test]
-    fn requests_on_the_line_are_hypers_requests() {
+    fn requests_of_a_stream_are_hypers_requests() {
         holds("requests", 500, requests);
     }
 

@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 use super::bodies::until_it_stands_still;
 use super::caller::Caller;
-use super::resting::A_WHILE;
 use super::{one_worker, resident_kib};
 use crate::standin::{self, Gate, Scripted, pieces};
 use crate::support::{Daemon, PATIENCE, Setup, World};
@@ -317,10 +316,11 @@ fn a_body_goes_up_to_its_end_while_nobody_takes_its_answer() {
     taking.join().unwrap();
 }
 
-/// The upstream answers before it has the body, whose rest comes when an idle connection would rest.
+/// The upstream answers before it has the body, whose rest comes when a connection without a request is long closed.
 #[test]
 fn an_upload_goes_on_behind_its_answer_after_a_pause() {
-    let (upstream, world) = with_upstream();
+    let limits = "[limits]\nidle_timeout = \"1s\"\nheader_timeout = \"1s\"";
+    let (upstream, world) = with_upstream_and(limits);
     let mut caller = Caller::connect(&world.daemon);
     let (begins, rest) = (vec![b'x'; PIECE], vec![0xff; PIECE]);
     caller.send_head("POST /x", "Transfer-Encoding: chunked\r\n");
@@ -332,8 +332,10 @@ fn an_upload_goes_on_behind_its_answer_after_a_pause() {
     });
     assert_eq!(caller.answer("POST").text(), "early");
 
-    sleep(A_WHILE);
-    caller.send_chunk(&rest);
+    for part in rest.chunks(PIECE / 2) {
+        sleep(Duration::from_secs(2));
+        caller.send_chunk(part);
+    }
     caller.send(b"0\r\n\r\n");
 
     assert_eq!(taking.join().unwrap(), rest.len());
@@ -342,10 +344,14 @@ fn an_upload_goes_on_behind_its_answer_after_a_pause() {
 
 /// A world whose API is this listener.
 fn with_upstream() -> (TcpListener, World) {
+    with_upstream_and("")
+}
+
+fn with_upstream_and(tables: &str) -> (TcpListener, World) {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", upstream.local_addr().unwrap());
     let environment = vec![("CNBLOGS_PROXY_UPSTREAM".to_owned(), address)];
-    (upstream, Setup { environment, ..one_worker() }.logged_in())
+    (upstream, Setup { environment, tables: tables.to_owned(), ..one_worker() }.logged_in())
 }
 
 /// The connection that carries the upload: a login asks its upstream who it is, and gets no answer.

@@ -72,12 +72,10 @@ fn an_answer_to_nobody_is_never_the_next_answer() {
 }
 
 #[test]
-fn a_request_with_two_framings_is_refused() {
+fn a_request_with_a_framing_that_is_none_is_refused() {
     let world = World::logged_in();
     world.standin.clear_api_requests();
     for fields in [
-        "Content-Length: 5\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 5",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         "Content-Length: 5\r\nContent-Length: 6",
         "Content-Length: 5, 6",
@@ -101,14 +99,40 @@ fn a_request_with_two_framings_is_refused() {
     assert_eq!(world.standin.api_requests().len(), 0, "nothing of it went up");
 }
 
+/// RFC 9112, section 6.1: the transfer coding counts, and nothing behind such a request is read.
+#[test]
+fn a_request_with_two_framings_is_the_last_on_its_connection() {
+    let world = World::logged_in();
+    for fields in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 80\r\nTransfer-Encoding: chunked\r\nContent-Length: 80",
+    ] {
+        world.standin.clear_api_requests();
+        let host = format!("Host: {}\r\n", world.daemon.authority);
+        let head = format!("POST /echo HTTP/1.1\r\n{host}{fields}\r\n\r\n");
+        let behind = format!("GET /smuggled HTTP/1.1\r\n{host}\r\n");
+
+        let raw = world.daemon.raw(format!("{head}2\r\nab\r\n0\r\n\r\n{behind}").as_bytes());
+
+        let answer = Answer::parse(&raw, "POST").unwrap_or_else(|| panic!("{fields:?}: {raw:?}"));
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("close")), "{answer:?}");
+        let requests = world.standin.api_requests();
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        assert_eq!(
+            (requests[0].field("content-length").as_deref(), &requests[0].body[..]),
+            (Some("2"), &b"ab"[..])
+        );
+    }
+}
+
 #[test]
 fn a_pipelined_request_is_judged_as_any_other() {
     let world = one_worker().logged_in();
     let long = format!("GET /{} HTTP/1.1", "a".repeat(70_000));
-    for (line, fields, code) in [
-        ("POST /echo HTTP/1.1", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "bad-request"),
-        (&long, "", "target-too-long"),
-    ] {
+    for (line, fields, code) in
+        [("POST /echo HTTP/1.1", "Content-Length: 5, 6\r\n", "bad-request"), (&long, "", "target-too-long")]
+    {
         world.standin.clear_api_requests();
         let mut caller = Caller::connect(&world.daemon);
         let host = format!("Host: {}\r\n", world.daemon.authority);
@@ -122,6 +146,25 @@ fn a_pipelined_request_is_judged_as_any_other() {
             "{second:?}"
         );
         assert_eq!(world.standin.api_requests().len(), 1);
+    }
+}
+
+/// A search for 你好 as a program writes it that encodes nothing, on a new connection and on a used one. As UTF-8 it
+/// goes up byte for byte.
+#[test]
+fn a_target_in_gbk_is_refused_with_what_to_do() {
+    let world = World::logged_in();
+    for requests_before in [0, 1] {
+        let mut caller = Caller::connect(&world.daemon);
+        for _ in 0..requests_before {
+            assert_eq!(caller.get("/echo?q=你好").status, 200);
+        }
+        let end = format!(" HTTP/1.1\r\nHost: {}\r\n\r\n", world.daemon.authority);
+        caller.send(&[b"GET /api/search?q=\xc4\xe3\xba\xc3", end.as_bytes()].concat());
+
+        let answer = caller.answer("GET");
+        assert_problem(&answer, "bad-request", 400, "http_request_error");
+        assert!(answer.text().contains("percent-encode"), "{}", answer.text());
     }
 }
 
