@@ -96,6 +96,12 @@ class CnblogsProxy(Peer):
         return [self.binary, "--config", config]
 
 
+class Before(CnblogsProxy):
+    """An earlier program of ours, that the environment names: what a change costs."""
+
+    binary = os.environ.get("BEFORE")
+
+
 class Nginx(Peer):
     """Debian's nginx."""
 
@@ -152,3 +158,5 @@ PEERS = {
     "caddy": Caddy,
     "envoy": Envoy,
 }
+if Before.binary:
+    PEERS["before"] = Before
