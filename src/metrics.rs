@@ -54,7 +54,7 @@ pub enum Goal {
 
 /// A connection that is counted as open until this is dropped.
 #[derive(Debug)]
-pub struct Open {
+pub struct OpenConnection {
     counters: Arc<Counters>,
     of: fn(&Counters) -> &Connections,
 }
@@ -66,7 +66,7 @@ struct Connections {
 }
 
 /// The sums over all workers at one point.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Totals {
     /// Forwarded requests that were answered, by the upstream or by us; by class of status, from 1xx to 5xx.
     pub answered: [u64; 5],
@@ -130,7 +130,39 @@ impl Metrics {
     /// The sums over all workers.
     pub fn totals(&self) -> Totals {
         let workers = self.workers.lock().expect("no thread panics while it holds the workers");
-        workers.iter().fold(Totals::default(), |totals, counters| totals.plus(&counters.totals()))
+        let sum = |of: fn(&Counters) -> &AtomicU64| workers.iter().map(|each| read(of(each))).sum::<u64>();
+        let classes = |of: fn(&Counters) -> &[AtomicU64; 5]| {
+            std::array::from_fn(|class| workers.iter().map(|each| read(&of(each)[class])).sum())
+        };
+        let observed = |of: fn(&Counters) -> &Histogram| {
+            workers
+                .iter()
+                .map(|each| of(each).distribution())
+                .fold(Distribution::default(), |a, b| a.plus(&b))
+        };
+        // What ended first: nothing has ended without having begun.
+        let (durations, local_ended) = (observed(|each| &each.durations), sum(|each| &each.local_ended));
+        let callers_closed = sum(|each| &each.callers.closed);
+        let upstreams_closed = sum(|each| &each.upstreams.closed);
+        let callers_accepted = sum(|each| &each.callers.opened);
+        let upstreams_opened = sum(|each| &each.upstreams.opened);
+        Totals {
+            answered: classes(|each| &each.answered),
+            local_answered: classes(|each| &each.local_answered),
+            refused: sum(|each| &each.refused),
+            replayed: sum(|each| &each.replayed),
+            in_flight: sum(|each| &each.began).saturating_sub(durations.count()),
+            local_in_flight: sum(|each| &each.local_began).saturating_sub(local_ended),
+            durations,
+            upstream_durations: observed(|each| &each.upstream_durations),
+            request_bytes: sum(|each| &each.request_bytes),
+            response_bytes: sum(|each| &each.response_bytes),
+            callers_accepted,
+            callers_open: callers_accepted.saturating_sub(callers_closed),
+            callers_turned_away: sum(|each| &each.turned_away),
+            upstreams_opened,
+            upstreams_open: upstreams_opened.saturating_sub(upstreams_closed),
+        }
     }
 
     /// Puts what was counted since the last look into the minute that is now: to be called every few seconds.
@@ -199,8 +231,8 @@ impl Counters {
     }
 
     /// A caller's connection was accepted.
-    pub fn caller(self: &Arc<Self>) -> Open {
-        Open::new(self, |counters| &counters.callers)
+    pub fn caller(self: &Arc<Self>) -> OpenConnection {
+        OpenConnection::new(self, |counters| &counters.callers)
     }
 
     /// There was no room for a caller.
@@ -209,30 +241,8 @@ impl Counters {
     }
 
     /// A connection to an upstream was made.
-    pub fn upstream(self: &Arc<Self>) -> Open {
-        Open::new(self, |counters| &counters.upstreams)
-    }
-
-    fn totals(&self) -> Totals {
-        // What ended first: nothing has ended without having begun.
-        let (durations, local_ended) = (self.durations.distribution(), read(&self.local_ended));
-        Totals {
-            answered: self.answered.each_ref().map(read),
-            local_answered: self.local_answered.each_ref().map(read),
-            refused: read(&self.refused),
-            replayed: read(&self.replayed),
-            in_flight: read(&self.began).saturating_sub(durations.count()),
-            local_in_flight: read(&self.local_began).saturating_sub(local_ended),
-            durations,
-            upstream_durations: self.upstream_durations.distribution(),
-            request_bytes: read(&self.request_bytes),
-            response_bytes: read(&self.response_bytes),
-            callers_open: self.callers.open(),
-            callers_accepted: read(&self.callers.opened),
-            callers_turned_away: read(&self.turned_away),
-            upstreams_open: self.upstreams.open(),
-            upstreams_opened: read(&self.upstreams.opened),
-        }
+    pub fn upstream(self: &Arc<Self>) -> OpenConnection {
+        OpenConnection::new(self, |counters| &counters.upstreams)
     }
 }
 
@@ -245,50 +255,20 @@ impl Goal {
     }
 }
 
-impl Open {
+impl OpenConnection {
     fn new(counters: &Arc<Counters>, of: fn(&Counters) -> &Connections) -> Self {
         add(&of(counters).opened, 1);
         Self { counters: Arc::clone(counters), of }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         add(&(self.of)(&self.counters).closed, 1);
     }
 }
 
-impl Connections {
-    fn open(&self) -> u64 {
-        let closed = read(&self.closed);
-        read(&self.opened).saturating_sub(closed)
-    }
-}
-
 impl Totals {
-    /// Both together.
-    fn plus(&self, more: &Self) -> Self {
-        let each =
-            |ours: &[u64; 5], theirs: &[u64; 5]| std::array::from_fn(|class| ours[class] + theirs[class]);
-        Self {
-            answered: each(&self.answered, &more.answered),
-            local_answered: each(&self.local_answered, &more.local_answered),
-            refused: self.refused + more.refused,
-            replayed: self.replayed + more.replayed,
-            in_flight: self.in_flight + more.in_flight,
-            local_in_flight: self.local_in_flight + more.local_in_flight,
-            durations: self.durations.plus(&more.durations),
-            upstream_durations: self.upstream_durations.plus(&more.upstream_durations),
-            request_bytes: self.request_bytes + more.request_bytes,
-            response_bytes: self.response_bytes + more.response_bytes,
-            callers_open: self.callers_open + more.callers_open,
-            callers_accepted: self.callers_accepted + more.callers_accepted,
-            callers_turned_away: self.callers_turned_away + more.callers_turned_away,
-            upstreams_open: self.upstreams_open + more.upstreams_open,
-            upstreams_opened: self.upstreams_opened + more.upstreams_opened,
-        }
-    }
-
     /// What the status shows: of all requests, those for our own pages as well.
     pub fn counts(&self) -> Counts {
         let of_class = |class: usize| self.answered[class] + self.local_answered[class];

@@ -62,7 +62,7 @@ pub(super) fn for_caller(
     remove(fields, |name, value| {
         is_chunked |= name == "transfer-encoding";
         is_redirect |= name == "location";
-        is_the_apis(name) || token.occurs_in(value.as_bytes())
+        belongs_to_api_origin(name) || token.occurs_in(value.as_bytes())
     });
     // Where the body ends is said once (RFC 9112, section 6.3).
     if is_chunked {
@@ -93,7 +93,7 @@ pub(super) fn allow(fields: &mut HeaderMap, origin: &AllowedOrigin) {
 pub(super) fn for_trailers(fields: &mut HeaderMap, token: Option<&Token>) {
     remove(fields, |name, value| {
         is_the_callers(name)
-            || is_the_apis(name)
+            || belongs_to_api_origin(name)
             || ["authorization", "content-length", "host"].contains(&name)
             || token.is_some_and(|token| token.occurs_in(value.as_bytes()))
     });
@@ -153,7 +153,7 @@ fn is_the_callers(name: &str) -> bool {
 }
 
 /// The API's word about its own origin, which would be taken for ours.
-fn is_the_apis(name: &str) -> bool {
+fn belongs_to_api_origin(name: &str) -> bool {
     matches!(
         name,
         "set-cookie"

@@ -25,7 +25,7 @@ use super::super::headers;
 use super::super::replay::{Upload, UploadError};
 use super::Message;
 use super::network::Epoch;
-use crate::metrics::Open;
+use crate::metrics::OpenConnection;
 use crate::tls::TlsStream;
 use crate::token::Token;
 pub(super) use framing::Head;
@@ -62,7 +62,7 @@ pub(super) struct Connection {
     made_at: Instant,
     /// How long it may be idle before it is used again.
     pub(super) keep_idle: Duration,
-    _open: Open,
+    _open: OpenConnection,
     /// The state of the network in which it was good last.
     epoch: Epoch,
     /// For whatever is waited for on this connection.
@@ -144,7 +144,7 @@ pub(super) struct NoResponse {
 
 impl Connection {
     /// One that was made just now.
-    pub(super) fn new(stream: Stream, open: Open, epoch: Epoch) -> Self {
+    pub(super) fn new(stream: Stream, open: OpenConnection, epoch: Epoch) -> Self {
         Self {
             stream,
             received: Bytes::new(),
