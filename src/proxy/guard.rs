@@ -171,7 +171,7 @@ impl Guard {
     ) -> Result<Admitted<'_>, Problem> {
         self.greet(caller, parts)?;
         if is_callback {
-            is_navigation(&parts.headers)?;
+            check_navigation(&parts.headers)?;
         } else if self.allowed_page(&parts.headers)?.is_some() {
             return Err(forbidden_origin("this origin may call the API, but not the proxy's own pages"));
         }
@@ -205,13 +205,13 @@ impl Guard {
     /// What is asked of everybody, whatever they want.
     fn greet<'a>(&self, caller: &Caller, parts: &'a Parts) -> Result<Looks<'a>, Problem> {
         let looks = Looks::of(&parts.headers);
-        well_formed(parts, &looks.codings)?;
-        right_host(caller, parts, &looks.hosts)?;
-        self.known_user(caller)?;
+        check_framing_and_target(parts, &looks.codings)?;
+        check_host(caller, parts, &looks.hosts)?;
+        self.check_user(caller)?;
         Ok(looks)
     }
 
-    fn known_user(&self, caller: &Caller) -> Result<(), Problem> {
+    fn check_user(&self, caller: &Caller) -> Result<(), Problem> {
         let Peer::Local(uid) = caller.peer else { return Ok(()) };
         let is_known = self.users.iter().any(|user| match user {
             User::Anyone => true,
@@ -235,14 +235,14 @@ impl Guard {
     fn page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
         let origin = self.allowed_page(fields)?;
         if origin.is_none() {
-            is_asked_for(fields)?;
+            check_not_embedded(fields)?;
         }
         Ok(origin)
     }
 
     /// The allowed page that a request comes from; none when no page is involved.
     fn allowed_page(&self, fields: &HeaderMap) -> Result<Option<AllowedOrigin>, Problem> {
-        is_meant(fields)?;
+        check_not_speculative(fields)?;
         let own = fields.get(HOST).map(HeaderValue::as_bytes);
         let is_own = |origin: &[u8]| {
             let (scheme, host) = origin.split_at(origin.len().min(b"http://".len()));
@@ -309,7 +309,7 @@ impl<'a> Looks<'a> {
                 "transfer-encoding" => looks.codings.take(value),
                 // By which a browser says where a request comes from and what it is for.
                 "origin" | "referer" | "sec-fetch-site" | "sec-fetch-mode" => looks.is_of_a_browser = true,
-                name => looks.is_of_a_browser |= is_on_its_own(name),
+                name => looks.is_of_a_browser |= is_speculative(name),
             }
         }
         looks
@@ -386,7 +386,7 @@ impl Peer {
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 /// Methods that are never forwarded, and targets that are not a path.
-fn well_formed(parts: &Parts, codings: &Once<'_>) -> Result<(), Problem> {
+fn check_framing_and_target(parts: &Parts, codings: &Once<'_>) -> Result<(), Problem> {
     if ["CONNECT", "TRACE", "TRACK"].iter().any(|name| parts.method.as_str().eq_ignore_ascii_case(name)) {
         return Err(Problem::new(Code::MethodRefused, "this proxy makes no tunnels and no echoes").closing());
     }
@@ -402,7 +402,7 @@ fn well_formed(parts: &Parts, codings: &Once<'_>) -> Result<(), Problem> {
 
 /// Exactly one Host, and one that names this proxy (RFC 9112, section 3.2); an absolute-form target must
 /// name it, too.
-fn right_host(caller: &Caller, parts: &Parts, hosts: &Once<'_>) -> Result<(), Problem> {
+fn check_host(caller: &Caller, parts: &Parts, hosts: &Once<'_>) -> Result<(), Problem> {
     let (Some(host), false) = (hosts.first, hosts.has_more) else {
         return Err(Problem::new(Code::BadRequest, "a request has exactly one Host").closing());
     };
@@ -430,13 +430,13 @@ fn malformed_host() -> Problem {
 }
 
 /// What a browser sends when it fetches on its own account, or installs something that outlives the page.
-fn is_on_its_own(name: &str) -> bool {
+fn is_speculative(name: &str) -> bool {
     matches!(name, "sec-purpose" | "purpose" | "x-moz" | "service-worker")
 }
 
 /// Nothing that a browser fetches on its own account.
-fn is_meant(fields: &HeaderMap) -> Result<(), Problem> {
-    match fields.keys().map(HeaderName::as_str).find(|name| is_on_its_own(name)) {
+fn check_not_speculative(fields: &HeaderMap) -> Result<(), Problem> {
+    match fields.keys().map(HeaderName::as_str).find(|name| is_speculative(name)) {
         Some(name) => Err(forbidden_origin(&format!("requests with {name} are not served"))),
         None => Ok(()),
     }
@@ -461,7 +461,7 @@ fn is_of_a_program(fields: &HeaderMap) -> bool {
 
 /// Nothing that belongs to a page, such as the icon that a browser fetches for every page it shows, and be it our
 /// refusal: no page that may call shows the API's answers as its parts.
-fn is_asked_for(fields: &HeaderMap) -> Result<(), Problem> {
+fn check_not_embedded(fields: &HeaderMap) -> Result<(), Problem> {
     if fields.get_all(SEC_FETCH_MODE).iter().any(|mode| mode == "no-cors") {
         return Err(forbidden_origin("the API's answers are not parts of a page"));
     }
@@ -469,8 +469,8 @@ fn is_asked_for(fields: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// A person's browser going to a page, and not a page loading a picture.
-fn is_navigation(fields: &HeaderMap) -> Result<(), Problem> {
-    is_meant(fields)?;
+fn check_navigation(fields: &HeaderMap) -> Result<(), Problem> {
+    check_not_speculative(fields)?;
     match fields.get(SEC_FETCH_DEST) {
         Some(destination) if destination != "document" => {
             Err(forbidden_origin("a login's callback is a page of its own"))
@@ -591,11 +591,11 @@ mod tests {
     const KEY: (&str, &str) = ("authorization", "Bearer the-key");
 
     fn well_formed_alone(parts: &Parts) -> Result<(), Problem> {
-        well_formed(parts, &Looks::of(&parts.headers).codings)
+        check_framing_and_target(parts, &Looks::of(&parts.headers).codings)
     }
 
     fn right_host_alone(caller: &Caller, parts: &Parts) -> Result<(), Problem> {
-        right_host(caller, parts, &Looks::of(&parts.headers).hosts)
+        check_host(caller, parts, &Looks::of(&parts.headers).hosts)
     }
 
     fn callers() -> Callers {
@@ -767,7 +767,7 @@ mod tests {
             (&[User::Uid(7), User::Anyone], Peer::Local(Some(ME)), true),
             (&[User::Anyone], Peer::Local(None), true),
         ] {
-            let came = guard(users, &[]).known_user(&caller_at(socket(), peer));
+            let came = guard(users, &[]).check_user(&caller_at(socket(), peer));
             assert_eq!(came.is_ok(), expected, "{users:?} {peer:?}");
         }
     }
