@@ -27,7 +27,7 @@ use crate::proxy::guard::Caller;
 
 /// How long a half-sent head, or a caller that does not take the final response, delays the end of a connection.
 const LEAVING: Duration = Duration::from_secs(1);
-/// How often a busy connection looks whether it still is: the end of a request's body, behind its answer, wakes nobody.
+/// How often a connection looks whether a request's body is over that goes on behind its answer.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Heads with more fields are refused.
 pub(super) const MOST_FIELDS: usize = 128;
@@ -143,7 +143,7 @@ impl<'a> Deadlines<'a> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let state = &self.slot.state;
         let mut deadline = state.deadline(&self.limits);
-        if state.phase() == Phase::Busy {
+        if state.awaits_body() {
             deadline = deadline.min(Instant::now() + self.look_every);
         }
         self.timer.poll(deadline, cx)

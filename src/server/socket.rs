@@ -156,6 +156,11 @@ impl ConnectionState {
         !self.was_asked.load(Ordering::Relaxed) && self.phase() == Phase::Idle
     }
 
+    /// Only a request's body is not over. Its end, unlike an answer's, does not wake the connection's task.
+    pub(super) fn awaits_body(&self) -> bool {
+        self.open.load(Ordering::Relaxed) == BODY
+    }
+
     /// When the connection has to be given up, as things are.
     pub(super) fn deadline(&self, limits: &Limits) -> Instant {
         let by_phase = match self.phase() {
@@ -244,7 +249,10 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.state.open.fetch_and(!self.end, Ordering::Relaxed);
-        self.state.begin();
+        // Behind an answer it is the flush from which on the connection is idle.
+        if self.end == BODY {
+            self.state.begin();
+        }
     }
 }
 
