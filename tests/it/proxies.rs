@@ -369,7 +369,7 @@ fn other_credentials_are_taken_over_while_it_runs() {
     };
     shown("user:before");
 
-    for (content, is_taken_over) in [("user:after", true), ("nobody", false), ("", false)] {
+    for (content, is_taken_over) in [("user:after", true), ("nobody", false), (":p4ss", false), ("", false)] {
         fs::write(path, content).unwrap();
         let said = world.home.run(&["reload"], "");
         assert_eq!(said.status.success(), is_taken_over, "{said:?}");
