@@ -10,10 +10,10 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use super::scripted::ONLY_HERE;
-use super::{application, auth_file, with_upstream_at};
+use super::{application, auth_file, logs, with_upstream_at};
 use crate::network::space::alone;
 use crate::standin::Person;
-use crate::support::{World, eventually};
+use crate::support::eventually;
 use crate::tokens::{main_account, refresh};
 
 const USER: &str = "user:p4ss-word.of-a-company";
@@ -115,11 +115,11 @@ fn assert_all_goes_through(real: &Real, host: &str, credentials: Option<&Path>) 
 /// Nothing is reached, nothing is lost, and it is told what to configure.
 #[track_caller]
 fn assert_is_refused(keys: &str) {
-    let world: World = application("127.0.0.1", keys, "", "");
+    let world = application("127.0.0.1", keys, "", "");
     let refused = world.daemon.get("/echo");
     assert_eq!((refused.status, refused.problem().as_str()), (502, "upstream-unreachable"), "{refused:?}");
     assert!(refused.text().contains("proxy_auth_file"), "{refused:?}");
-    assert!(world.daemon.output().contains("see proxy_auth_file (40"), "{}", world.daemon.output());
+    logs(&world, "see proxy_auth_file (40");
 
     let world = application("127.0.0.1", "", keys, "");
     let refused = refresh(&world.daemon);
