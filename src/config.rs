@@ -7,6 +7,7 @@
 mod accounts;
 mod callers;
 mod files;
+mod http_proxy;
 mod parse;
 mod reader;
 mod reload;
@@ -26,6 +27,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+pub use http_proxy::HttpProxy;
 pub(crate) use parse::endpoint;
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
@@ -233,6 +235,8 @@ pub struct Account {
     pub client_auth: ClientAuth,
     /// Trusted for these URLs.
     pub ca: Option<ExtraCa>,
+    /// Where https:// URLs of this account are reached through; http:// ones are of this machine, and no proxy's.
+    pub proxy: Option<HttpProxy>,
     /// The fraction of the lifetime after which a refresh is due.
     pub refresh_at: f64,
     /// Asked after a login who it is; none when not to be asked.
@@ -258,6 +262,8 @@ pub struct Route {
     pub account: String,
     /// Trusted for this upstream.
     pub ca: Option<ExtraCa>,
+    /// What an upstream that speaks TLS is reached through.
+    pub proxy: Option<HttpProxy>,
 }
 
 /// An API server: scheme and authority are constants that no request can change.

@@ -26,7 +26,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use crate::config::{Account, Address, ClientAuth, ResponseMode, ResponseType};
+use crate::config::{Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
 use crate::tls;
 use crate::token::{Moment, now};
 use callback::{Callback, Code, Outcome};
@@ -205,7 +205,7 @@ pub struct Oauth {
 }
 
 impl Oauth {
-    /// Builds the client: no redirects, no proxy from the environment, a new connection for every request, so
+    /// Builds the client: no redirects, no proxy but the account's own, a new connection for every request, so
     /// that a dead one never leaves a grant in doubt. A request takes `timeout` at most.
     ///
     /// # Errors
@@ -214,7 +214,7 @@ impl Oauth {
         let extra = account.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
         // Encoded answers are not asked for, and read when they come all the same.
         let identity = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .default_headers(identity)
             .tls_backend_preconfigured(tls::client(extra, &[])?)
             .redirect(reqwest::redirect::Policy::none())
@@ -224,9 +224,9 @@ impl Oauth {
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(timeout)
-            .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .expect("constants make a valid client");
+            .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")));
+        let http = account.proxy.iter().map(tunnels).fold(builder, reqwest::ClientBuilder::proxy);
+        let http = http.build().expect("constants make a valid client");
         Ok(Self {
             account,
             timeout,
@@ -667,6 +667,16 @@ pub fn random(bytes: usize) -> String {
 
 fn unsent(reason: String) -> GrantError {
     GrantError::Unavailable { reason, was_sent: false, retry_after: None }
+}
+
+/// Tunnels for https:// URLs. What is http:// is of this machine, which a proxy elsewhere does not reach, and would be
+/// sent through it in clear.
+fn tunnels(proxy: &HttpProxy) -> reqwest::Proxy {
+    let tunnels = reqwest::Proxy::https(proxy.server.origin()).expect("its address was parsed");
+    match proxy.authorization() {
+        Some(authorization) => tunnels.custom_http_auth(authorization),
+        None => tunnels,
+    }
 }
 
 fn basic(client_id: &str, secret: &str) -> HeaderValue {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::daemon::Daemon;
 use super::{Exit, Failure, say};
-use crate::config::{Account, Address, Callers, Config, Endpoints, Environment, Grant, Key, Route, User};
+use crate::config::{
+    Account, Address, Callers, Config, Endpoints, Environment, Grant, HttpProxy, Key, Route, User,
+};
 
 const DAY_SECS: u64 = 24 * 3600;
 
@@ -86,8 +88,8 @@ fn words_for_account(account: &Account) -> String {
         Grant::PersonalAccessToken => format!("{name}: {grant}, token from {from}"),
         _ => {
             let secret = if from.is_empty() { "no secret".to_owned() } else { format!("secret from {from}") };
-            let endpoints = words_for_endpoints(account);
-            format!("{name}: {grant}, client {}, {secret}, {endpoints}", account.client_id)
+            let (endpoints, through) = (words_for_endpoints(account), through(account.proxy.as_ref()));
+            format!("{name}: {grant}, client {}, {secret}, {endpoints}{through}", account.client_id)
         }
     }
 }
@@ -128,7 +130,15 @@ fn words_for_lifetime(account: &Account) -> String {
 fn words_for_route(route: &Route) -> String {
     let name = if route.name == route.prefix { String::new() } else { format!(", called {}", route.name) };
     let (origin, base) = (route.upstream.origin(), &route.upstream.base_path);
-    format!("{} -> {origin}{base} with account {}{name}", route.prefix, route.account)
+    let through = through(route.proxy.as_ref());
+    format!("{} -> {origin}{base} with account {}{name}{through}", route.prefix, route.account)
+}
+
+/// Which proxy servers are reached through, if there is one.
+fn through(proxy: Option<&HttpProxy>) -> String {
+    let Some(HttpProxy { server, auth }) = proxy else { return String::new() };
+    let auth = auth.as_ref().map(|auth| format!(" (credentials from {})", auth.from));
+    format!(", through {}{}", server.origin(), auth.unwrap_or_default())
 }
 
 fn words_for_key(key: &Key) -> String {

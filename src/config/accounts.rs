@@ -8,10 +8,11 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::files::{ca_file, secret, secret_file};
+use super::http_proxy;
 use super::reader::{Known, Reader};
 use super::{
-    Account, Address, ClientAuth, ConfigError, Endpoints, Environment, Grant, ResponseMode, ResponseType,
-    Route, Secret, parse,
+    Account, Address, ClientAuth, ConfigError, Endpoints, Environment, Grant, HttpProxy, ResponseMode,
+    ResponseType, Route, Secret, parse,
 };
 use crate::token::is_b64token;
 
@@ -34,6 +35,8 @@ const ACCOUNT: Known = &[
     "jwks_url",
     "client_auth",
     "ca_file",
+    "proxy",
+    "proxy_auth_file",
     "refresh_at",
     "identity_url",
     "login_lifetime",
@@ -136,6 +139,7 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
         endpoints,
         client_auth,
         ca: ca_file(table)?,
+        proxy: read_proxy(table, grant)?,
         refresh_at: read_refresh_at(table)?,
         identity_url: identity_url.unwrap_or_else(|| Some(unset_identity())),
         login_lifetime: Some(
@@ -259,6 +263,17 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
     } else {
         Err(entry.error("must be a fraction from 0.01 to 0.95"))
     }
+}
+
+fn read_proxy(table: &Reader<'_>, grant: Grant) -> Result<Option<HttpProxy>, ConfigError> {
+    let proxy = http_proxy::read(table)?;
+    if proxy.is_some() && grant == Grant::PersonalAccessToken {
+        let message = format!("does not go with grant = \"{}\"", grant.as_str());
+        return Err(table.error_at("proxy", message).with_hint(
+            "no server is asked for such a token: set `proxy` where it is used, at the [[route]]",
+        ));
+    }
+    Ok(proxy)
 }
 
 fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigError> {

@@ -91,6 +91,22 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
         .ok_or_else(|| "must name a host that a certificate can be for".to_owned())
 }
 
+/// An HTTP proxy that is spoken to without TLS; none when it is empty.
+pub(super) fn proxy(text: &str) -> Result<Option<Upstream>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not contain a user name or password".to_owned());
+    }
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    match Upstream::of(&url) {
+        Some(proxy) if url.scheme() == "http" && is_bare => Ok(Some(proxy)),
+        _ => Err("must be http://, a host and a port, and nothing else".to_owned()),
+    }
+}
+
 /// An issuer that can be asked for its discovery document (OpenID Connect Discovery 1.0, section 2).
 pub(super) fn issuer(text: &str) -> Result<(), String> {
     match endpoint(text)?.query() {
@@ -199,6 +215,19 @@ mod tests {
         {
             assert!(upstream(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_proxy_is_a_host_and_a_port() {
+        for (good, host, port) in [
+            ("http://proxy.example:3128", "proxy.example", 3128),
+            ("http://proxy.example/", "proxy.example", 80),
+            ("HTTP://[2001:db8::1]:1", "2001:db8::1", 1),
+        ] {
+            let proxy = proxy(good).unwrap().unwrap();
+            assert_eq!((proxy.host.as_str(), proxy.port, proxy.tls), (host, port, false), "{good}");
+        }
+        assert_eq!(proxy(""), Ok(None));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::ENDPOINTS;
-use super::{Account, Callers, ClientAuth, Config, Limits, Route};
+use super::{Account, Callers, ClientAuth, Config, HttpProxy, Limits, Route};
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
 /// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
@@ -69,7 +69,8 @@ fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
     let mut keys = differing!(Account, running, new =>
         grant, client_id, scope, redirect_uri, pkce, response_type, response_mode, issuer, client_auth, refresh_at,
         identity_url, login_lifetime;
-        else name, secret, endpoints, asks_userinfo, ca, expires_at_ms);
+        else name, secret, endpoints, asks_userinfo, ca, proxy, expires_at_ms);
+    keys.extend(other_proxy(running.proxy.as_ref(), new.proxy.as_ref()));
     let addresses = running.endpoints.all().into_iter().zip(new.endpoints.all());
     let endpoints = ENDPOINTS.into_iter().zip(addresses);
     keys.extend(endpoints.filter(|(_, (running, new))| running != new).map(|(key, _)| key));
@@ -85,7 +86,14 @@ fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
 }
 
 fn of_route(running: &Route, new: &Route) -> Vec<&'static str> {
-    differing!(Route, running, new => name, upstream, account; else prefix, ca)
+    let mut keys = differing!(Route, running, new => name, upstream, account; else prefix, ca, proxy);
+    keys.extend(other_proxy(running.proxy.as_ref(), new.proxy.as_ref()));
+    keys
+}
+
+/// The key, when another proxy is named. What it is shown may change.
+fn other_proxy(running: Option<&HttpProxy>, new: Option<&HttpProxy>) -> Option<&'static str> {
+    (running.map(|proxy| &proxy.server) != new.map(|proxy| &proxy.server)).then_some("proxy")
 }
 
 fn of_callers(running: &Callers, new: &Callers) -> Vec<&'static str> {

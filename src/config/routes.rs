@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::files::ca_file;
+use super::http_proxy;
 use super::reader::{Known, Reader};
 use super::{Account, ConfigError, Environment, Route, parse};
 
 /// The API that is served when no route says otherwise.
 const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
-const ROUTE: Known = &["prefix", "name", "upstream", "account", "ca_file", "http"];
+const ONLY_TLS: &str = "a route with a `proxy` needs an https:// upstream";
+const ROUTE: Known =
+    &["prefix", "name", "upstream", "account", "ca_file", "proxy", "proxy_auth_file", "http"];
 
 pub(super) fn read(
     root: &Reader<'_>,
@@ -45,6 +48,7 @@ pub(super) fn read(
             upstream,
             account: account.clone(),
             ca: None,
+            proxy: None,
         });
     }
     if let Some(upstream) = override_url {
@@ -56,6 +60,9 @@ pub(super) fn read(
                 "there are several routes and none is \"/\"".to_owned(),
             )
         })?;
+        if route.proxy.is_some() && !upstream.tls {
+            return Err(ConfigError::at("CNBLOGS_PROXY_UPSTREAM", "", ONLY_TLS.to_owned()));
+        }
         route.upstream = upstream;
     }
     Ok(routes)
@@ -83,6 +90,10 @@ fn read_route(
         .or_else(|| only.cloned())
         .ok_or_else(|| table.error("there are several accounts: say which one with `account`"))?;
     let ca = ca_file(table)?;
+    let proxy = http_proxy::read(table)?;
+    if proxy.is_some() && !upstream.tls {
+        return Err(table.error_at("proxy", ONLY_TLS));
+    }
     // Read until 1.0, and means nothing: HTTP/1.1 was cheaper at every rate that occurs.
     table.parsed("http", |text| match text {
         "auto" | "1.1" => Ok(()),
@@ -91,5 +102,5 @@ fn read_route(
         }
         _ => Err("must be \"auto\" or \"1.1\"".to_owned()),
     })?;
-    Ok(Route { prefix, name, upstream, account, ca })
+    Ok(Route { prefix, name, upstream, account, ca, proxy })
 }

@@ -165,13 +165,19 @@ pub(super) async fn json(answer: Response) -> Result<Members, String> {
 
 /// Whether a request that got no answer can have reached the server.
 pub(super) fn not_answered(error: &reqwest::Error) -> GrantError {
-    let reason = with_causes(error);
+    let reason = why(error);
     if error.is_connect() || error.is_builder() {
         unsent(format!("the authorization server can't be reached: {reason}"))
     } else {
         let reason = format!("the authorization server did not answer: {reason}");
         GrantError::InDoubt { reason, loss: loss_of(error) }
     }
+}
+
+/// Why no answer came. Of a proxy that refuses, hyper-util says no more than "tunnel error".
+pub(super) fn why(error: &reqwest::Error) -> String {
+    let tunnel = "no tunnel through the account's proxy (see proxy and proxy_auth_file)";
+    with_causes(error).replace("tunnel error", tunnel)
 }
 
 fn loss_of(error: &reqwest::Error) -> Loss {

@@ -18,7 +18,6 @@ use url::Url;
 
 use super::{Identity, METADATA_TIMEOUT, answer};
 use crate::config::endpoint;
-use crate::notify::with_causes;
 use crate::token::{Moment, now};
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
@@ -155,7 +154,7 @@ pub(super) fn person(members: &Map<String, Value>, subject: Option<&str>) -> Opt
 async fn fetch(http: &reqwest::Client, issuer: &str) -> Result<(Vec<u8>, Metadata), String> {
     let url = format!("{}{WELL_KNOWN}", issuer.trim_end_matches('/'));
     let answer =
-        http.get(&url).timeout(METADATA_TIMEOUT).send().await.map_err(|error| with_causes(&error))?;
+        http.get(&url).timeout(METADATA_TIMEOUT).send().await.map_err(|error| answer::why(&error))?;
     if !answer.status().is_success() {
         return Err(format!("{url} answered {}", answer.status()));
     }

@@ -12,7 +12,6 @@ use serde_json::Value;
 use url::Url;
 
 use super::{LoginError, METADATA_TIMEOUT, answer};
-use crate::notify::with_causes;
 use crate::token::{Moment, now};
 
 /// An unknown key id leads to another look at most this often.
@@ -120,7 +119,7 @@ fn knows(keys: &[Key], kid: Option<&str>) -> bool {
 
 async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>, String> {
     let asked = http.get(url.clone()).timeout(METADATA_TIMEOUT).send();
-    let answer = asked.await.map_err(|error| with_causes(&error))?;
+    let answer = asked.await.map_err(|error| answer::why(&error))?;
     match answer.status() {
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
         status if !status.is_success() => return Err(format!("{url} answered {status}")),

@@ -7,6 +7,7 @@ mod failure;
 mod http1;
 mod network;
 mod pool;
+mod tunnel;
 #[cfg(any(test, fuzzing))]
 #[path = "../../tests/fuzz/properties/upstream.rs"]
 pub mod properties;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Response};
@@ -33,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::alarm::Alarm;
 use super::headers;
 use super::replay::Upload;
-use crate::config::{Limits, Listen, Route};
+use crate::config::{Limits, Listen, Route, Upstream};
 use crate::metrics::Counters;
 use crate::tls::{self, TlsError, TlsStream};
 use crate::token::Token;
@@ -45,6 +46,7 @@ use http1::{Connection, NoResponse, RoundTrip, Stream};
 use network::Epoch;
 pub(super) use network::Network;
 use pool::Pool;
+pub use tunnel::{Tunnel, TunnelError};
 
 /// Without an acknowledgement for that long a connection is dead.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
@@ -61,9 +63,17 @@ pub struct Endpoint {
     pub(super) route: Route,
     host: HeaderValue,
     server_name: Option<ServerName<'static>>,
-    tls: ArcSwapOption<rustls::ClientConfig>,
+    way: ArcSwap<Way>,
     limits: Limits,
     listening: Vec<Listen>,
+}
+
+/// What a connection to an upstream is made with, and what a reload may change of it.
+pub struct Way {
+    /// None where there is no TLS.
+    tls: Option<Arc<rustls::ClientConfig>>,
+    /// None where the upstream is connected to directly.
+    tunnel: Option<Tunnel>,
 }
 
 /// One worker's connections to an upstream.
@@ -117,7 +127,7 @@ impl Endpoint {
             route: route.clone(),
             host: HeaderValue::from_str(&upstream.authority).expect("a URL's authority is a field value"),
             server_name,
-            tls: ArcSwapOption::new(client_for(route)?),
+            way: ArcSwap::from_pointee(Way::new(route)?),
             limits,
             listening,
         })
@@ -144,22 +154,25 @@ impl Endpoint {
         })
     }
 
-    /// Replaces what new connections trust, by what [`client_for`] made of the route.
-    pub fn trust(&self, tls: Option<Arc<rustls::ClientConfig>>) {
-        self.tls.store(tls);
+    /// Replaces what new connections are made with.
+    pub fn reconfigure(&self, way: Way) {
+        self.way.store(Arc::new(way));
     }
 }
 
-/// The TLS client for a route's upstream: none where that is spoken to without TLS.
-///
-/// # Errors
-/// When its CA certificates can't serve as roots.
-pub fn client_for(route: &Route) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
-    if !route.upstream.tls {
-        return Ok(None);
+impl Way {
+    /// What a route's configuration says.
+    ///
+    /// # Errors
+    /// When its CA certificates can't serve as roots.
+    pub fn new(route: &Route) -> Result<Self, TlsError> {
+        let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
+        let client = || tls::client(extra, &["http/1.1"]).map(Arc::new);
+        Ok(Self {
+            tls: route.upstream.tls.then(client).transpose()?,
+            tunnel: route.proxy.as_ref().map(|proxy| Tunnel::new(proxy, &route.upstream)),
+        })
     }
-    let extra = route.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
-    tls::client(extra, &["http/1.1"]).map(Arc::new).map(Some)
 }
 
 impl Client {
@@ -222,16 +235,35 @@ impl Client {
         } else {
             Some(ACKNOWLEDGED_WITHIN)
         };
-        let connecting = async { self.connect_tls(self.connect_tcp(acknowledged_within).await?).await };
+        let way = self.endpoint.way.load_full();
+        let connecting =
+            async { self.connect_tls(&way, self.connect_tcp(&way, acknowledged_within).await?).await };
         let stream = timeout(self.endpoint.limits.connect_timeout, connecting)
             .await
             .map_err(|_elapsed| Failure::ConnectTimeout)??;
         Ok(Box::new(Connection::new(stream, self.counters.upstream(), epoch)))
     }
 
-    async fn connect_tcp(&self, acknowledged_within: Option<Duration>) -> Result<TcpStream, Failure> {
-        let upstream = &self.endpoint.route.upstream;
-        let tcp = connect::connect(&upstream.host, upstream.port).await?;
+    /// A connection that ends at the upstream.
+    async fn connect_tcp(
+        &self,
+        way: &Way,
+        acknowledged_within: Option<Duration>,
+    ) -> Result<TcpStream, Failure> {
+        let Some(tunnel) = &way.tunnel else {
+            return self.connect_to(&self.endpoint.route.upstream, acknowledged_within).await;
+        };
+        let tcp = self.connect_to(&tunnel.proxy, acknowledged_within).await;
+        let tcp = tcp.map_err(|failure| Failure::Proxy(Box::new(failure)))?;
+        tunnel.open(tcp).await.map_err(Failure::Tunnel)
+    }
+
+    async fn connect_to(
+        &self,
+        server: &Upstream,
+        acknowledged_within: Option<Duration>,
+    ) -> Result<TcpStream, Failure> {
+        let tcp = connect::connect(&server.host, server.port).await?;
         if self.endpoint.is_at_our_own(&tcp) {
             return Err(Failure::Loop);
         }
@@ -240,8 +272,8 @@ impl Client {
         Ok(tcp)
     }
 
-    async fn connect_tls(&self, tcp: TcpStream) -> Result<Stream, Failure> {
-        let (Some(name), Some(config)) = (&self.endpoint.server_name, self.endpoint.tls.load_full()) else {
+    async fn connect_tls(&self, way: &Way, tcp: TcpStream) -> Result<Stream, Failure> {
+        let (Some(name), Some(config)) = (&self.endpoint.server_name, way.tls.clone()) else {
             return Ok(Stream::Plain(tcp));
         };
         let tls = TlsStream::connect(config, name.clone(), tcp).await.map_err(Failure::Tls)?;

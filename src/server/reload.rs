@@ -22,7 +22,7 @@ use crate::control::Outcome;
 use crate::oauth::Oauth;
 use crate::proxy;
 use crate::proxy::guard::Guard;
-use crate::proxy::upstream::client_for;
+use crate::proxy::upstream::Way;
 use crate::session::Session;
 use crate::tls;
 
@@ -73,7 +73,7 @@ struct Reading {
 pub(super) struct Prepared {
     reloadable: Reloadable,
     guard: Guard,
-    tls: Vec<Option<Arc<rustls::ClientConfig>>>,
+    ways: Vec<Way>,
     clients: Vec<(Session, Oauth)>,
     swap_log: Box<dyn FnOnce() + Send>,
 }
@@ -166,12 +166,12 @@ impl Reloads {
     }
 
     fn swap(&mut self, prepared: Prepared) {
-        let Prepared { reloadable, guard, tls, clients, swap_log } = prepared;
+        let Prepared { reloadable, guard, ways, clients, swap_log } = prepared;
         let Running { config, shared, .. } = &mut self.running;
         swap_log();
         shared.guard.store(Arc::new(guard));
-        for (endpoint, tls) in shared.endpoints.iter().zip(tls) {
-            endpoint.trust(tls);
+        for (endpoint, way) in shared.endpoints.iter().zip(ways) {
+            endpoint.reconfigure(way);
         }
         for (session, oauth) in clients {
             session.reconfigure(oauth);
@@ -200,13 +200,13 @@ impl Running {
             Ok((session, oauth.with_context(|| format!("account.{name}"))?))
         });
         let clients = clients.collect::<anyhow::Result<_>>()?;
-        let tls = self.shared.endpoints.iter().map(|endpoint| {
+        let ways = self.shared.endpoints.iter().map(|endpoint| {
             let route = config.routes.iter().find(|route| route.prefix == endpoint.prefix());
             let route = route.expect("what may be taken over has the routes that run");
-            client_for(route).with_context(|| format!("route.{}", route.prefix))
+            Way::new(route).with_context(|| format!("route.{}", route.prefix))
         });
-        let tls = tls.collect::<Result<_, _>>()?;
-        Ok(Prepared { guard: Guard::new(config), reloadable, tls, clients, swap_log })
+        let ways = ways.collect::<Result<_, _>>()?;
+        Ok(Prepared { guard: Guard::new(config), reloadable, ways, clients, swap_log })
     }
 }
 

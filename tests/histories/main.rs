@@ -632,6 +632,7 @@ fn account() -> Account {
         },
         client_auth: ClientAuth::Body,
         ca: None,
+        proxy: None,
         refresh_at: 0.5,
         identity_url: None,
         asks_userinfo: false,

@@ -53,6 +53,7 @@ fn secrets_are_exposed_in_few_files() {
             "config.rs",
             "config/accounts.rs",
             "config/callers.rs",
+            "config/http_proxy.rs",
             "oauth.rs",
             "oauth/callback.rs",
             "oauth/id_token.rs",

@@ -25,6 +25,7 @@ mod notices;
 mod pages;
 mod provider;
 mod providers;
+mod proxies;
 mod rereading;
 mod release;
 mod sandbox;

@@ -12,8 +12,16 @@ use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
-const NAMES: [&str; 6] =
-    ["localhost", "127.0.0.1", "::1", "oauth.cnblogs.com", "api.cnblogs.com", "write.cnblogs.com"];
+const NAMES: [&str; 7] = [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "oauth.cnblogs.com",
+    "api.cnblogs.com",
+    "write.cnblogs.com",
+    // No name server knows it.
+    "api.invalid",
+];
 
 /// What is wrong with a server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,16 +13,18 @@ use tokio::time::{Instant, timeout};
 
 use super::super::daemon::runtime;
 use super::super::{Failure, say};
-use super::{in_ms, row};
-use crate::config::{Account, Address, Config, Endpoints, Environment, ExtraCa, Grant, Upstream};
+use super::{in_ms, row, through};
+use crate::config::{Account, Address, Config, Endpoints, Environment, ExtraCa, Grant, HttpProxy, Upstream};
 use crate::notify::with_causes;
 use crate::oauth::Oauth;
+use crate::proxy::upstream::Tunnel;
 use crate::tls::{self, TlsStream};
 
 /// A server, and what it is for.
 struct Server {
     upstream: Upstream,
     ca: Option<ExtraCa>,
+    proxy: Option<HttpProxy>,
     purposes: Vec<String>,
 }
 
@@ -32,7 +34,9 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
     let unusable = runtime.block_on(async {
         let mut unusable = 0;
         for server in servers(config) {
-            row("connect", &format!("{} ({})", server.upstream.origin(), server.purposes.join(", ")));
+            let through = through(server.proxy.as_ref());
+            let purposes = server.purposes.join(", ");
+            row("connect", &format!("{} ({purposes}){through}", server.upstream.origin()));
             unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
         }
         for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken)
@@ -50,7 +54,7 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
 pub(super) fn advice(environment: &Environment) -> &'static str {
     let is_proxied = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     if is_proxied.iter().any(|name| environment.var(name).is_some()) {
-        "HTTPS_PROXY is set, but the daemon needs a direct way out and ignores it"
+        "HTTPS_PROXY is set, and ignored: `proxy` at the account and the route says what they go through"
     } else {
         "look at the network, the clock of this machine, and `ca_file` where there is a private CA"
     }
@@ -59,18 +63,27 @@ pub(super) fn advice(environment: &Environment) -> &'static str {
 /// Every server that the daemon talks to, once.
 fn servers(config: &Config) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
-    let mut add = |upstream: Upstream, ca: &Option<ExtraCa>, purpose: String| {
+    let mut add = |upstream: Upstream, ca: &Option<ExtraCa>, proxy: &Option<HttpProxy>, purpose: String| {
         let file = |ca: &Option<ExtraCa>| ca.as_ref().map(|ca| PathBuf::clone(&ca.file));
         let upstream = Upstream { base_path: String::new(), ..upstream };
-        let known =
-            servers.iter_mut().find(|known| known.upstream == upstream && file(&known.ca) == file(ca));
+        // http:// is of this machine.
+        let proxy = proxy.as_ref().filter(|_| upstream.tls);
+        let known = servers.iter_mut().find(|known| {
+            let is_same_way = through(known.proxy.as_ref()) == through(proxy);
+            known.upstream == upstream && file(&known.ca) == file(ca) && is_same_way
+        });
         match known {
             Some(known) => known.purposes.push(purpose),
-            None => servers.push(Server { upstream, ca: ca.clone(), purposes: vec![purpose] }),
+            None => servers.push(Server {
+                upstream,
+                ca: ca.clone(),
+                proxy: proxy.cloned(),
+                purposes: vec![purpose],
+            }),
         }
     };
     for route in &config.routes {
-        add(route.upstream.clone(), &route.ca, format!("route {}", route.name));
+        add(route.upstream.clone(), &route.ca, &route.proxy, format!("route {}", route.name));
     }
     for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken) {
         let Endpoints { token, revocation, jwks, .. } = &account.endpoints;
@@ -78,16 +91,17 @@ fn servers(config: &Config) -> Vec<Server> {
             [(token, "token endpoint"), (revocation, "revocation endpoint"), (jwks, "keys")]
         {
             if let Some(upstream) = address.url().and_then(Upstream::of) {
-                add(upstream, &account.ca, format!("{name} of account {}", account.name));
+                let purpose = format!("{name} of account {}", account.name);
+                add(upstream, &account.ca, &account.proxy, purpose);
             }
         }
     }
     servers
 }
 
-/// True when one of the server's addresses can be used.
+/// True when one of the server's addresses can be used, or one of the proxy's before it.
 async fn try_server(server: &Server, within: Duration) -> bool {
-    let Upstream { host, port, .. } = &server.upstream;
+    let Upstream { host, port, .. } = server.proxy.as_ref().map_or(&server.upstream, |proxy| &proxy.server);
     let started = Instant::now();
     let addresses: Vec<_> = match timeout(within, tokio::net::lookup_host((host.as_str(), *port))).await {
         Ok(Ok(addresses)) => addresses.collect(),
@@ -120,6 +134,13 @@ async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> 
         Err(_elapsed) => return Err(format!("no connection within {}", in_ms(within))),
     };
     let connected = format!("connected in {}", in_ms(started.elapsed()));
+    let tcp = match &server.proxy {
+        None => tcp,
+        Some(proxy) => match timeout(within, Tunnel::new(proxy, &server.upstream).open(tcp)).await {
+            Ok(tunnel) => tunnel.map_err(|error| format!("{connected}, but {}", with_causes(&error)))?,
+            Err(_elapsed) => return Err(format!("{connected}, but no tunnel within {}", in_ms(within))),
+        },
+    };
     if !server.upstream.tls {
         return Ok(connected);
     }

@@ -58,6 +58,9 @@ fn of_stored_logins(config: &Config, doubts: &mut Vec<String>) {
 fn of_files(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {
     let secrets = config.accounts.values().map(|account| &account.secret);
     let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
+    let of_accounts = config.accounts.values().filter_map(|account| account.proxy.as_ref());
+    let of_routes = config.routes.iter().filter_map(|route| route.proxy.as_ref());
+    let secrets = secrets.chain(of_accounts.chain(of_routes).filter_map(|proxy| proxy.auth.as_ref()));
     let given = environment.var("CREDENTIALS_DIRECTORY").map(Path::new);
     for secret in secrets {
         let Some(path) = secret.from.strip_prefix("file ").map(Path::new) else { continue };

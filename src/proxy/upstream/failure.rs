@@ -3,21 +3,25 @@
 use std::io;
 use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
 
-use super::http1;
+use super::{TunnelError, http1};
 use crate::notify::with_causes;
 use crate::problem::{Code, Problem};
 
 /// Why there is no answer that could be passed on.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::proxy) enum Failure {
-    #[error("resolving the upstream's name")]
+    #[error("resolving the name")]
     Resolve(#[source] io::Error),
     #[error("connecting")]
     Connect(#[source] io::Error),
     #[error("connecting took too long")]
     ConnectTimeout,
-    #[error("the upstream's address is this proxy's own")]
+    #[error("the address is this program's own")]
     Loop,
+    #[error("reaching the route's proxy")]
+    Proxy(#[source] Box<Self>),
+    #[error("no tunnel through the route's proxy")]
+    Tunnel(#[source] TunnelError),
     #[error("TLS")]
     Tls(#[source] io::Error),
     #[error("HTTP/1.1")]
@@ -48,26 +52,12 @@ impl Failure {
 
     fn told(&self) -> Problem {
         match self {
-            Self::Resolve(_) => {
-                let detail = "the API can't be reached: its name can't be resolved";
-                Problem::new(Code::UpstreamUnreachable, detail).because("dns_error")
-            }
-            Self::Connect(error) => {
-                let (proxy_error, detail) = match error.kind() {
-                    ConnectionRefused => ("connection_refused", "it refused the connection"),
-                    TimedOut => ("connection_timeout", "it did not accept the connection"),
-                    _ => ("destination_unavailable", "there is no way to it"),
-                };
-                Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
-                    .because(proxy_error)
-            }
+            Self::Resolve(_) | Self::Connect(_) | Self::Loop => self.unconnected("the API"),
+            Self::Proxy(failure) => failure.unconnected("the proxy on the way to it"),
+            Self::Tunnel(error) => tunnel_problem(error),
             Self::ConnectTimeout => {
                 Problem::new(Code::UpstreamTimeout, "connecting to the API took too long")
                     .because("connection_timeout")
-            }
-            Self::Loop => {
-                Problem::new(Code::UpstreamUnreachable, "the API's address leads back to this proxy")
-                    .because("proxy_loop_detected")
             }
             Self::Tls(error) => tls_problem(error),
             Self::ResponseTimeout => Problem::new(Code::UpstreamTimeout, "the API did not answer in time"),
@@ -85,6 +75,41 @@ impl Failure {
             }
         }
     }
+
+    /// There was no connection to `server`, which is the API or what stands before it.
+    fn unconnected(&self, server: &str) -> Problem {
+        let (proxy_error, detail) = match self {
+            Self::Resolve(_) => ("dns_error", format!("the name of {server} can't be resolved")),
+            Self::Loop => ("proxy_loop_detected", format!("the address of {server} leads back to us")),
+            Self::Connect(error) if error.kind() == ConnectionRefused => {
+                ("connection_refused", format!("{server} refused the connection"))
+            }
+            Self::Connect(error) if error.kind() == TimedOut => {
+                ("connection_timeout", format!("{server} did not accept the connection"))
+            }
+            _ => ("destination_unavailable", format!("there is no way to {server}")),
+        };
+        unreachable(&detail, proxy_error)
+    }
+}
+
+fn unreachable(detail: &str, proxy_error: &'static str) -> Problem {
+    Problem::new(Code::UpstreamUnreachable, format!("the API can't be reached: {detail}"))
+        .because(proxy_error)
+}
+
+fn tunnel_problem(error: &TunnelError) -> Problem {
+    let (proxy_error, detail) = match error {
+        TunnelError::Unauthenticated(_) => {
+            ("destination_unavailable", "wants other credentials (see proxy_auth_file)")
+        }
+        TunnelError::Refused(_) => ("destination_unavailable", "refuses to connect to it"),
+        TunnelError::Exchange(error) if !error.is_parse() => ("connection_terminated", "hung up"),
+        TunnelError::Exchange(_) | TunnelError::NotATunnel => {
+            ("destination_unavailable", "does not answer as a proxy does")
+        }
+    };
+    unreachable(&format!("the proxy on the way to it {detail}"), proxy_error)
 }
 
 fn tls_problem(error: &io::Error) -> Problem {

@@ -56,6 +56,8 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("account.main", "jwks_url", "\"\"", Names("account.main.jwks_url")),
     ("account.main", "client_auth", "\"basic\"", Names("account.main.client_auth")),
     ("account.main", "ca_file", "\"<home>/other_ca.pem\"", Takes),
+    ("account.main", "proxy", "\"http://127.0.0.1:2\"", Names("account.main.proxy")),
+    ("account.main", "proxy_auth_file", "\"<home>/auth\"", Takes),
     ("account.main", "pkce", "\"off\"", Names("account.main.pkce")),
     ("account.main", "refresh_at", "0.6", Names("account.main.refresh_at")),
     ("account.main", "identity_url", "\"\"", Names("account.main.identity_url")),
@@ -66,6 +68,8 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("route", "upstream", "\"https://example.net\"", Names("route./.upstream")),
     ("route", "account", "\"pat\"", Names("route./.account")),
     ("route", "ca_file", "\"<home>/other_ca.pem\"", Takes),
+    ("route", "proxy", "\"http://127.0.0.1:2\"", Names("route./.proxy")),
+    ("route", "proxy_auth_file", "\"<home>/auth\"", Takes),
     ("route", "http", "\"1.1\"", Takes),
     ("callers", "users", "[\"self\", 4711]", Names("callers.users")),
     ("callers", "hosts", "[\"proxy.example\"]", Names("callers.hosts")),
@@ -133,14 +137,16 @@ fn every_key() -> (World, String) {
     home.secret("other_key", "another-key-beside-it");
     home.secret("pat", PAT);
     home.secret("other_pat", "p4t-of-somebody");
+    home.secret("auth", "user:password");
     home.secret("other_secret", "another-secret");
     fs::copy(standin.ca_pem_path(), home.path().join("other_ca.pem")).unwrap();
-    let pat = format!("\n[account.pat]\ntoken_file = \"{}\"", home.path().join("pat").display());
+    let proxy = "proxy = \"http://127.0.0.1:1\"";
+    let pat = format!("{proxy}\n[account.pat]\ntoken_file = \"{}\"", home.path().join("pat").display());
     let tables = format!(
         "[callers]\n[[callers.key]]\nname = \"k\"\nfile = \"{}\"\n\n[limits]\n[notify]\n",
         key.display()
     );
-    let file = config(&standin, &home, "", &pat, "account = \"main\"", &tables);
+    let file = config(&standin, &home, "", &pat, &format!("account = \"main\"\n{proxy}"), &tables);
     fs::write(home.config(), &file).unwrap();
     let daemon = home.serve();
     (World { daemon, standin, home }, file)
