@@ -252,7 +252,8 @@ impl Failure {
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
             _ => match error.downcast_ref() {
                 Some(ListenError::InUse(_)) => failure.with_hint(
-                    "another program, or another cnblogs-proxy, listens there: stop it or change `listen`",
+                    "another program, or another cnblogs-proxy, listens there: stop it, or set another address by \
+                     `listen` or CNBLOGS_PROXY_LISTEN",
                 ),
                 _ => failure,
             },

@@ -30,7 +30,7 @@ pub(crate) use parse::endpoint;
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
+const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8262", "[::1]:8262"];
 const ROOT: Known = &[
     "listen",
     "state_dir",
@@ -70,6 +70,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Where callers connect.
     pub listen: Vec<Listen>,
+    /// True when nobody wrote `listen`: its IPv6 address is left out where this machine has none.
+    pub is_default_listen: bool,
     /// Where logins outlive the process.
     pub state_dir: PathBuf,
     /// Worker threads; 0 for one a core.
@@ -438,7 +440,7 @@ impl Config {
         root: &Reader<'_>,
         environment: &Environment,
     ) -> Result<Self, ConfigError> {
-        let listen = read_listen(root, environment)?;
+        let (listen, is_default_listen) = read_listen(root, environment)?;
         let state_dir = read_state_dir(root, environment)?;
         let workers = root.entry("workers").map(|entry| entry.integer()).transpose()?.unwrap_or(0);
         let log = read_log(root, environment)?;
@@ -454,6 +456,7 @@ impl Config {
         Ok(Self {
             file,
             listen,
+            is_default_listen,
             state_dir,
             workers: usize::try_from(workers).unwrap_or(usize::MAX).min(64),
             log,
@@ -612,7 +615,8 @@ fn source(file: Option<&Path>, environment: &Environment) -> Result<(Option<Path
     Ok((path, source))
 }
 
-fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Listen>, ConfigError> {
+/// The addresses, and whether they are the default ones.
+fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<(Vec<Listen>, bool), ConfigError> {
     let mut listen = Vec::new();
     for entry in root.strings("listen")?.unwrap_or_default() {
         listen.push(parse::listen(&entry.string()?).map_err(|message| entry.error(message))?);
@@ -621,10 +625,11 @@ fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Liste
         let parsed: Result<_, _> = given.split(',').map(|one| parse::listen(one.trim())).collect();
         listen = parsed.map_err(|message| ConfigError::at("CNBLOGS_PROXY_LISTEN", "", message))?;
     }
-    if listen.is_empty() {
-        listen.push(parse::listen(DEFAULT_LISTEN).expect("the default is an address"));
+    let is_default = listen.is_empty();
+    if is_default {
+        listen.extend(DEFAULT_LISTEN.map(|one| parse::listen(one).expect("the default is an address")));
     }
-    Ok(listen)
+    Ok((listen, is_default))
 }
 
 fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {

@@ -416,7 +416,9 @@ fn stating_every_default_changes_nothing() {
     let said = accepted(&home, &complete);
 
     assert_eq!(said, accepted(&home, &minimal));
-    assert_eq!(meaning(&home, &complete), meaning(&home, &minimal));
+    // An address that is written has to be there, on a machine without IPv6 as well.
+    let written = meaning(&home, &complete).replace("is_default_listen: false", "is_default_listen: true");
+    assert_eq!(written, meaning(&home, &minimal));
 }
 
 #[test]
@@ -798,7 +800,10 @@ fn variables_alone_are_a_whole_set_up() {
     ));
 
     assert!(said.starts_with("configuration  built-in defaults and the environment\n"), "{said}");
-    assert!(said.contains("\nlisten         http://127.0.0.1:8262\n"), "{said}");
+    assert!(
+        said.contains("\nlisten         http://127.0.0.1:8262\nlisten         http://[::1]:8262\n"),
+        "{said}"
+    );
     assert!(said.contains("\nroute          / -> https://api.example/v2 with account main\n"), "{said}");
     assert!(
         said.contains("authorization_code, client from-variable, secret from CNBLOGS_CLIENT_SECRET,"),

@@ -7,6 +7,7 @@ mod support;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod addresses;
 mod attacks;
 mod browser;
 mod check;

@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::control::login::is_local;
 use crate::proxy::guard::{is_below, is_unambiguous};
+use crate::server::listen::is_without_ipv6;
 use crate::store;
 use crate::tls;
 
@@ -27,9 +28,8 @@ const DESCRIPTORS_EACH: u64 = 2;
 pub(super) fn doubts(config: &Config, running: &[String], environment: &Environment) -> Vec<String> {
     let mut doubts = Vec::new();
     of_files(config, environment, &mut doubts);
-    doubts.extend(
-        config.listen.iter().filter(|listen| !running.contains(&listen.to_string())).filter_map(of_listen),
-    );
+    let free = config.listen.iter().filter(|listen| !running.contains(&listen.to_string()));
+    doubts.extend(free.filter_map(|listen| of_listen(listen, config.is_default_listen)));
     doubts.extend(of_state(&config.state_dir));
     of_stored_logins(config, &mut doubts);
     for account in config.accounts.values() {
@@ -102,14 +102,15 @@ fn foreign(path: &Path, metadata: &Metadata) -> Option<String> {
         .then(|| format!("{} belongs to user {owner}, who can change it", path.display()))
 }
 
-fn of_listen(listen: &Listen) -> Option<String> {
+fn of_listen(listen: &Listen, is_default: bool) -> Option<String> {
     match listen {
         Listen::Tcp(address) => {
             let bound = Socket::new(Domain::for_address(*address), Type::STREAM, None).and_then(|socket| {
                 socket.set_reuse_address(true)?;
                 socket.bind(&(*address).into())
             });
-            bound.err().map(|error| format!("{address} can't be listened on now: {error}"))
+            let error = bound.err().filter(|error| !(is_default && is_without_ipv6(listen, error)));
+            error.map(|error| format!("{address} can't be listened on now: {error}"))
         }
         Listen::Unix(path) => {
             let shown = path.display();
