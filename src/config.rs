@@ -11,6 +11,7 @@ mod parse;
 mod reader;
 mod reload;
 mod routes;
+mod users;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/config.rs"]
 pub mod properties;
@@ -202,6 +203,8 @@ pub struct Secret {
 pub struct ExtraCa {
     /// The PEM file.
     pub file: PathBuf,
+    /// True when there is a private key in it as well, which is of no use here.
+    pub has_private_key: bool,
     /// Its certificates, at least one.
     pub certificates: Vec<CertificateDer<'static>>,
 }
@@ -446,7 +449,7 @@ impl Config {
         let log = read_log(root, environment)?;
         let log_format = root.parsed("log_format", log_format)?.unwrap_or(LogFormat::Auto);
 
-        let mut accounts = accounts::read(root, environment)?;
+        let mut accounts = accounts::read(root, environment, file.as_deref())?;
         let routes = routes::read(root, environment, &accounts)?;
         accounts::fill_identity(&mut accounts, &routes);
         let callers = callers::read(root, environment, &listen, &routes)?;
@@ -633,9 +636,10 @@ fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<(Vec<List
 }
 
 fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {
-    let from_file = root.string("state_dir")?.filter(|dir| !dir.is_empty());
-    let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(str::to_owned).or(from_file);
-    let dir = given.map(PathBuf::from).or_else(|| environment.state_dir()).ok_or_else(|| {
+    let from_file = root.parsed("state_dir", parse::directory)?.filter(|dir| !dir.as_os_str().is_empty());
+    let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(parse::directory).transpose();
+    let given = given.map_err(|message| ConfigError::at("CNBLOGS_PROXY_STATE_DIR", "", message))?;
+    let dir = given.or(from_file).or_else(|| environment.state_dir()).ok_or_else(|| {
         ConfigError::at("", "state_dir", "nowhere to keep the login: HOME is not set".to_owned())
             .with_hint("set state_dir in the configuration or CNBLOGS_PROXY_STATE_DIR in the environment")
     })?;
