@@ -10,12 +10,13 @@ mod serve;
 mod show;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use daemon::Daemon;
 use manual::Page;
 use show::Change;
 
@@ -102,6 +103,14 @@ struct OneAccount {
     account: Option<String>,
 }
 
+/// What carries out a command.
+enum Doer {
+    /// The running daemon, which has the configuration.
+    Daemon(Daemon),
+    /// This process, where none is running.
+    Here(Box<Config>),
+}
+
 /// How the program ends (sysexits has 78 for a configuration error).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
@@ -172,46 +181,72 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             return print_bytes(manual::completions(shell, Cli::command()).as_bytes());
         }
         Command::Man { page } => return print_bytes(&manual::page(page, Cli::command())),
-        // What is wrong with the rest, the daemon says.
-        Command::Reload => {
-            return show::reload(&Config::find_state_dir(common.config.as_deref(), environment)?);
+        Command::Serve => {
+            let config = Config::load(common.config.as_deref(), environment)?;
+            return serve::serve(config, common, environment.clone());
+        }
+        Command::Check { connect } => {
+            let config = Config::load(common.config.as_deref(), environment)?;
+            return check::check(&config, connect, environment);
         }
         _ => {}
     }
 
-    let config = match command {
-        Command::Serve | Command::Check { .. } => Config::load(common.config.as_deref(), environment)?,
-        _ => Config::load(common.config.as_deref(), &environment.without_secrets())?,
+    let state_dir = Config::find_state_dir(common.config.as_deref(), environment)?;
+    // What is wrong with the rest of the configuration, a running daemon says, or does not mind.
+    let doer = match Daemon::find(&state_dir)? {
+        Some(daemon) => Doer::Daemon(daemon),
+        None if matches!(command, Command::Reload) => return Err(Daemon::none_to_reload(&state_dir)),
+        None => Doer::Here(Config::load(common.config.as_deref(), &environment.without_secrets())?.into()),
     };
     match command {
-        Command::Serve => serve::serve(config, common, environment.clone()),
-        Command::Login(one) => login::login(&config, &one.name(&config)?, &common, environment),
-        Command::Status { json } => show::status(&config, json, environment),
+        Command::Login(one) => {
+            let account = one.name(&doer)?;
+            login::login(doer, &account, &common, environment)
+        }
+        Command::Status { json } => show::status(doer.daemon()?, json, environment),
         Command::Refresh(one) => {
-            show::change(Change::Refresh, &config, &one.name(&config)?, &common, environment)
+            show::change(Change::Refresh, &doer, &one.name(&doer)?, &common, environment)
         }
-        Command::Token(one) => show::token(&config, &one.name(&config)?, &common, environment),
+        Command::Token(one) => show::token(&doer, &one.name(&doer)?, &common, environment),
         Command::Logout(one) => {
-            let account = one.stored_name(&config)?;
-            show::change(Change::LogOut, &config, &account, &common, environment)
+            let account = one.stored_name(&state_dir, &doer)?;
+            show::change(Change::LogOut, &doer, &account, &common, environment)
         }
-        Command::Check { connect } => check::check(&config, connect, environment),
-        Command::Health => show::health(&config),
-        Command::Reload | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
+        Command::Reload => show::reload(doer.daemon()?),
+        Command::Health => show::health(doer.daemon()?),
+        _ => unreachable!("the others have returned"),
+    }
+}
+
+impl Doer {
+    fn daemon(&self) -> Result<&Daemon, Failure> {
+        match self {
+            Self::Daemon(daemon) => Ok(daemon),
+            Self::Here(config) => Err(Daemon::none(&config.state_dir)),
+        }
+    }
+
+    fn accounts(&self) -> Result<Vec<String>, Failure> {
+        match self {
+            Self::Daemon(daemon) => daemon.accounts(),
+            Self::Here(config) => Ok(config.accounts.keys().cloned().collect()),
+        }
     }
 }
 
 impl OneAccount {
     /// Also of an account that is not configured any more, and has a login.
-    fn stored_name(self, config: &Config) -> Result<String, Failure> {
+    fn stored_name(self, state_dir: &Path, doer: &Doer) -> Result<String, Failure> {
         match &self.account {
-            Some(name) if store::accounts_in(&config.state_dir).contains(name) => Ok(name.clone()),
-            _ => self.name(config),
+            Some(name) if store::accounts_in(state_dir).contains(name) => Ok(name.clone()),
+            _ => self.name(doer),
         }
     }
 
-    fn name(self, config: &Config) -> Result<String, Failure> {
-        let names: Vec<_> = config.accounts.keys().map(String::as_str).collect();
+    fn name(self, doer: &Doer) -> Result<String, Failure> {
+        let accounts = doer.accounts()?;
+        let names: Vec<_> = accounts.iter().map(String::as_str).collect();
         let wanted = match (&self.account, names.as_slice()) {
             (Some(name), _) => name.as_str(),
             (None, [only]) => only,
@@ -252,7 +287,8 @@ impl Failure {
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
             _ => match error.downcast_ref() {
                 Some(ListenError::InUse(_)) => failure.with_hint(
-                    "another program, or another cnblogs-proxy, listens there: stop it or change `listen`",
+                    "another program, or another cnblogs-proxy, listens there: stop it, or set another address by \
+                     `listen` or CNBLOGS_PROXY_LISTEN",
                 ),
                 _ => failure,
             },

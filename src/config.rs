@@ -12,6 +12,7 @@ mod parse;
 mod reader;
 mod reload;
 mod routes;
+mod users;
 #[cfg(any(test, fuzzing))]
 #[path = "../tests/fuzz/properties/config.rs"]
 pub mod properties;
@@ -32,7 +33,7 @@ pub(crate) use parse::endpoint;
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:8262";
+const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8262", "[::1]:8262"];
 const ROOT: Known = &[
     "listen",
     "state_dir",
@@ -72,6 +73,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Where callers connect.
     pub listen: Vec<Listen>,
+    /// True when nobody wrote `listen`: its IPv6 address is left out where this machine has none.
+    pub is_default_listen: bool,
     /// Where logins outlive the process.
     pub state_dir: PathBuf,
     /// Worker threads; 0 for one a core.
@@ -202,6 +205,8 @@ pub struct Secret {
 pub struct ExtraCa {
     /// The PEM file.
     pub file: PathBuf,
+    /// True when there is a private key in it as well, which is of no use here.
+    pub has_private_key: bool,
     /// Its certificates, at least one.
     pub certificates: Vec<CertificateDer<'static>>,
 }
@@ -444,13 +449,13 @@ impl Config {
         root: &Reader<'_>,
         environment: &Environment,
     ) -> Result<Self, ConfigError> {
-        let listen = read_listen(root, environment)?;
+        let (listen, is_default_listen) = read_listen(root, environment)?;
         let state_dir = read_state_dir(root, environment)?;
         let workers = root.entry("workers").map(|entry| entry.integer()).transpose()?.unwrap_or(0);
         let log = read_log(root, environment)?;
         let log_format = root.parsed("log_format", log_format)?.unwrap_or(LogFormat::Auto);
 
-        let mut accounts = accounts::read(root, environment)?;
+        let mut accounts = accounts::read(root, environment, file.as_deref())?;
         let routes = routes::read(root, environment, &accounts)?;
         accounts::fill_identity(&mut accounts, &routes);
         let callers = callers::read(root, environment, &listen, &routes)?;
@@ -460,6 +465,7 @@ impl Config {
         Ok(Self {
             file,
             listen,
+            is_default_listen,
             state_dir,
             workers: usize::try_from(workers).unwrap_or(usize::MAX).min(64),
             log,
@@ -618,7 +624,8 @@ fn source(file: Option<&Path>, environment: &Environment) -> Result<(Option<Path
     Ok((path, source))
 }
 
-fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Listen>, ConfigError> {
+/// The addresses, and whether they are the default ones.
+fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<(Vec<Listen>, bool), ConfigError> {
     let mut listen = Vec::new();
     for entry in root.strings("listen")?.unwrap_or_default() {
         listen.push(parse::listen(&entry.string()?).map_err(|message| entry.error(message))?);
@@ -627,16 +634,18 @@ fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<Vec<Liste
         let parsed: Result<_, _> = given.split(',').map(|one| parse::listen(one.trim())).collect();
         listen = parsed.map_err(|message| ConfigError::at("CNBLOGS_PROXY_LISTEN", "", message))?;
     }
-    if listen.is_empty() {
-        listen.push(parse::listen(DEFAULT_LISTEN).expect("the default is an address"));
+    let is_default = listen.is_empty();
+    if is_default {
+        listen.extend(DEFAULT_LISTEN.map(|one| parse::listen(one).expect("the default is an address")));
     }
-    Ok(listen)
+    Ok((listen, is_default))
 }
 
 fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {
-    let from_file = root.string("state_dir")?.filter(|dir| !dir.is_empty());
-    let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(str::to_owned).or(from_file);
-    let dir = given.map(PathBuf::from).or_else(|| environment.state_dir()).ok_or_else(|| {
+    let from_file = root.parsed("state_dir", parse::directory)?.filter(|dir| !dir.as_os_str().is_empty());
+    let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(parse::directory).transpose();
+    let given = given.map_err(|message| ConfigError::at("CNBLOGS_PROXY_STATE_DIR", "", message))?;
+    let dir = given.or(from_file).or_else(|| environment.state_dir()).ok_or_else(|| {
         ConfigError::at("", "state_dir", "nowhere to keep the login: HOME is not set".to_owned())
             .with_hint("set state_dir in the configuration or CNBLOGS_PROXY_STATE_DIR in the environment")
     })?;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
+use crate::tls;
 use crate::token::{At, now};
 
 /// A command that takes longer is ended.
@@ -67,12 +68,12 @@ pub async fn run(mut notices: mpsc::UnboundedReceiver<Notice>, command: Vec<Stri
     }
 }
 
-/// An error in words: its own and those of its causes, each once.
+/// An error in words: its own and those of its causes, each once, and why a server is not trusted.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        let cause_text = tls::why_untrusted(cause).unwrap_or_else(|| cause.to_string());
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }

@@ -89,7 +89,14 @@ impl Accounts {
     /// # Errors
     /// When the store is in use, not ours, or can't be read.
     pub fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
-        let (store, findings) = Store::open(&config.state_dir)?;
+        Self::over(Store::open(&config.state_dir)?, config, notifier)
+    }
+
+    fn over(
+        (store, findings): (Store, Findings),
+        config: &Config,
+        notifier: &Notifier,
+    ) -> anyhow::Result<Self> {
         let Findings { warnings, in_flight } = findings;
         for warning in warnings {
             tracing::warn!("{warning}");
@@ -154,9 +161,12 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
 
+    let opened = Store::open(&config.state_dir)?;
+    // Before an account asks for a login, which is of no use where nothing can be listened on.
+    let mut bound = listen::bind(&config, inherited)?;
+    let _removed_at_the_end: Vec<_> = bound.iter_mut().filter_map(|one| one.file.take()).collect();
     let Accounts { sessions, logins, store, mut keepers, stop: stop_keepers } =
-        Accounts::open(&config, &notifier)?;
-    let bound = listen::bind(&config.listen, inherited, &config.callers)?;
+        Accounts::over(opened, &config, &notifier)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
     let addresses = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if let Err(error) = store.name_holder(&format!("process {}, on {addresses}", std::process::id())) {

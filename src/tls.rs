@@ -2,6 +2,7 @@
 //! provider for the whole program, and no key log whatever the environment says.
 
 mod stream;
+mod trust;
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, ClientConfig, RootCertStore};
 
 pub use stream::TlsStream;
+pub use trust::why_untrusted;
 
 /// Offered before the others, as browsers do: AES with 128 bits is strong enough for anybody (RFC 8446, section 9.1
 /// asks for it) and costs a third less than with 256.
@@ -65,6 +67,11 @@ pub fn reread_system_roots() -> Result<(), TlsError> {
     }
     SYSTEM_ROOTS.store(Some(Arc::new(fresh)));
     Ok(())
+}
+
+/// False on a machine without CA certificates, where only servers with a `ca_file` are trusted.
+pub fn has_system_roots() -> bool {
+    !system_roots().is_empty()
 }
 
 /// Read once, and when asked to: a system has some 140 of them.

@@ -6,6 +6,8 @@ mod doubts;
 
 use std::time::Duration;
 
+pub(super) use doubts::at_start;
+
 use super::daemon::Daemon;
 use super::{Exit, Failure, say};
 use crate::config::{

@@ -44,18 +44,33 @@ impl Daemon {
                 Exit::Failed,
                 format!("{} may not be entered: {error}", state_dir.display()),
             )
-            .with_hint("run this as the user that the daemon runs as")),
+            .with_hint(
+                "run this as root, or as the user that the daemon runs as; whoever may call it finds the same at its \
+                 address under /-/, as http://127.0.0.1:8262/-/ or with curl http://127.0.0.1:8262/-/status",
+            )),
             Err(_) => Ok(None),
         }
     }
 
-    /// The daemon, or an error that says that there is none.
-    pub(super) fn running(state_dir: &Path) -> Result<Self, Failure> {
-        Self::find(state_dir)?.ok_or_else(|| {
-            Failure::new(Exit::Failed, format!("no daemon is running on {}", state_dir.display())).with_hint(
-                "start it with `cnblogs-proxy serve`; give this command the same --config or environment",
-            )
-        })
+    /// The error that says that there is none.
+    pub(super) fn none(state_dir: &Path) -> Failure {
+        Failure::new(Exit::Failed, format!("no daemon is running on {}", state_dir.display())).with_hint(
+            "start it with `cnblogs-proxy serve`; give this command the same --config or environment",
+        )
+    }
+
+    /// The same, where another state directory may be why.
+    pub(super) fn none_to_reload(state_dir: &Path) -> Failure {
+        Self::none(state_dir).with_hint(
+            "start it with `cnblogs-proxy serve`; when `state_dir` has changed, it needs a restart",
+        )
+    }
+
+    /// The names of its accounts.
+    pub(super) fn accounts(&self) -> Result<Vec<String>, Failure> {
+        let status = self.get("/-/status")?.success()?.json();
+        let accounts = status.get("accounts").and_then(Value::as_object);
+        Ok(accounts.into_iter().flat_map(|accounts| accounts.keys().cloned()).collect())
     }
 
     pub(super) fn get(&self, path: &str) -> Result<Answer, Failure> {

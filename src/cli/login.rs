@@ -4,10 +4,11 @@ mod terminal;
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
+use url::Url;
 
 use super::daemon::{Daemon, printable, runtime};
-use super::{Common, Exit, Failure, log, say, say_error};
-use crate::config::{Account, Config, Environment, ResponseMode};
+use super::{Common, Doer, Exit, Failure, log, say, say_error};
+use crate::config::{Config, Environment, ResponseMode};
 use crate::control::login::{as_json, is_local};
 use crate::notify;
 use crate::oauth::callback::{mark, parse_pasted};
@@ -20,6 +21,16 @@ enum Place {
     Here(Runtime, Box<Accounts>),
 }
 
+/// A login that has begun.
+struct Begun {
+    /// The authorization URL.
+    url: String,
+    /// Where it makes the browser come back to.
+    redirect_uri: Url,
+    /// How.
+    response_mode: ResponseMode,
+}
+
 /// What the terminal speaks.
 #[derive(Clone, Copy)]
 enum Language {
@@ -28,29 +39,25 @@ enum Language {
 }
 
 pub(super) fn login(
-    config: &Config,
+    doer: Doer,
     account: &str,
     common: &Common,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
-    let (account, language) = (&config.accounts[account], Language::of_locale(environment));
-    let daemon = Daemon::find(&config.state_dir)?;
-    let comes_back = daemon.is_some() && is_local(&account.redirect_uri.url);
-    if account.response_mode == ResponseMode::FormPost && !comes_back {
-        return Err(nothing_to_paste(account));
-    }
-    let place = match daemon {
-        Some(daemon) => Place::Daemon(daemon),
-        None => {
-            log::start_quiet(config, common, environment)?;
-            let (runtime, accounts) = open(config)?;
+    let language = Language::of_locale(environment);
+    let place = match doer {
+        Doer::Daemon(daemon) => Place::Daemon(daemon),
+        Doer::Here(config) => {
+            log::start_quiet(&config, common, environment)?;
+            let (runtime, accounts) = open(&config)?;
             Place::Here(runtime, Box::new(accounts))
         }
     };
-    let outcome = match &place {
-        Place::Daemon(_) if comes_back => come_back(&place, &account.name, language),
-        _ => converse(&place, account, language, environment),
-    };
+    let outcome = place.begin(account).and_then(|begun| match &place {
+        Place::Daemon(_) if is_local(&begun.redirect_uri) => Ok(come_back(&begun.url, language)),
+        _ if begun.response_mode == ResponseMode::FormPost => Err(nothing_to_paste(account, &begun)),
+        _ => converse(&place, account, &begun, language, environment),
+    });
     if let Place::Here(runtime, accounts) = place {
         runtime.block_on(accounts.close());
     }
@@ -70,29 +77,28 @@ pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
 }
 
 /// The browser comes back to the daemon by itself, which ends the login.
-fn come_back(place: &Place, account: &str, language: Language) -> Result<Exit, Failure> {
-    let url = place.start(account)?;
+fn come_back(url: &str, language: Language) -> Exit {
     say(language.of([
         "Open this address in a browser on this machine and log in there:\n",
         "请在本机的浏览器中打开这个地址并登录：\n",
     ]));
-    say(&url);
+    say(url);
     say(language.of([
         "\nThe browser comes back to the daemon by itself. `cnblogs-proxy status` says when it is done.",
         "\n浏览器会自己回到代理。运行 `cnblogs-proxy status` 可以看到是否完成。",
     ]));
-    Ok(Exit::Done)
+    Exit::Done
 }
 
 /// The browser posts the code to the `redirect_uri`: no address has it.
-fn nothing_to_paste(account: &Account) -> Failure {
-    let hint = if is_local(&account.redirect_uri.url) {
+fn nothing_to_paste(account: &str, begun: &Begun) -> Failure {
+    let hint = if is_local(&begun.redirect_uri) {
         "start the daemon, which the browser then posts to"
     } else {
         "set another response_mode, or a redirect_uri that is the daemon's own /-/callback"
     };
     let why = "with response_mode = \"form_post\" a login can't be finished in a terminal";
-    Failure::new(Exit::Failed, format!("account.{}: {why}", account.name)).with_hint(hint)
+    Failure::new(Exit::Failed, format!("account.{account}: {why}")).with_hint(hint)
 }
 
 /// No daemon is running, and the secret is not known here.
@@ -106,14 +112,14 @@ fn missing_secret(account: &str) -> Failure {
 
 fn converse(
     place: &Place,
-    account: &Account,
+    account: &str,
+    begun: &Begun,
     language: Language,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
-    let url = place.start(&account.name)?;
-    ask(&url, mark(account.response_mode), language);
-    let is_whole =
-        |text: &str| parse_pasted(text, &account.redirect_uri.url, account.response_mode, &|_| true).is_ok();
+    let Begun { url, redirect_uri, response_mode } = begun;
+    ask(url, mark(*response_mode), language);
+    let is_whole = |text: &str| parse_pasted(text, redirect_uri, *response_mode, &|_| true).is_ok();
     let mut terminal = Terminal::new(environment, language);
     let mut last = None;
     loop {
@@ -128,8 +134,8 @@ fn converse(
             "Checking the address, and exchanging its code for a token ...",
             "正在检查地址，并用其中的授权码换取令牌……",
         ]));
-        match place.finish(&account.name, &pasted) {
-            Ok(outcome) => return settle(place, &account.name, &outcome, &mut terminal, language),
+        match place.finish(account, &pasted) {
+            Ok(outcome) => return settle(place, account, &outcome, &mut terminal, language),
             Err(failure) if terminal.is_a_persons() && failure.exit == Exit::Failed => {
                 say_error(&format!("{}{}", language.of(["error: ", "错误："]), failure.message));
                 say(language.of([
@@ -245,17 +251,33 @@ impl Language {
     }
 }
 
+impl Begun {
+    /// All of it stands in the authorization URL: the configuration may be known to the daemon alone.
+    fn by(url: String) -> Option<Self> {
+        let parsed = Url::parse(&url).ok()?;
+        let parameter =
+            |wanted: &str| parsed.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        let redirect_uri = Url::parse(&parameter("redirect_uri")?).ok()?;
+        let response_mode = match parameter("response_mode").as_deref() {
+            Some("fragment") => ResponseMode::Fragment,
+            Some("form_post") => ResponseMode::FormPost,
+            _ => ResponseMode::Query,
+        };
+        Some(Self { url, redirect_uri, response_mode })
+    }
+}
+
 impl Place {
-    fn start(&self, account: &str) -> Result<String, Failure> {
-        match self {
+    fn begin(&self, account: &str) -> Result<Begun, Failure> {
+        let url = match self {
             Self::Daemon(daemon) => {
-                let answer = daemon.post(&format!("/-/login/{account}/start"), &[])?.success()?;
-                answer.location.ok_or_else(|| Failure::new(Exit::Failed, "the daemon gave no address"))
+                daemon.post(&format!("/-/login/{account}/start"), &[])?.success()?.location
             }
             Self::Here(runtime, accounts) => {
-                runtime.block_on(accounts.logins.start(account)).map(String::from).map_err(failed)
+                Some(runtime.block_on(accounts.logins.start(account)).map_err(failed)?.into())
             }
-        }
+        };
+        url.and_then(Begun::by).ok_or_else(|| Failure::new(Exit::Failed, "the daemon gave no address"))
     }
 
     fn finish(&self, account: &str, pasted: &str) -> Result<Value, Failure> {

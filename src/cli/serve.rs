@@ -2,6 +2,7 @@
 
 use listenfd::ListenFd;
 
+use super::check::at_start;
 use super::{Common, Exit, Failure, log, say};
 use crate::config::{Config, Environment, Listen};
 use crate::server::listen::Inherited;
@@ -9,14 +10,22 @@ use crate::server::{self, Ended, Reread};
 
 pub(super) fn serve(config: Config, common: Common, environment: Environment) -> Result<Exit, Failure> {
     let filter = log::start(&config, &common, &environment)?;
+    warn(&config, &environment);
     let read = move || {
         let config = Config::load(common.config.as_deref(), &environment)?;
+        warn(&config, &environment);
         let swap_log = filter.prepare(&config, &common)?;
         Ok(Reread { config, swap_log })
     };
     match server::run(config, inherited()?, announce, read)? {
         Ended::Drained => Ok(Exit::Done),
         Ended::CutOff => Ok(Exit::Failed),
+    }
+}
+
+fn warn(config: &Config, environment: &Environment) {
+    for doubt in at_start(config, environment) {
+        tracing::warn!("{doubt}");
     }
 }
 

@@ -1,6 +1,5 @@
 //! The short commands: each asks the running daemon, or, where that makes sense, does it here.
 
-use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -11,7 +10,7 @@ use zeroize::Zeroizing;
 use super::daemon::{Daemon, login_required, printable};
 use super::glance::Glance;
 use super::login::open;
-use super::{Common, Exit, Failure, log, print_bytes, say, say_error};
+use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment, Grant};
 use crate::server::Accounts;
 use crate::session::{AskError, NoToken};
@@ -19,8 +18,8 @@ use crate::session::{AskError, NoToken};
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
 
-pub(super) fn status(config: &Config, json: bool, environment: &Environment) -> Result<Exit, Failure> {
-    let status = Daemon::running(&config.state_dir)?.get("/-/status")?.success()?.json();
+pub(super) fn status(daemon: &Daemon, json: bool, environment: &Environment) -> Result<Exit, Failure> {
+    let status = daemon.get("/-/status")?.success()?.json();
     let accounts = status.get("accounts").and_then(Value::as_object);
     let needs_login = accounts
         .into_iter()
@@ -34,8 +33,8 @@ pub(super) fn status(config: &Config, json: bool, environment: &Environment) -> 
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }
 
-pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
-    let answer = Daemon::running(&config.state_dir)?.get("/-/readyz")?;
+pub(super) fn health(daemon: &Daemon) -> Result<Exit, Failure> {
+    let answer = daemon.get("/-/readyz")?;
     if answer.status == StatusCode::OK {
         return Ok(Exit::Done);
     }
@@ -43,12 +42,7 @@ pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
     Err(Failure::new(Exit::Failed, detail))
 }
 
-pub(super) fn reload(state_dir: &Path) -> Result<Exit, Failure> {
-    let daemon = Daemon::running(state_dir).map_err(|failure| {
-        failure.with_hint(
-            "start it with `cnblogs-proxy serve`; when `state_dir` has changed, it needs a restart",
-        )
-    })?;
+pub(super) fn reload(daemon: &Daemon) -> Result<Exit, Failure> {
     let outcome = daemon.post("/-/reload", &[])?.success()?.json();
     say(outcome.get("outcome").and_then(Value::as_str).unwrap_or_default());
     Ok(Exit::Done)
@@ -63,7 +57,7 @@ pub(super) enum Change {
 
 pub(super) fn change(
     change: Change,
-    config: &Config,
+    doer: &Doer,
     account: &str,
     common: &Common,
     environment: &Environment,
@@ -72,12 +66,12 @@ pub(super) fn change(
         Change::Refresh => ("refresh", "has a fresh token"),
         Change::LogOut => ("logout", "is logged out"),
     };
-    let remark = match Daemon::find(&config.state_dir)? {
-        Some(daemon) => {
+    let remark = match doer {
+        Doer::Daemon(daemon) => {
             let answer = daemon.post(&format!("/-/{route}/{account}"), &[])?.success()?.json();
             answer.get("remark").and_then(Value::as_str).map(str::to_owned)
         }
-        None => here(config, common, environment, async |accounts| {
+        Doer::Here(config) => here(config, common, environment, async |accounts| {
             match (change, accounts.sessions.get(account)) {
                 (Change::Refresh, session) => {
                     session.expect("it is configured").refresh().await.map(|()| None)
@@ -95,17 +89,20 @@ pub(super) fn change(
 }
 
 pub(super) fn token(
-    config: &Config,
+    doer: &Doer,
     account: &str,
     common: &Common,
     environment: &Environment,
 ) -> Result<Exit, Failure> {
+    let config = match doer {
+        Doer::Daemon(daemon) => {
+            return print_token(&daemon.get(&format!("/-/token/{account}"))?.success()?.body);
+        }
+        Doer::Here(config) => config,
+    };
     let secret = &config.accounts[account].secret;
     if config.accounts[account].grant == Grant::PersonalAccessToken && !secret.is_missing() {
         return print_token(secret.value.expose_secret().as_bytes());
-    }
-    if let Some(daemon) = Daemon::find(&config.state_dir)? {
-        return print_token(&daemon.get(&format!("/-/token/{account}"))?.success()?.body);
     }
     let token = here(config, common, environment, async |accounts| {
         accounts.sessions[account].token(TOKEN_WAIT).await.map_err(|reason| match reason {

@@ -47,14 +47,11 @@ const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
 /// The keys of [`Endpoints::all`], in its order.
 pub(super) const ENDPOINTS: [&str; 4] = ["authorization_url", "token_url", "revocation_url", "jwks_url"];
 const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-const TEACHING: &str = "the shortest set-up is two variables: CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... \
-    cnblogs-proxy (from https://api.cnblogs.com, \"create an application\"), or CNBLOGS_PAT=... with a personal \
-    access token from your account settings; or write an [account.main] table into \
-    ~/.config/cnblogs-proxy/config.toml";
 
 pub(super) fn read(
     root: &Reader<'_>,
     environment: &Environment,
+    file: Option<&Path>,
 ) -> Result<BTreeMap<String, Account>, ConfigError> {
     let mut accounts = BTreeMap::new();
     for (name, table) in root.named_tables("account", ACCOUNT)? {
@@ -71,9 +68,24 @@ pub(super) fn read(
         accounts.insert(MAIN.to_owned(), account);
     }
     if accounts.is_empty() {
-        return Err(ConfigError::at("", "", "no account is configured".to_owned()).with_hint(TEACHING));
+        return Err(ConfigError::at("", "", "no account is configured".to_owned())
+            .with_hint(teaching(file, environment)));
     }
     Ok(accounts)
+}
+
+/// The shortest ways to an account.
+fn teaching(file: Option<&Path>, environment: &Environment) -> String {
+    let usual = match environment.directory("XDG_CONFIG_HOME", ".config") {
+        Some(_) => "~/.config/cnblogs-proxy/config.toml",
+        None => "/etc/cnblogs-proxy/config.toml",
+    };
+    format!(
+        "the shortest set-up is two variables: CNBLOGS_CLIENT_ID=... CNBLOGS_CLIENT_SECRET=... cnblogs-proxy (from \
+         https://api.cnblogs.com, \"create an application\"), or CNBLOGS_PAT=... with a personal access token from \
+         your account settings; or write an [account.main] table into {}",
+        file.unwrap_or_else(|| Path::new(usual)).display()
+    )
 }
 
 /// Where an account's person is asked for, when the file does not say: on the account's first upstream.
@@ -120,7 +132,11 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
         client_id: match (grant, client_id.filter(|id| !id.is_empty())) {
             (Grant::PersonalAccessToken, _) => String::new(),
             (_, Some(client_id)) => client_id,
-            (_, None) => return Err(table.error("needs a `client_id`").with_hint(TEACHING)),
+            (_, None) => {
+                return Err(table.error("needs a `client_id`").with_hint(
+                    "the application has it at https://api.cnblogs.com; CNBLOGS_CLIENT_ID gives it, too",
+                ));
+            }
         },
         secret,
         scope: match grant {
@@ -205,7 +221,7 @@ fn read_secret(
         found.map_err(|message| ConfigError::at(name, "", message))
     };
     let found = if let Some(text) = own.and_then(|env| env.var(variable)) {
-        in_variable(variable, secret(text.trim(), variable.to_owned()))?
+        in_variable(variable, secret(text.as_bytes(), variable.to_owned()))?
     } else if let Some(path) = own.and_then(|env| env.var(file_variable)) {
         in_variable(file_variable, secret_file(Path::new(path)))?
     } else if let Some((path, entry)) = from_file {

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::files::secret_file;
 use super::reader::{Entry, Known, Reader, Source};
-use super::{Callers, ConfigError, Environment, Key, Listen, Route, User, parse};
+use super::{Callers, ConfigError, Environment, Key, Listen, Route, User, parse, users};
 
 const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
 const KEY: Known = &["name", "file", "methods", "paths", "routes"];
@@ -88,14 +88,8 @@ fn read_user(entry: &Entry<'_>) -> Result<User, ConfigError> {
         "self" => Ok(User::Myself),
         "*" => Ok(User::Anyone),
         "root" => Ok(User::Uid(0)),
-        _ => uid_of(&name).map(User::Uid).ok_or_else(|| entry.error("this machine has no user of that name")),
+        _ => users::uid_of(&name).map(User::Uid).map_err(|message| entry.error(message)),
     }
-}
-
-fn uid_of(name: &str) -> Option<u32> {
-    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
-    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2)?.parse().ok()
 }
 
 fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {

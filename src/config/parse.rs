@@ -13,6 +13,9 @@ use super::{Listen, RedirectUri, Upstream};
 /// Longer than any login and any time-out, and far from overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
+/// What is wrong with a path that begins with `~`.
+pub(super) const HOME_UNEXPANDED: &str = "`~` is not expanded here: write the whole path";
+
 pub(super) fn listen(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = PathBuf::from(path);
@@ -62,6 +65,11 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     let number: usize =
         digits.parse().map_err(|_invalid| "not a size: write \"64KiB\" or \"1MiB\"".to_owned())?;
     number.checked_mul(unit).ok_or_else(|| "too large".to_owned())
+}
+
+/// A directory, whose name no shell has seen.
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('~') { Err(HOME_UNEXPANDED.to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
 /// A URL that a secret may be sent to: https, or http to this machine.

@@ -3,14 +3,17 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags, fstat, lstat, open};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
-use crate::config::{Callers, Listen, User};
+use crate::config::{Callers, Config, Listen, User};
 use crate::proxy::guard::Door;
 
 /// Connections that wait for a worker.
@@ -26,6 +29,16 @@ pub struct Bound {
     pub listen: Listen,
     pub(super) socket: Socket,
     pub(super) door: Arc<Door>,
+    /// Of a unix socket that was made here.
+    pub(super) file: Option<SocketFile>,
+}
+
+/// The file of a unix socket, removed when this is dropped, unless another one has taken its place.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Keeps the inode, so that no other file gets its number.
+    handle: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -77,7 +90,23 @@ impl Bound {
             Socket::Tcp(listener) => Socket::Tcp(listener.try_clone()?),
             Socket::Unix(listener) => Socket::Unix(listener.try_clone()?),
         };
-        Ok(Self { listen: self.listen.clone(), socket, door: Arc::clone(&self.door) })
+        Ok(Self { listen: self.listen.clone(), socket, door: Arc::clone(&self.door), file: None })
+    }
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        let handle = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { path: path.to_owned(), handle })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fstat(&self.handle).map(|file| (file.st_dev, file.st_ino));
+        if ours.is_ok() && ours == lstat(&self.path).map(|file| (file.st_dev, file.st_ino)) {
+            let _removed = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -90,12 +119,23 @@ impl Inherited {
 /// Binds everything, or takes what the service manager gave instead.
 ///
 /// # Errors
-/// The first socket that can't be had.
-pub fn bind(listen: &[Listen], inherited: Inherited, callers: &Callers) -> Result<Vec<Bound>, ListenError> {
-    if inherited.is_empty() {
-        return listen.iter().map(|one| bind_one(one, callers)).collect();
-    }
+/// The first socket that can't be had, except an IPv6 address that nobody wrote on a machine without IPv6.
+pub fn bind(config: &Config, inherited: Inherited) -> Result<Vec<Bound>, ListenError> {
+    let Config { listen, callers, .. } = config;
     let mut bound = Vec::new();
+    if inherited.is_empty() {
+        for one in listen {
+            match bind_one(one, callers) {
+                Err(ListenError::Bind { source, .. })
+                    if config.is_default_listen && is_without_ipv6(one, &source) =>
+                {
+                    tracing::debug!(%source, "{one} is left out: this machine has no IPv6");
+                }
+                one => bound.push(one?),
+            }
+        }
+        return Ok(bound);
+    }
     for listener in inherited.tcp {
         let address = listener.local_addr().map_err(|source| failed(&listen[0], source))?;
         bound.push(of(Listen::Tcp(address), Socket::Tcp(listener), callers)?);
@@ -106,6 +146,13 @@ pub fn bind(listen: &[Listen], inherited: Inherited, callers: &Callers) -> Resul
         bound.push(of(Listen::Unix(path), Socket::Unix(listener), callers)?);
     }
     Ok(bound)
+}
+
+/// True when an IPv6 address can't be bound since the machine, or its network namespace, has none.
+pub fn is_without_ipv6(listen: &Listen, error: &io::Error) -> bool {
+    let is_missing =
+        [Some(Errno::ADDRNOTAVAIL), Some(Errno::AFNOSUPPORT)].contains(&Errno::from_io_error(error));
+    is_missing && matches!(listen, Listen::Tcp(SocketAddr::V6(_)))
 }
 
 fn bind_one(listen: &Listen, callers: &Callers) -> Result<Bound, ListenError> {
@@ -124,7 +171,8 @@ fn bind_one(listen: &Listen, callers: &Callers) -> Result<Bound, ListenError> {
             let only_us = callers.users.iter().all(|user| matches!(user, User::Myself | User::Uid(0)));
             let mode = if only_us { 0o600 } else { 0o666 };
             let listener = bind_unix(path, mode).map_err(|source| failed(listen, source))?;
-            of(listen.clone(), Socket::Unix(listener), callers)
+            let file = SocketFile::at(path).map_err(|source| failed(listen, source))?;
+            Ok(Bound { file: Some(file), ..of(listen.clone(), Socket::Unix(listener), callers)? })
         }
     }
 }
@@ -148,7 +196,7 @@ fn of(listen: Listen, socket: Socket, callers: &Callers) -> Result<Bound, Listen
     }
     check_reach(&listen, callers)?;
     let door = Arc::new(Door::of(&listen, callers));
-    Ok(Bound { listen, socket, door })
+    Ok(Bound { listen, socket, door, file: None })
 }
 
 /// A listener that other machines can reach is meant to be, and callers need keys there.
@@ -176,7 +224,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Makes a unix socket that has its mode from the first moment.
 pub(super) fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777 & !mode));
+    let before = rustix::process::umask(Mode::from_raw_mode(0o777 & !mode));
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     let listener = listener?;
@@ -209,4 +257,23 @@ pub(super) fn clear_the_way(path: &Path) -> Result<(), ListenError> {
 
 fn failed(listen: &Listen, source: io::Error) -> ListenError {
     ListenError::Bind { listen: listen.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_ipv6_address_that_can_not_be_had_is_for_want_of_ipv6() {
+        let [v4, v6] = ["127.0.0.1:1", "[::1]:1"].map(|address| Listen::Tcp(address.parse().unwrap()));
+        for (listen, errno, expected) in [
+            (&v6, Errno::ADDRNOTAVAIL, true),
+            (&v6, Errno::AFNOSUPPORT, true),
+            (&v6, Errno::ADDRINUSE, false),
+            (&v6, Errno::ACCESS, false),
+            (&v4, Errno::ADDRNOTAVAIL, false),
+        ] {
+            assert_eq!(is_without_ipv6(listen, &errno.into()), expected, "{listen} {errno}");
+        }
+    }
 }

@@ -256,7 +256,11 @@ fn a_server_that_can_not_be_used_is_named_with_the_reason() {
     let closed = closed.local_addr().unwrap().as_socket().unwrap();
     let plain = speaks_no_tls();
     for (text, says, count) in [
-        (good.replace(&ca, ""), "comes from an authority that is not trusted here (see ca_file)", 3),
+        (
+            good.replace(&ca, ""),
+            "comes from an authority that is not trusted here (see ca_file): a ca_file has to hold",
+            3,
+        ),
         (good.replace(&standin.api_url(), &format!("https://{closed}")), "refused", 1),
         (good.replace(&standin.api_url(), &format!("https://{plain}")), "does not speak TLS", 1),
         (good.replace(&standin.api_url(), "https://nobody.invalid"), "nobody.invalid has no address", 1),

@@ -760,6 +760,94 @@ fn commands_find_the_daemon_by_the_environment_alone() {
     assert_eq!(done(&run(&home, &["token"])), "p4t\n");
 }
 
+/// As the README begins: the daemon has the variables, a second terminal has none.
+#[test]
+fn commands_find_a_daemon_that_was_started_with_variables_they_do_not_have() {
+    let mut world = World::start();
+    world.daemon.stop();
+    let state = world.home.path().join(".local/state/cnblogs-proxy");
+    let text = fs::read_to_string(world.home.config()).unwrap();
+    let line = text.lines().find(|line| line.starts_with("state_dir")).unwrap();
+    let its_own = world.home.path().join("of-the-daemon.toml");
+    fs::write(&its_own, text.replace(line, &format!("state_dir = \"{}\"", state.display()))).unwrap();
+    fs::remove_file(world.home.config()).unwrap();
+    let mut command = world.home.command(&["serve", "--config"]);
+    command.arg(&its_own);
+    world.daemon = Daemon::spawn(command);
+
+    assert_eq!(run(&world.home, &["status"]).code, Some(3), "nobody is logged in");
+    log_in_by_terminal(&world);
+    for arguments in
+        [&["status"][..], &["health"], &["refresh"], &["refresh", "main"], &["token"], &["reload"]]
+    {
+        done(&run(&world.home, arguments));
+    }
+    let unknown = run(&world.home, &["refresh", "nobody"]);
+    assert_eq!(unknown.code, Some(2), "{unknown:?}");
+    assert!(unknown.err.contains("the accounts are: main"), "{unknown:?}");
+    assert_eq!(done(&run(&world.home, &["logout"])), "main is logged out.\n");
+
+    // What is wrong with the rest of a file is the daemon's affair as well.
+    fs::write(world.home.config(), format!("state_dir = \"{}\"\nworkers = -1\n", state.display())).unwrap();
+    assert_eq!(run(&world.home, &["status"]).code, Some(3));
+    world.daemon.stop();
+    assert_eq!(run(&world.home, &["status"]).code, Some(78));
+    fs::remove_file(world.home.config()).unwrap();
+    for arguments in [&["status"][..], &["health"], &["refresh"], &["token"], &["logout"], &["login"]] {
+        let told = run(&world.home, arguments);
+        assert!(
+            told.code == Some(78) && told.err.contains("no account is configured"),
+            "{arguments:?}: {told:?}"
+        );
+    }
+    assert_eq!(run(&world.home, &["reload"]).code, Some(1));
+}
+
+#[test]
+fn what_a_service_lacks_is_told_by_the_file_that_it_was_started_with() {
+    let home = Home::new(Vec::new());
+    let file = home.path().join("service.toml");
+    fs::write(&file, "state_dir = \"/nonexistent\"\n").unwrap();
+    let hint = |command: &mut Command| {
+        let told = String::from_utf8(command.output().unwrap().stderr).unwrap();
+        told.split_once("\nhint: ").unwrap().1.trim_end().to_owned()
+    };
+
+    for place in [&["--config"][..], &["serve", "--config"]] {
+        let told = hint(home.command(place).arg(&file));
+        assert!(told.ends_with(&format!("write an [account.main] table into {}", file.display())), "{told}");
+        assert!(!told.contains("~/"), "{told}");
+    }
+    let told = hint(home.command(&[]).env("CNBLOGS_PROXY_CONFIG", &file));
+    assert!(told.ends_with(&file.display().to_string()), "{told}");
+    assert!(hint(&mut home.command(&[])).ends_with("~/.config/cnblogs-proxy/config.toml"));
+    let homeless = hint(home.command(&[]).env_remove("HOME").env("CNBLOGS_PROXY_STATE_DIR", "/nonexistent"));
+    assert!(homeless.ends_with("/etc/cnblogs-proxy/config.toml"), "{homeless}");
+}
+
+/// Nobody can become the user of a service that exists only while it runs.
+#[test]
+fn a_caller_of_another_user_s_daemon_is_told_where_to_look() {
+    assert!(rustix::process::geteuid().is_root(), "this test becomes another user: it needs root");
+    let home = personal("");
+    let _daemon = home.serve();
+    for path in [home.path(), &home.config()] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    for arguments in [&["status"][..], &["health"], &["token"], &["login"], &["reload"]] {
+        let ours = home.command(arguments);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=64999", "--clear-groups"]).arg(ours.get_program()).args(ours.get_args());
+        let output = command.env("HOME", home.path()).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        for words in ["may not be entered", "as root", "/-/", "http://127.0.0.1:8262/-/status"] {
+            assert!(told.contains(words), "{arguments:?}: {words}: {told}");
+        }
+    }
+}
+
 #[test]
 fn a_state_directory_may_have_any_name_and_be_deep() {
     for name in [

@@ -449,7 +449,9 @@ fn stating_every_default_changes_nothing() {
     let said = accepted(&home, &complete);
 
     assert_eq!(said, accepted(&home, &minimal));
-    assert_eq!(meaning(&home, &complete), meaning(&home, &minimal));
+    // An address that is written has to be there, on a machine without IPv6 as well.
+    let written = meaning(&home, &complete).replace("is_default_listen: false", "is_default_listen: true");
+    assert_eq!(written, meaning(&home, &minimal));
 }
 
 #[test]
@@ -640,20 +642,21 @@ fn what_is_next_to_a_refusal_and_good_is_accepted() {
 }
 
 #[test]
-fn a_secret_file_that_can_not_be_one_is_refused_without_its_name_or_content() {
+fn a_secret_file_that_can_not_be_one_is_refused_without_its_content() {
     let home = furnished();
-    home.secret("c4n4ry-empty", " \n");
-    home.secret("c4n4ry-lines", "c4n4ry\nc4n4ry\n");
+    home.secret("empty", " \n");
+    home.secret("lines", "c4n4ry\nc4n4ry\n");
     home.secret("c4n4ry-large", &"c4n4ry ".repeat(20_000));
     home.secret("c4n4ry-spaced", "c4n4ry c4n4ry");
-    fs::write(home.path().join("c4n4ry-binary"), b"c4n4ry\xff\xfe").unwrap();
+    fs::write(home.path().join("binary"), b"c4n4ry\xff\xfe").unwrap();
     fs::create_dir(home.path().join("c4n4ry-directory")).unwrap();
 
     for (name, says) in [
-        ("c4n4ry-empty", "empty"),
-        ("c4n4ry-lines", "more than one line"),
+        ("empty", "/empty is empty"),
+        ("lines", "/lines has more than one line"),
+        // What can't be read may be a secret in the wrong place.
         ("c4n4ry-large", "too large"),
-        ("c4n4ry-binary", "not text"),
+        ("binary", "/binary is not text"),
         ("c4n4ry-directory", "can't be read"),
         ("c4n4ry-missing", "can't be read"),
     ] {
@@ -832,7 +835,10 @@ fn variables_alone_are_a_whole_set_up() {
     ));
 
     assert!(said.starts_with("configuration  built-in defaults and the environment\n"), "{said}");
-    assert!(said.contains("\nlisten         http://127.0.0.1:8262\n"), "{said}");
+    assert!(
+        said.contains("\nlisten         http://127.0.0.1:8262\nlisten         http://[::1]:8262\n"),
+        "{said}"
+    );
     assert!(said.contains("\nroute          / -> https://api.example/v2 with account main\n"), "{said}");
     assert!(
         said.contains("authorization_code, client from-variable, secret from CNBLOGS_CLIENT_SECRET,"),

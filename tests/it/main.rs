@@ -7,6 +7,7 @@ mod support;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod addresses;
 mod attacks;
 mod browser;
 mod check;
@@ -20,6 +21,7 @@ mod house;
 mod login;
 mod logs;
 mod metrics;
+mod names;
 mod network;
 mod notices;
 mod pages;
@@ -29,8 +31,10 @@ mod proxies;
 mod rereading;
 mod release;
 mod sandbox;
+mod secrets;
 mod shells;
 mod soak;
 mod store;
 mod systemd;
 mod tokens;
+mod trust;

@@ -389,6 +389,16 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// What a script says to the end, in a network that nobody else is in.
+#[track_caller]
+pub(crate) fn in_a_network_of_its_own(script: &str, home: &Home) -> String {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "bash", "-c", script, "bash", PROGRAM]).arg(home.path());
+    let output = command.output().expect("unshare is installed");
+    assert!(output.status.success(), "a network namespace is needed: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// The configuration file of a world.
 pub(crate) fn config(
     standin: &Standin,

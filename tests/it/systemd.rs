@@ -4,6 +4,8 @@
 mod load;
 mod machine;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -137,14 +139,15 @@ fn assert_unconfigured_says_what_to_do(machine: &Machine) {
     assert!(!machine.run("systemctl start cnblogs-proxy", "").status.success());
 
     let unit = "cnblogs-proxy.service";
-    // A unit that waits for its next try would be activating.
-    assert_eq!(
-        ["ActiveState", "ExecMainStatus", "NRestarts"].map(|property| machine.show(unit, property)),
-        ["failed", "78", "0"]
-    );
+    eventually("it waits for its next try", || {
+        let state =
+            ["ActiveState", "SubState", "ExecMainStatus"].map(|property| machine.show(unit, property));
+        (state == ["activating", "auto-restart", "78"]).then_some(())
+    });
     let errors = machine.journal(unit, "err");
     assert!(errors.contains("error: no account is configured\nhint: "), "{errors}");
-    machine.done("systemctl stop cnblogs-proxy.socket");
+    assert!(errors.contains("table into /etc/cnblogs-proxy/config.toml\n"), "{errors}");
+    machine.done("systemctl stop cnblogs-proxy.socket cnblogs-proxy.service");
 }
 
 fn assert_only_named_users_may_call(machine: &Machine) {
@@ -207,6 +210,37 @@ fn assert_upgrade_loses_nothing(machine: &Machine) {
     assert_ne!(machine.show("cnblogs-proxy", "MainPID"), before, "the upgrade restarts what runs");
     assert!(seen.failures.lock().unwrap().is_empty(), "{seen:?}");
     assert_eq!(get(PORT, "/echo/x").status, 200, "the login was kept");
+}
+
+/// A service that gave up would take its socket along, and callers would be refused until somebody comes.
+#[test]
+fn a_caller_that_waits_at_a_misconfigured_service_is_answered_when_it_is_mended() {
+    alone(|| {
+        let standin = Standin::start(Options { expires_in_secs: 86_400, ..Options::default() });
+        let machine = Machine::with_units();
+        machine.write("/etc/cnblogs-proxy/config.toml", "state_dir = \"/var/lib/cnblogs-proxy\"\n");
+        let restarts = || machine.show("cnblogs-proxy", "NRestarts").parse::<u32>().unwrap();
+
+        machine.done("systemctl start cnblogs-proxy.socket");
+        let callers = ["127.0.0.1", "::1"].map(|address| {
+            std::thread::spawn(move || {
+                let mut stream = TcpStream::connect((address, PORT)).unwrap();
+                stream.write_all(b"GET /-/healthz HTTP/1.0\r\nHost: localhost:8262\r\n\r\n").unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                answer
+            })
+        });
+        eventually("it is tried again", || (restarts() >= 2).then_some(()));
+        assert_eq!(machine.show("cnblogs-proxy.socket", "ActiveState"), "active");
+        configure(&machine, &standin);
+
+        for caller in callers {
+            let answer = caller.join().unwrap();
+            assert!(answer.starts_with("HTTP/1.") && answer.contains(" 200 "), "{answer}");
+        }
+        assert!(restarts() < 20, "slowly: {}", restarts());
+    });
 }
 
 #[test]
@@ -406,7 +440,11 @@ fn the_address_and_the_secret_s_keeping_are_changed_as_the_readme_says() {
         machine.done("systemctl enable --now cnblogs-proxy");
         machine.log_in(&standin, "cnblogs-proxy login");
 
-        edit(&machine, "cnblogs-proxy.socket", "[Socket]\nListenStream=\nListenStream=127.0.0.1:9000\n");
+        edit(
+            &machine,
+            "cnblogs-proxy.socket",
+            "[Socket]\nListenStream=\nListenStream=127.0.0.1:9000\nListenStream=[::1]:9000\n",
+        );
         machine.done(told("systemctl restart cnblogs-proxy.socket"));
 
         assert_eq!(get(9000, "/echo/x").status, 200);

@@ -32,6 +32,8 @@ pub(crate) enum TlsDefect {
     WrongName,
     /// It ended in 2021.
     Expired,
+    /// It begins in 2100.
+    NotYet,
 }
 
 /// A certificate authority whose key nobody keeps.
@@ -62,6 +64,10 @@ impl Authority {
         if defect == Some(TlsDefect::Expired) {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        if defect == Some(TlsDefect::NotYet) {
+            params.not_before = date_time_ymd(2100, 1, 1);
+            params.not_after = date_time_ymd(2101, 1, 1);
         }
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let stranger = Self::new("stranger").map_err(io::Error::other)?;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -187,28 +187,7 @@ async fn try_keys(oauth: &Oauth) -> bool {
 }
 
 fn in_words(error: &std::io::Error) -> String {
-    use CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
-        Revoked, UnknownIssuer,
-    };
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let words = match inner {
-        Some(rustls::Error::InvalidCertificate(reason)) => match reason {
-            Expired | ExpiredContext { .. } => {
-                "its certificate has expired, or the clock of this machine is wrong"
-            }
-            NotValidYet | NotValidYetContext { .. } => {
-                "its certificate is not valid yet, or the clock of this machine is wrong"
-            }
-            NotValidForName | NotValidForNameContext { .. } => "its certificate is for another name",
-            UnknownIssuer => "its certificate comes from an authority that is not trusted here (see ca_file)",
-            Revoked => "its certificate was revoked",
-            other => return format!("its certificate is not valid: {other}"),
-        },
-        Some(rustls::Error::InvalidMessage(_)) => "what answers there does not speak TLS",
-        _ => return format!("no TLS connection can be made: {error}"),
-    };
-    words.to_owned()
+    tls::why_untrusted(error).unwrap_or_else(|| format!("no TLS connection can be made: {error}"))
 }
 
 fn found(words: &str, is_good: bool) -> bool {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
-use rustix::process::{Resource, geteuid, getrlimit};
+use rustix::process::{Gid, Resource, getegid, geteuid, getgroups, getrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{
@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::control::login::is_local;
 use crate::proxy::guard::{is_below, is_unambiguous};
+use crate::server::listen::is_without_ipv6;
 use crate::store;
 use crate::tls;
 
@@ -25,11 +26,10 @@ const DESCRIPTORS_EACH: u64 = 2;
 
 /// All of them, each in a sentence that names the thing.
 pub(super) fn doubts(config: &Config, running: &[String], environment: &Environment) -> Vec<String> {
-    let mut doubts = Vec::new();
-    of_files(config, environment, &mut doubts);
-    doubts.extend(
-        config.listen.iter().filter(|listen| !running.contains(&listen.to_string())).filter_map(of_listen),
-    );
+    let mut doubts = at_start(config, environment);
+    of_trusted_files(config, &mut doubts);
+    let free = config.listen.iter().filter(|listen| !running.contains(&listen.to_string()));
+    doubts.extend(free.filter_map(|listen| of_listen(listen, config.is_default_listen)));
     doubts.extend(of_state(&config.state_dir));
     of_stored_logins(config, &mut doubts);
     for account in config.accounts.values() {
@@ -45,6 +45,14 @@ pub(super) fn doubts(config: &Config, running: &[String], environment: &Environm
     doubts
 }
 
+/// Those that the daemon tells of, too, when it starts.
+pub(in crate::cli) fn at_start(config: &Config, environment: &Environment) -> Vec<String> {
+    let mut doubts = Vec::new();
+    of_secrets(config, environment, &mut doubts);
+    doubts.extend(of_system_roots(config));
+    doubts
+}
+
 fn of_stored_logins(config: &Config, doubts: &mut Vec<String>) {
     for name in store::accounts_in(&config.state_dir) {
         if !config.accounts.contains_key(&name) {
@@ -55,7 +63,7 @@ fn of_stored_logins(config: &Config, doubts: &mut Vec<String>) {
     }
 }
 
-fn of_files(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {
+fn of_secrets(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {
     let secrets = config.accounts.values().map(|account| &account.secret);
     let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
     let of_accounts = config.accounts.values().filter_map(|account| account.proxy.as_ref());
@@ -70,49 +78,92 @@ fn of_files(config: &Config, environment: &Environment, doubts: &mut Vec<String>
         }
         let Ok(metadata) = path.metadata() else { continue };
         let (shown, mode) = (path.display(), metadata.mode() & 0o777);
-        if mode & 0o077 != 0 {
+        if mode & others(&metadata) != 0 {
             doubts.push(format!("{shown} can be read by others (mode {mode:04o}): chmod 600 it"));
         }
-        doubts.extend(foreign(path, &metadata));
+        doubts.extend(foreign(path, &metadata, &config.state_dir));
     }
+}
+
+/// The rights on a secret that only others have a use for: not its group's, where we read it by that group.
+fn others(metadata: &Metadata) -> u32 {
+    let is_our_group = |gid| getegid() == gid || getgroups().is_ok_and(|groups| groups.contains(&gid));
+    let is_by_group = metadata.uid() != geteuid().as_raw() && is_our_group(Gid::from_raw(metadata.gid()));
+    if is_by_group { 0o037 } else { 0o077 }
+}
+
+/// Nothing that is asked over TLS can be trusted without certificates.
+fn of_system_roots(config: &Config) -> Option<String> {
+    let is_asked = |account: &Account| {
+        let endpoints = account.endpoints.all();
+        let is_https = |address: &&Address| match address {
+            Address::At(url) => url.scheme() == "https",
+            Address::Discovered => true,
+            Address::None => false,
+        };
+        account.grant != Grant::PersonalAccessToken && endpoints.iter().any(is_https)
+    };
+    let routes = config.routes.iter().filter(|route| route.upstream.tls && route.ca.is_none());
+    let accounts = config.accounts.values().filter(|account| is_asked(account) && account.ca.is_none());
+    let named: Vec<_> = routes
+        .map(|route| format!("route {}", route.name))
+        .chain(accounts.map(|account| format!("account {}", account.name)))
+        .collect();
+    let is_in_need = !named.is_empty() && !tls::has_system_roots();
+    is_in_need.then(|| {
+        format!(
+            "this machine has no CA certificates, so no server is trusted ({}): install its package ca-certificates, or \
+             name a ca_file",
+            named.join(", ")
+        )
+    })
+}
+
+fn of_trusted_files(config: &Config, doubts: &mut Vec<String>) {
     let cas = config
         .accounts
         .values()
         .map(|account| &account.ca)
         .chain(config.routes.iter().map(|route| &route.ca));
-    for ExtraCa { file, certificates } in cas.flatten() {
+    for ExtraCa { file, has_private_key, certificates } in cas.flatten() {
+        if *has_private_key {
+            doubts.push(format!("{} holds a private key, which nobody needs here", file.display()));
+        }
         if let Err(error) = tls::client(certificates, &[]) {
             doubts.push(format!("{}: {error}", file.display()));
         }
-        doubts.extend(changeable(file));
+        doubts.extend(changeable(file, &config.state_dir));
     }
-    doubts.extend(config.file.as_deref().and_then(changeable));
+    doubts.extend(config.file.as_deref().and_then(|file| changeable(file, &config.state_dir)));
 }
 
 /// Whoever can change what is trusted can have the token sent elsewhere.
-fn changeable(path: &Path) -> Option<String> {
+fn changeable(path: &Path, state_dir: &Path) -> Option<String> {
     let metadata = path.metadata().ok()?;
     let mode = metadata.mode() & 0o777;
     if mode & 0o022 != 0 {
         return Some(format!("{} can be changed by others (mode {mode:04o}): chmod go-w it", path.display()));
     }
-    foreign(path, &metadata)
+    foreign(path, &metadata, state_dir)
 }
 
-fn foreign(path: &Path, metadata: &Metadata) -> Option<String> {
+/// Root may look at what belongs to a service: that is who owns the state directory.
+fn foreign(path: &Path, metadata: &Metadata, state_dir: &Path) -> Option<String> {
     let (owner, us) = (metadata.uid(), geteuid().as_raw());
-    (owner != us && owner != 0)
+    let is_the_service_s = || us == 0 && state_dir.metadata().is_ok_and(|state| state.uid() == owner);
+    (owner != us && owner != 0 && !is_the_service_s())
         .then(|| format!("{} belongs to user {owner}, who can change it", path.display()))
 }
 
-fn of_listen(listen: &Listen) -> Option<String> {
+fn of_listen(listen: &Listen, is_default: bool) -> Option<String> {
     match listen {
         Listen::Tcp(address) => {
             let bound = Socket::new(Domain::for_address(*address), Type::STREAM, None).and_then(|socket| {
                 socket.set_reuse_address(true)?;
                 socket.bind(&(*address).into())
             });
-            bound.err().map(|error| format!("{address} can't be listened on now: {error}"))
+            let error = bound.err().filter(|error| !(is_default && is_without_ipv6(listen, error)));
+            error.map(|error| format!("{address} can't be listened on now: {error}"))
         }
         Listen::Unix(path) => {
             let shown = path.display();
@@ -141,7 +192,7 @@ fn of_state(dir: &Path) -> Option<String> {
     }
     let metadata = dir.metadata().ok()?;
     let us = geteuid().as_raw();
-    if metadata.uid() != us {
+    if metadata.uid() != us && us != 0 {
         return Some(format!(
             "{shown} belongs to user {}: the daemon has to run as that user",
             metadata.uid()

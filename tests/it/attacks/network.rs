@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Home, PROGRAM, Setup, World, eventually};
+use crate::support::{Answer, Home, Setup, World, eventually, in_a_network_of_its_own};
 
 /// A machine that is busy with something else is slower than the second that is promised.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -127,16 +126,6 @@ fn personal(users: &str, listen: &str) -> Home {
     );
     fs::write(home.config(), config).unwrap();
     home
-}
-
-/// What a script says to the end, in a network that nobody else is in.
-#[track_caller]
-fn in_a_network_of_its_own(script: &str, home: &Home) -> String {
-    let mut command = Command::new("unshare");
-    command.args(["--net", "bash", "-c", script, "bash", PROGRAM]).arg(home.path());
-    let output = command.output().expect("unshare is installed");
-    assert!(output.status.success(), "a network namespace is needed: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A world that needs no login and whose callers need a key.

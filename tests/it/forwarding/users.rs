@@ -82,6 +82,77 @@ fn a_socket_that_nobody_listens_on_any_more_is_replaced() {
 }
 
 #[test]
+fn the_socket_s_file_goes_with_the_daemon_that_made_it_and_no_other_file_does() {
+    let door = Door::new();
+    let mut world = world(&door, "\"self\"");
+    assert_eq!(world.daemon.stop().code(), Some(0));
+    assert!(!door.socket().exists());
+
+    let replace: [fn(&Path) -> Option<UnixListener>; 2] = [
+        |path| Some(UnixListener::bind(path).unwrap()),
+        |path| {
+            fs::write(path, "precious").unwrap();
+            None
+        },
+    ];
+    for place in replace {
+        world.daemon = world.home.serve();
+        fs::remove_file(door.socket()).unwrap();
+        let _other = place(&door.socket());
+
+        assert_eq!(world.daemon.stop().code(), Some(0));
+
+        assert!(door.socket().exists(), "it is another one's");
+        fs::remove_file(door.socket()).unwrap();
+    }
+}
+
+/// A daemon that does not come up leaves nothing behind either.
+#[test]
+fn a_socket_that_was_made_before_the_start_failed_is_removed() {
+    let door = Door::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut world = world(&door, "\"self\"");
+    assert_eq!(world.daemon.stop().code(), Some(0));
+    let config = fs::read_to_string(world.home.config()).unwrap();
+    let listen =
+        format!("listen = [\"unix:{}\", \"{}\"]", door.socket().display(), taken.local_addr().unwrap());
+    let line = config.lines().find(|line| line.starts_with("listen")).unwrap();
+    fs::write(world.home.config(), config.replace(line, &listen)).unwrap();
+
+    assert_exits_1(&world);
+
+    assert!(!door.socket().exists());
+}
+
+/// Hands the listener that it makes at `$2` to the program, which does not get to remove what is the manager's.
+const GIVEN: &str = r#"
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[2])
+listener.listen()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], [sys.argv[1], "--config", sys.argv[3]])
+"#;
+
+#[test]
+fn a_socket_of_the_service_manager_stays() {
+    let door = Door::new();
+    let mut world = World::start();
+    world.daemon.stop();
+    let mut command = Command::new("python3");
+    command.args(["-c", GIVEN, crate::support::PROGRAM]).args([door.socket(), world.home.config()]);
+
+    world.daemon = crate::support::Daemon::spawn(command);
+
+    assert_eq!(world.daemon.authority, format!("unix:{}", door.socket().display()));
+    assert_eq!(world.daemon.stop().code(), Some(0));
+    assert!(door.socket().exists());
+}
+
+#[test]
 fn what_is_no_stale_socket_is_left_alone() {
     let mut world = World::start();
     world.daemon.stop();
