@@ -12,6 +12,9 @@ mod show;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -155,11 +158,14 @@ pub fn run() -> ExitCode {
         Err(failure) => {
             // The journal takes it for an error by the number in front (`sd-daemon(3)`).
             let priority = if log::is_journal(&environment) { "<3>" } else { "" };
-            say_error(&format!("{priority}error: {}", failure.message));
-            if let Some(hint) = failure.hint {
-                say_error(&format!("{priority}hint: {hint}"));
-            }
-            code(failure.exit)
+            let Failure { exit, message, hint } = failure;
+            within_a_second(move || {
+                say_error(&format!("{priority}error: {message}"));
+                if let Some(hint) = hint {
+                    say_error(&format!("{priority}hint: {hint}"));
+                }
+            });
+            code(exit)
         }
     }
 }
@@ -292,6 +298,17 @@ fn say(text: &str) {
 
 fn say_error(text: &str) {
     let _written = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// For what the daemon prints: one whose reader does not read starts and ends all the same.
+fn within_a_second(print: impl FnOnce() + Send + 'static) {
+    let (printing, printed) = mpsc::channel::<()>();
+    let printer = thread::Builder::new().spawn(move || {
+        print();
+        drop(printing);
+    });
+    // Nothing is sent: the channel closes when it is printed, or when there is no thread.
+    let _closed = printer.map(|_| printed.recv_timeout(Duration::from_secs(1)));
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<Exit, Failure> {
