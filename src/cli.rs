@@ -23,6 +23,7 @@ use manual::Page;
 use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
+use crate::notify;
 use crate::server::listen::ListenError;
 use crate::store::{self, StoreError};
 
@@ -82,8 +83,12 @@ enum Command {
     /// It takes over secrets, caller keys, CA files and the log filter. When anything else has changed it takes over
     /// nothing, and the exit code is 1: the message names the keys that need a restart.
     Reload,
-    /// Exit 0 when the daemon can serve requests: for container health checks
-    Health,
+    /// Exit 0 when the daemon can serve requests, asked as its callers ask: for container health checks
+    Health {
+        /// Exit 0 when it answers at all, whether somebody has to log in or not
+        #[arg(long)]
+        live: bool,
+    },
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -139,6 +144,10 @@ const EXIT_CODES: &str = "0 done, 1 failed, 2 usage, 3 login required, 78 config
 
 /// Runs the program.
 pub fn run() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_some_and(|name| name == notify::LAUNCHER) {
+        return notify::launch(arguments);
+    }
     keep_to_ourselves();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -202,7 +211,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             show::change(Change::LogOut, &config, &account, &common, environment)
         }
         Command::Check { connect } => check::check(&config, connect, environment),
-        Command::Health => show::health(&config),
+        Command::Health { live } => show::health(&config.state_dir, live),
         Command::Reload | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }
 }

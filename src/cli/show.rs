@@ -34,8 +34,9 @@ pub(super) fn status(config: &Config, json: bool, environment: &Environment) -> 
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }
 
-pub(super) fn health(config: &Config) -> Result<Exit, Failure> {
-    let answer = Daemon::running(&config.state_dir)?.get("/-/readyz")?;
+/// Whether callers are answered, and can be served unless it is only asked whether the daemon is `live`.
+pub(super) fn health(state_dir: &Path, live: bool) -> Result<Exit, Failure> {
+    let answer = Daemon::running(state_dir)?.ask_listeners(if live { "/-/healthz" } else { "/-/readyz" })?;
     if answer.status == StatusCode::OK {
         return Ok(Exit::Done);
     }
