@@ -12,6 +12,9 @@ mod show;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -21,6 +24,7 @@ use manual::Page;
 use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
+use crate::notify;
 use crate::server::listen::ListenError;
 use crate::store::{self, StoreError};
 
@@ -80,8 +84,12 @@ enum Command {
     /// It takes over secrets, caller keys, CA files and the log filter. When anything else has changed it takes over
     /// nothing, and the exit code is 1: the message names the keys that need a restart.
     Reload,
-    /// Exit 0 when the daemon can serve requests: for container health checks
-    Health,
+    /// Exit 0 when the daemon can serve requests, asked as its callers ask: for container health checks
+    Health {
+        /// Exit 0 when it answers at all, whether somebody has to log in or not
+        #[arg(long)]
+        live: bool,
+    },
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -145,6 +153,10 @@ const EXIT_CODES: &str = "0 done, 1 failed, 2 usage, 3 login required, 78 config
 
 /// Runs the program.
 pub fn run() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_some_and(|name| name == notify::LAUNCHER) {
+        return notify::launch(arguments);
+    }
     keep_to_ourselves();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -164,11 +176,14 @@ pub fn run() -> ExitCode {
         Err(failure) => {
             // The journal takes it for an error by the number in front (`sd-daemon(3)`).
             let priority = if log::is_journal(&environment) { "<3>" } else { "" };
-            say_error(&format!("{priority}error: {}", failure.message));
-            if let Some(hint) = failure.hint {
-                say_error(&format!("{priority}hint: {hint}"));
-            }
-            code(failure.exit)
+            let Failure { exit, message, hint } = failure;
+            within_a_second(move || {
+                say_error(&format!("{priority}error: {message}"));
+                if let Some(hint) = hint {
+                    say_error(&format!("{priority}hint: {hint}"));
+                }
+            });
+            code(exit)
         }
     }
 }
@@ -214,7 +229,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             show::change(Change::LogOut, &doer, &account, &common, environment)
         }
         Command::Reload => show::reload(doer.daemon()?),
-        Command::Health => show::health(doer.daemon()?),
+        Command::Health { live } => show::health(&state_dir, live),
         _ => unreachable!("the others have returned"),
     }
 }
@@ -328,6 +343,17 @@ fn say(text: &str) {
 
 fn say_error(text: &str) {
     let _written = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// For what the daemon prints: one whose reader does not read starts and ends all the same.
+fn within_a_second(print: impl FnOnce() + Send + 'static) {
+    let (printing, printed) = mpsc::channel::<()>();
+    let printer = thread::Builder::new().spawn(move || {
+        print();
+        drop(printing);
+    });
+    // Nothing is sent: the channel closes when it is printed, or when there is no thread.
+    let _closed = printer.map(|_| printed.recv_timeout(Duration::from_secs(1)));
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<Exit, Failure> {

@@ -91,8 +91,17 @@ pub struct Config {
     pub callers: Callers,
     /// Sizes and times.
     pub limits: Limits,
-    /// The command that is told of events; empty when there is none.
-    pub notify_command: Vec<String>,
+    /// Who is told of events.
+    pub notify: Notify,
+}
+
+/// Who is told of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notify {
+    /// A program with its arguments; empty when there is none.
+    pub command: Vec<String>,
+    /// Where they are posted. Such an address is often a secret.
+    pub webhook: Option<Url>,
 }
 
 /// An address to accept callers on.
@@ -252,6 +261,8 @@ pub struct Account {
     pub login_lifetime: Option<Duration>,
     /// The end of a personal access token, in milliseconds since the Unix epoch; none when it is not known.
     pub expires_at_ms: Option<i64>,
+    /// True when the daemon is not ready before this account is.
+    pub required: bool,
 }
 
 /// Where requests with a prefix go.
@@ -460,7 +471,7 @@ impl Config {
         accounts::fill_identity(&mut accounts, &routes);
         let callers = callers::read(root, environment, &listen, &routes)?;
         let limits = read_limits(root)?;
-        let notify_command = read_notify(root)?;
+        let notify = read_notify(root)?;
 
         Ok(Self {
             file,
@@ -477,7 +488,7 @@ impl Config {
             routes,
             callers,
             limits,
-            notify_command,
+            notify,
         })
     }
 }
@@ -687,10 +698,11 @@ fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
     Ok(limits)
 }
 
-fn read_notify(root: &Reader<'_>) -> Result<Vec<String>, ConfigError> {
-    let Some(table) = root.table("notify", &["command"])? else { return Ok(Vec::new()) };
+fn read_notify(root: &Reader<'_>) -> Result<Notify, ConfigError> {
+    let Some(table) = root.table("notify", &["command", "webhook"])? else { return Ok(Notify::default()) };
     let entries = table.strings("command")?.unwrap_or_default();
-    entries.iter().map(Entry::string).collect()
+    let command: Result<_, _> = entries.iter().map(Entry::string).collect();
+    Ok(Notify { command: command?, webhook: table.parsed("webhook", endpoint)? })
 }
 
 /// The tracing filter, from the environment or the file.

@@ -32,6 +32,7 @@ use crate::config::{Listen, ResponseType};
 use crate::metrics::{Metrics, Minute};
 use crate::oauth::callback;
 use crate::problem::{Code, Problem};
+use crate::pulse::Pulse;
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{At, Moment, now};
 use login::{Logins, Reason, Rejected};
@@ -50,12 +51,19 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; conn
     form-action 'self' https: http://127.0.0.1:* http://localhost:*; base-uri 'none'; \
     frame-ancestors 'none'";
 
+/// A worker that is silent for longer is stuck, or has lost a listener.
+const WORKER_MOVES_WITHIN: Duration = Duration::from_secs(12);
+/// A keeper sleeps 30 s at a stretch, and waits for servers for 41 s at most.
+const KEEPER_MOVES_WITHIN: Duration = Duration::from_secs(50);
+
 /// What the control routes work on.
 pub struct Control {
-    sessions: BTreeMap<String, Session>,
+    /// The accounts, by name.
+    pub sessions: BTreeMap<String, Session>,
     logins: Logins,
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
+    workers: Vec<Arc<Pulse>>,
     started: Moment,
     page_key: hmac::Key,
 }
@@ -69,22 +77,29 @@ pub type Reloads = mpsc::Sender<oneshot::Sender<Outcome>>;
 type Shared = State<Arc<Control>>;
 
 impl Control {
-    /// Control routes over these sessions. `listening` is what the daemon is bound to.
+    /// Control routes over these sessions. `listening` is what the daemon is bound to; `workers` accept there.
     pub fn new(
         sessions: BTreeMap<String, Session>,
         logins: Logins,
         metrics: Arc<Metrics>,
         listening: Vec<Listen>,
+        workers: Vec<Arc<Pulse>>,
     ) -> Self {
         let random = ring::rand::SystemRandom::new();
         let page_key =
             hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
-        Self { sessions, logins, metrics, listening, started: now(), page_key }
+        Self { sessions, logins, metrics, listening, workers, started: now(), page_key }
     }
 
-    /// True when every account can serve a request now.
-    pub fn is_ready(&self) -> bool {
-        self.sessions.values().all(Session::is_ready)
+    /// What does not move any more, although the control runtime, which asks, does.
+    pub fn stuck(&self) -> Option<String> {
+        let worker = self.workers.iter().position(|pulse| pulse.silent_for() > WORKER_MOVES_WITHIN);
+        let keeper = || self.sessions.values().find(|session| session.silent_for() > KEEPER_MOVES_WITHIN);
+        match (worker, keeper()) {
+            (Some(number), _) => Some(format!("worker {number} is stuck or does not accept any more")),
+            (None, Some(session)) => Some(format!("the keeper of account {} is stuck", session.account())),
+            (None, None) => None,
+        }
     }
 
     /// The status document. Never a token.
@@ -181,6 +196,7 @@ pub fn router(control: Arc<Control>) -> Router {
         .route("/-/logout/{account}", post(logout))
         .route("/-/healthz", get(healthz))
         .route("/-/readyz", get(readyz))
+        .route("/-/readyz/{account}", get(readyz_of))
         .route("/-/metrics", get(metrics::metrics))
         .route("/-/page.css", get(pages::stylesheet))
         .route("/-/page.js", get(pages::script))
@@ -208,7 +224,7 @@ pub fn is_callback(path: &str) -> bool {
 
 /// True for what supervisors ask without a Host of ours and without a key.
 pub fn is_probe(path: &str) -> bool {
-    path == "/-/healthz" || path == "/-/readyz"
+    path == "/-/healthz" || path == "/-/readyz" || path.starts_with("/-/readyz/")
 }
 
 // --- pages -----------------------------------------------------------------------------------------------
@@ -414,16 +430,35 @@ async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
     }
 }
 
-async fn healthz() -> Response {
-    axum_json(&json!({ "status": "ok" })).into_response()
+async fn healthz(State(control): Shared) -> Response {
+    match control.stuck() {
+        None => axum_json(&json!({ "status": "ok" })).into_response(),
+        Some(detail) => {
+            let stuck = json!({ "status": "stuck", "detail": detail });
+            (StatusCode::SERVICE_UNAVAILABLE, axum_json(&stuck)).into_response()
+        }
+    }
 }
 
 async fn readyz(State(control): Shared) -> Response {
-    if control.is_ready() {
+    if control.stuck().is_some() {
+        return healthz(State(control)).await;
+    }
+    let required = control.sessions.values().filter(|session| session.oauth().account().required);
+    ready(required.filter(|session| !session.is_ready()))
+}
+
+async fn readyz_of(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
+    let session = control.session(&account)?;
+    Ok(ready(Some(session).filter(|session| !session.is_ready()).into_iter()))
+}
+
+/// Ready, unless there are accounts that it waits for.
+fn ready<'a>(waiting: impl Iterator<Item = &'a Session>) -> Response {
+    let states: Vec<_> = waiting.map(|session| (session.account(), session.status().state)).collect();
+    if states.is_empty() {
         return axum_json(&json!({ "status": "ready" })).into_response();
     }
-    let waiting = control.sessions.iter().filter(|(_, session)| !session.is_ready());
-    let states: Vec<_> = waiting.map(|(name, session)| (name, session.status().state)).collect();
     let needs_login = states.iter().any(|(_, state)| *state == AccountState::LoginRequired);
     let code = if needs_login { Code::LoginRequired } else { Code::TokenUnavailable };
     let words = states.iter().map(|(name, state)| format!("{name} is {}", state.as_str()));

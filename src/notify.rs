@@ -1,19 +1,18 @@
 //! Events that a person should hear of: each is logged, kept for the status page, and told to the configured
-//! command.
+//! command and webhook.
 
-use std::process::Stdio;
-use std::time::Duration;
+mod command;
+mod webhook;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Rlimit;
 use serde::Serialize;
-use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::tls;
 use crate::token::{At, now};
-
-/// A command that takes longer is ended.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::{config, tls};
+pub use command::{LAUNCHER, launch};
+use command::{Runner, Strays};
+use webhook::Webhook;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -59,12 +58,28 @@ pub fn channel() -> (Notifier, mpsc::UnboundedReceiver<Notice>) {
     (Notifier { notices }, receiver)
 }
 
-/// Tells `command` of every event, one at a time, until all notifiers are gone.
-pub async fn run(mut notices: mpsc::UnboundedReceiver<Notice>, command: Vec<String>) {
-    while let Some(notice) = notices.recv().await {
-        if let Some((program, arguments)) = command.split_first() {
-            tell(program, arguments, &notice).await;
-        }
+/// Tells whom the configuration names of every event, one at a time, until all notifiers are gone. A command runs
+/// with the limit of open files that the daemon was `started_with`.
+pub async fn run(
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    configured: config::Notify,
+    started_with: Rlimit,
+) {
+    let runner = Runner::new(configured.command, started_with);
+    let webhook = configured.webhook.and_then(Webhook::new);
+    let mut strays = Strays::new();
+    loop {
+        let notice = tokio::select! {
+            notice = notices.recv() => notice,
+            () = strays.reap() => continue,
+        };
+        let Some(notice) = notice else { return };
+        let post = async {
+            if let Some(webhook) = &webhook {
+                webhook.post(&notice).await;
+            }
+        };
+        tokio::join!(runner.tell(&notice), post);
     }
 }
 
@@ -119,105 +134,5 @@ impl Notifier {
         // Nobody listens while the program stops.
         let _listening = self.notices.send(notice.clone());
         notice
-    }
-}
-
-async fn tell(program: &str, arguments: &[String], notice: &Notice) {
-    let child = Command::new(program)
-        .args(arguments)
-        .env("CNBLOGS_PROXY_EVENT", notice.event.as_str())
-        .env("CNBLOGS_PROXY_ACCOUNT", &notice.account)
-        .env("CNBLOGS_PROXY_MESSAGE", &notice.message)
-        .env_remove("CNBLOGS_CLIENT_SECRET")
-        .env_remove("CNBLOGS_PAT")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) => {
-            tracing::warn!(program, %error, "the notify command can't be run");
-            return;
-        }
-    };
-    let group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-    let ended = tokio::time::timeout(COMMAND_TIMEOUT, child.wait()).await;
-    if ended.is_ok() {
-        group.leave();
-    }
-    match ended {
-        Ok(Ok(status)) if status.success() => {}
-        Ok(Ok(status)) => tracing::warn!(program, %status, "the notify command failed"),
-        Ok(Err(error)) => tracing::warn!(program, %error, "the notify command can't be waited for"),
-        Err(_elapsed) => tracing::warn!(program, "the notify command took longer than 30 s and was ended"),
-    }
-}
-
-/// A running command with all that it has started: ended together when nobody waits for it any more.
-struct Group(Option<Pid>);
-
-impl Group {
-    /// The command has ended by itself, and its number may soon be another's.
-    fn leave(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Nothing is left to be ended when this fails.
-        let _ended = self.0.map(|leader| kill_process_group(leader, Signal::KILL));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_command_that_takes_too_long_is_ended_with_all_that_it_started() {
-        let directory = tempfile::TempDir::new().unwrap();
-        let file = directory.path().join("pids");
-        // Two processes write their numbers; both would wait for an hour.
-        let script = "sh -c 'echo $$ >> \"$1\"; sleep 3600 & wait' sh \"$1\" & echo $$ >> \"$1\"; wait";
-        let arguments = ["-c", script, "sh", file.to_str().unwrap()].map(str::to_owned);
-        let notice = Notice {
-            at: At(0),
-            event: Event::LoginRequired,
-            account: "main".to_owned(),
-            message: "a person has to log in".to_owned(),
-        };
-
-        // The clock stands still while the other thread looks, and then jumps.
-        let watched = file.clone();
-        let started = tokio::task::spawn_blocking(move || eventually(|| pids(&watched).len() == 2));
-        let (_, started) = tokio::join!(tell("sh", &arguments, &notice), started);
-
-        assert!(started.unwrap(), "both processes ran");
-        let pids = pids(&file);
-        assert!(eventually(|| !pids.iter().any(|pid| is_alive(pid))), "one of {pids:?} lives on");
-    }
-
-    fn pids(file: &PathBuf) -> Vec<String> {
-        std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
-    }
-
-    /// A dead process that nobody asked about is a zombie.
-    fn is_alive(pid: &str) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-    }
-
-    fn eventually(mut is_true: impl FnMut() -> bool) -> bool {
-        (0..6000).any(|_| {
-            let came = is_true();
-            if !came {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            came
-        })
     }
 }

@@ -237,19 +237,19 @@ impl Proxy {
         {
             Ok(Attempt::Answered(answer)) => return Ok(answer),
             Ok(Attempt::Dead(unsent, failure)) => (unsent, failure),
-            Err(failure) => return Err(failure.problem()),
+            Err(failure) => return Err(failure.problem(&client.endpoint.route.name)),
         };
         let again = match unsent {
             Some(upload) => Some(upload),
             None if message.parts.method.is_idempotent() => source.again(REST_OF_BODY).await,
             None => None,
         };
-        let Some(upload) = again else { return Err(failure.problem()) };
+        let Some(upload) = again else { return Err(failure.problem(&client.endpoint.route.name)) };
 
         self.counters.replayed();
         match Box::pin(client.send(message, upload, token, source.progress(), false, Instant::now())).await {
             Ok(Attempt::Answered(answer)) => Ok(answer),
-            Ok(Attempt::Dead(_, failure)) | Err(failure) => Err(failure.problem()),
+            Ok(Attempt::Dead(_, failure)) | Err(failure) => Err(failure.problem(&client.endpoint.route.name)),
         }
     }
 

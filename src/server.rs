@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use axum::Router;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -156,10 +157,11 @@ async fn serve(
     accepting: impl FnOnce(&[Listen], &[(String, Option<String>)]),
     read: reload::Read,
 ) -> anyhow::Result<Ended> {
+    let started_with = getrlimit(Resource::Nofile);
     limit::raise_open_files(config.limits.connections);
     let mut signals = Signals::new().context("asking for signals")?;
     let (notifier, notices) = notify::channel();
-    let notifying = tokio::spawn(notify::run(notices, config.notify_command.clone()));
+    let notifying = tokio::spawn(notify::run(notices, config.notify.clone(), started_with));
 
     let opened = Store::open(&config.state_dir)?;
     // Before an account asks for a login, which is of no use where nothing can be listened on.
@@ -174,24 +176,26 @@ async fn serve(
     }
 
     let metrics = Arc::new(Metrics::default());
-    let control = Arc::new(Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone()));
+    let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
+    let (seen, on) = (Arc::clone(&metrics), listening.clone());
+    let control = Arc::new(Control::new(sessions.clone(), logins, seen, on, pulses.clone()));
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
     let (asked, mut askers) = mpsc::channel(8);
     let private = control::private_router(Arc::clone(&control), asked);
     let private = serve_commands(&config.state_dir, private, stop.clone());
     let local = control::router(Arc::clone(&control));
-    let (pulses, mut workers) = start_workers(&config, &bound, &shared, &local, &stop)?;
+    let mut workers = start_workers(pulses, &bound, &shared, &local, &stop)?;
     drop(bound);
 
     accepting(&listening, &needing_login(&sessions, &listening));
-    let mut supervisor = Supervisor::new(pulses);
+    let mut supervisor = Supervisor::new();
     supervisor.ready(&sessions, &listening);
     let config = Arc::new(config);
     let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared));
 
     let is_asked_to_end = tokio::select! {
-        () = attend(&mut signals, &mut askers, &mut reloads, &mut supervisor, &sessions, &shared) => true,
+        () = attend(&mut signals, &mut askers, &mut reloads, &mut supervisor, &shared, &control) => true,
         () = one_has_ended(&mut keepers) => false,
     };
     supervisor.stopping();
@@ -237,17 +241,16 @@ fn shared(
 }
 
 fn start_workers(
-    config: &Config,
+    pulses: Vec<Arc<Pulse>>,
     bound: &[Bound],
     shared: &Arc<proxy::Shared>,
     local: &Router,
     stop: &CancellationToken,
-) -> anyhow::Result<(Vec<Arc<Pulse>>, mpsc::Receiver<()>)> {
+) -> anyhow::Result<mpsc::Receiver<()>> {
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
-    let (control, limit) = (Handle::current(), ConnectionLimit::new(config.limits.connections));
-    let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
-    for (number, pulse) in pulses.iter().cloned().enumerate() {
+    let (control, limit) = (Handle::current(), ConnectionLimit::new(shared.limits.connections));
+    for (number, pulse) in pulses.into_iter().enumerate() {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
@@ -268,7 +271,7 @@ fn start_workers(
             })
             .context("starting a worker thread")?;
     }
-    Ok((pulses, ended))
+    Ok(ended)
 }
 
 /// Until the first signal that ends: tells the service manager how things are, and reloads when asked to.
@@ -277,8 +280,8 @@ async fn attend(
     askers: &mut mpsc::Receiver<oneshot::Sender<control::Outcome>>,
     reloads: &mut Reloads,
     supervisor: &mut Supervisor,
-    sessions: &BTreeMap<String, Session>,
     shared: &proxy::Shared,
+    control: &Control,
 ) {
     let mut heartbeat = supervisor.heartbeat();
     loop {
@@ -291,7 +294,7 @@ async fn attend(
             ended = reloads.ended() => reloads.settle(ended, supervisor),
             _ = heartbeat.tick() => {
                 shared.metrics.look(now());
-                supervisor.beat(sessions, &shared.listening);
+                supervisor.beat(&control.sessions, &shared.listening, control.stuck());
             }
         }
     }

@@ -75,8 +75,12 @@ fn describe(config: &Config, running: Option<&[String]>) {
         row("key", &words_for_key(key));
     }
     row("callers", &words_for_callers(&config.callers));
-    if let Some(program) = config.notify_command.first() {
+    if let Some(program) = config.notify.command.first() {
         row("notify", program);
+    }
+    // The rest of such an address is often a secret.
+    if let Some(url) = &config.notify.webhook {
+        row("notify", &format!("a webhook at {}", url.origin().ascii_serialization()));
     }
 }
 

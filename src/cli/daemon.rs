@@ -1,7 +1,9 @@
 //! Talking to the running daemon, over the socket in its state directory: whoever may enter that directory may
 //! read the store anyway, so no key is needed.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -10,7 +12,8 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use url::form_urlencoded;
 
@@ -18,6 +21,8 @@ use super::{Exit, Failure};
 use crate::server::control_socket;
 
 const LARGEST_ANSWER: usize = 1 << 20;
+/// A daemon that is well answers a probe in this time. The image's health check waits for 5 s.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 
 /// A running daemon.
 pub(super) struct Daemon {
@@ -81,36 +86,89 @@ impl Daemon {
         self.call(Method::POST, path, form)
     }
 
+    /// A GET through every listener, as callers ask. Returns the first answer that is no success, or the last one.
+    pub(super) fn ask_listeners(&self, path: &str) -> Result<Answer, Failure> {
+        self.runtime.block_on(self.ask_each(path)).map_err(|error| Failure::of(&error))
+    }
+
+    async fn ask_each(&self, path: &str) -> anyhow::Result<Answer> {
+        let status = within("its own socket", self.exchange(request(Method::GET, "/-/status", &[]))).await?;
+        let listening = status.json()["listening"].take();
+        let mut answer = None;
+        for listener in listening.as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let asked = within(listener, ask(listener, request(Method::GET, path, &[]))).await?;
+            let is_success = asked.status.is_success();
+            answer = Some(asked);
+            if !is_success {
+                break;
+            }
+        }
+        answer.context("the daemon does not say where it listens")
+    }
+
     fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
-        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, "localhost")
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::new(Bytes::from(body)))
-            .expect("the paths are constants and account names");
-        self.runtime.block_on(self.exchange(request)).map_err(|error| Failure::of(&error))
+        let exchange = self.exchange(request(method, path, form));
+        self.runtime.block_on(exchange).map_err(|error| Failure::of(&error))
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
         let stream = UnixStream::connect(&self.path).await.context("the daemon is not running any more")?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Takes the sender, so that the connection ends with the answer.
-        let asking = async move {
-            let response = sender.send_request(request).await?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, LARGEST_ANSWER).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-            let location =
-                parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
-            anyhow::Ok(Answer { status: parts.status, location, body })
-        };
-        let (answer, closed) = tokio::join!(asking, connection);
-        closed?;
-        answer
+        exchange(stream, request).await
     }
+}
+
+fn request(method: Method, path: &str, form: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "localhost")
+        .header(ACCEPT, "application/json")
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(Full::new(Bytes::from(body)))
+        .expect("the paths are constants and account names")
+}
+
+async fn within(
+    listener: &str,
+    asking: impl Future<Output = anyhow::Result<Answer>>,
+) -> anyhow::Result<Answer> {
+    let asked = tokio::time::timeout(ANSWERS_WITHIN, asking).await;
+    let asked = asked.with_context(|| format!("no answer within {} s", ANSWERS_WITHIN.as_secs()));
+    asked.and_then(|answer| answer).with_context(|| format!("the daemon can't be used through {listener}"))
+}
+
+/// Asks through a listener as it is written in the status document.
+async fn ask(listener: &str, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+    if let Some(path) = listener.strip_prefix("unix:") {
+        return exchange(UnixStream::connect(path).await?, request).await;
+    }
+    let mut address: SocketAddr = listener.trim_start_matches("http://").parse()?;
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    exchange(TcpStream::connect(address).await?, request).await
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<Answer> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Takes the sender, so that the connection ends with the answer.
+    let asking = async move {
+        let response = sender.send_request(request).await?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+        let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        anyhow::Ok(Answer { status: parts.status, location, body })
+    };
+    let (answer, closed) = tokio::join!(asking, connection);
+    closed?;
+    answer
 }
 
 impl Answer {

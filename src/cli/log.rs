@@ -1,33 +1,59 @@
 //! How log lines look and which are written: to standard error, for people, for the journal, or as JSON.
 
+mod queue;
+mod repeats;
+
 use std::fmt;
 use std::io::{IsTerminal as _, stderr};
+use std::sync::Arc;
 
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, FilterFn};
+use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::time::SystemTime;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::{self, Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer as _, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use super::{Common, Exit, Failure};
 use crate::config::{Config, Environment, LogFormat};
+use queue::Queue;
+use repeats::{Counting, Repeats};
 
 const WITHOUT_EVENTS: &str = "warn,cnblogs_proxy::notify=off";
 
 /// Changes the filter later.
 pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
 
-/// Starts the daemon's log.
+/// The daemon's log, to its end: dropped, it says what was still counted and writes what waits.
+pub(super) struct Log {
+    _counting: Counting,
+    _queue: Queue,
+}
+
+/// Starts the daemon's log: nothing that writes to it waits for who reads it, panics included.
 pub(super) fn start(
     config: &Config,
     common: &Common,
     environment: &Environment,
-) -> Result<LogFilter, Failure> {
-    start_with(filter(config, common)?, config, environment)
+) -> Result<(LogFilter, Log), Failure> {
+    let form = Form::of(config, environment);
+    let direct = tracing_subscriber::registry().with(LevelFilter::WARN).with(lines(form, stderr));
+    let (queue, writer) = Queue::to_stderr(Dispatch::new(direct));
+    let repeats = Arc::<Repeats>::default();
+    let filter = start_with(filter(config, common)?, form, writer, Some(Arc::clone(&repeats)));
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let (name, words) = (thread.name().unwrap_or("unnamed"), panic.payload_as_str().unwrap_or_default());
+        match panic.location() {
+            Some(place) => tracing::error!("thread '{name}' panicked at {place}: {words}"),
+            None => tracing::error!("thread '{name}' panicked: {words}"),
+        }
+    }));
+    Ok((filter, Log { _counting: Counting(repeats), _queue: queue }))
 }
 
 /// Starts the log of a command that a person sits in front of, and who need not be told that one is needed.
@@ -37,29 +63,58 @@ pub(super) fn start_quiet(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let filter = if common.log.is_some() { filter(config, common)? } else { EnvFilter::new(WITHOUT_EVENTS) };
-    start_with(filter, config, environment).map(drop)
+    let _filter = start_with(filter, Form::of(config, environment), stderr, None);
+    Ok(())
 }
 
-fn start_with(filter: EnvFilter, config: &Config, environment: &Environment) -> Result<LogFilter, Failure> {
+fn start_with<W>(filter: EnvFilter, form: Form, writer: W, repeats: Option<Arc<Repeats>>) -> LogFilter
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
-    let is_plain = config.log_format == LogFormat::Text || !stderr().is_terminal();
-    let only_ours = FilterFn::new(is_safe);
+    let lines = lines(form, writer).with_filter(Written { repeats });
     // A second start in one process keeps the first.
-    let _started = match config.log_format {
-        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(only_ours)).try_init(),
-        LogFormat::Auto if is_journal(environment) => {
+    let _started = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    LogFilter(handle)
+}
+
+/// How a line looks.
+#[derive(Clone, Copy)]
+enum Form {
+    Json,
+    Journal,
+    Text { is_coloured: bool },
+}
+
+impl Form {
+    fn of(config: &Config, environment: &Environment) -> Self {
+        match config.log_format {
+            LogFormat::Json => Self::Json,
+            LogFormat::Auto if is_journal(environment) => Self::Journal,
+            LogFormat::Auto => Self::Text { is_coloured: stderr().is_terminal() },
+            LogFormat::Text => Self::Text { is_coloured: false },
+        }
+    }
+}
+
+fn lines<S, W>(form: Form, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match form {
+        Form::Json => lines.json().flatten_event(true).boxed(),
+        Form::Journal => {
             let format =
                 Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
-            registry.with(lines.event_format(format).with_ansi(false).with_filter(only_ours)).try_init()
+            lines.event_format(format).with_ansi(false).boxed()
         }
-        LogFormat::Auto | LogFormat::Text => {
+        Form::Text { is_coloured } => {
             let format: Format<Compact, SystemTime> = Format::default().compact().with_target(false);
-            registry.with(lines.event_format(format).with_ansi(!is_plain).with_filter(only_ours)).try_init()
+            lines.event_format(format).with_ansi(is_coloured).boxed()
         }
-    };
-    Ok(LogFilter(handle))
+    }
 }
 
 /// True when standard error is the journal's (`JOURNAL_STREAM`, `systemd.exec(5)`). The variable alone says nothing:
@@ -91,9 +146,20 @@ fn filter(config: &Config, common: &Common) -> Result<EnvFilter, Failure> {
     })
 }
 
-/// Other crates' debug lines may show what must stay secret: fields, bodies, addresses with codes in them.
-fn is_safe(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("cnblogs_proxy") || *metadata.level() <= Level::WARN
+/// What is written of what the person's filter lets through.
+struct Written {
+    repeats: Option<Arc<Repeats>>,
+}
+
+impl<S> layer::Filter<S> for Written {
+    /// Other crates' debug lines may show what must stay secret: fields, bodies, addresses with codes in them.
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        metadata.target().starts_with("cnblogs_proxy") || *metadata.level() <= Level::WARN
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        self.repeats.as_ref().is_none_or(|repeats| repeats.is_new(event))
+    }
 }
 
 /// Lines with the priority in front that the journal understands (sd-daemon(3)).

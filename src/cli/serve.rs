@@ -3,13 +3,13 @@
 use listenfd::ListenFd;
 
 use super::check::at_start;
-use super::{Common, Exit, Failure, log, say};
+use super::{Common, Exit, Failure, log, say, within_a_second};
 use crate::config::{Config, Environment, Listen};
 use crate::server::listen::Inherited;
 use crate::server::{self, Ended, Reread};
 
 pub(super) fn serve(config: Config, common: Common, environment: Environment) -> Result<Exit, Failure> {
-    let filter = log::start(&config, &common, &environment)?;
+    let (filter, _log) = log::start(&config, &common, &environment)?;
     warn(&config, &environment);
     let read = move || {
         let config = Config::load(common.config.as_deref(), &environment)?;
@@ -30,15 +30,13 @@ fn warn(config: &Config, environment: &Environment) {
 }
 
 fn announce(listening: &[Listen], login_required: &[(String, Option<String>)]) {
-    for listen in listening {
-        say(&format!("listening on {listen}"));
-    }
-    for (account, url) in login_required {
-        match url {
-            Some(url) => say(&format!("login required: {url}")),
-            None => say(&format!("login required: run `cnblogs-proxy login {account}`")),
-        }
-    }
+    let listening = listening.iter().map(|listen| format!("listening on {listen}"));
+    let login_required = login_required.iter().map(|(account, url)| match url {
+        Some(url) => format!("login required: {url}"),
+        None => format!("login required: run `cnblogs-proxy login {account}`"),
+    });
+    let lines: Vec<_> = listening.chain(login_required).collect();
+    within_a_second(move || lines.iter().for_each(|line| say(line)));
 }
 
 /// Sockets that the service manager gave (`LISTEN_FDS`, `sd_listen_fds(3)`).

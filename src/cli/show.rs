@@ -1,5 +1,6 @@
 //! The short commands: each asks the running daemon, or, where that makes sense, does it here.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -33,8 +34,13 @@ pub(super) fn status(daemon: &Daemon, json: bool, environment: &Environment) -> 
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }
 
-pub(super) fn health(daemon: &Daemon) -> Result<Exit, Failure> {
-    let answer = daemon.get("/-/readyz")?;
+/// Whether callers are answered, and can be served unless it is only asked whether the daemon is `live`.
+pub(super) fn health(state_dir: &Path, live: bool) -> Result<Exit, Failure> {
+    let answer = Daemon::find(state_dir)?.ok_or_else(|| Daemon::none(state_dir))?.ask_listeners(if live {
+        "/-/healthz"
+    } else {
+        "/-/readyz"
+    })?;
     if answer.status == StatusCode::OK {
         return Ok(Exit::Done);
     }

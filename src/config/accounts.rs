@@ -41,6 +41,7 @@ const ACCOUNT: Known = &[
     "identity_url",
     "login_lifetime",
     "expires",
+    "required",
 ];
 const DEFAULT_SCOPE: &str = "openid profile CnBlogsApi offline_access";
 const DEFAULT_REDIRECT_URI: &str = "https://oauth.cnblogs.com/auth/callback";
@@ -163,6 +164,7 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
         )
         .filter(|lifetime| !lifetime.is_zero()),
         expires_at_ms: read_expires(table, grant)?,
+        required: table.entry("required").map(|entry| entry.boolean()).transpose()?.unwrap_or(true),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::ENDPOINTS;
-use super::{Account, Callers, ClientAuth, Config, HttpProxy, Limits, Route};
+use super::{Account, Callers, ClientAuth, Config, HttpProxy, Limits, Notify, Route};
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
 /// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
@@ -27,18 +27,17 @@ impl Config {
     /// The keys that differ and need a restart.
     pub fn reloadable(&self, new: Self) -> Result<Reloadable, Vec<String>> {
         let top = differing!(Config, self, new => listen, state_dir, workers, log_format;
-            else file, is_default_listen, log, accounts, routes, callers, limits, notify_command);
+            else file, is_default_listen, log, accounts, routes, callers, limits, notify);
         let below = |table: &str, keys: Vec<&str>| -> Vec<_> {
             keys.iter().map(|key| format!("{table}.{key}")).collect()
         };
-        let is_other_command = self.notify_command != new.notify_command;
         let keys = [
             top.into_iter().map(str::to_owned).collect(),
             tables("account", &self.accounts_by_name(), &new.accounts_by_name(), of_account),
             tables("route", &self.routes_by_prefix(), &new.routes_by_prefix(), of_route),
             below("callers", of_callers(&self.callers, &new.callers)),
             below("limits", of_limits(&self.limits, &new.limits)),
-            below("notify", if is_other_command { vec!["command"] } else { Vec::new() }),
+            below("notify", of_notify(&self.notify, &new.notify)),
         ]
         .concat();
         if keys.is_empty() { Ok(Reloadable(new)) } else { Err(keys) }
@@ -68,7 +67,7 @@ impl Reloadable {
 fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
     let mut keys = differing!(Account, running, new =>
         grant, client_id, scope, redirect_uri, pkce, response_type, response_mode, issuer, client_auth, refresh_at,
-        identity_url, login_lifetime;
+        identity_url, login_lifetime, required;
         else name, secret, endpoints, asks_userinfo, ca, proxy, expires_at_ms);
     keys.extend(other_proxy(running.proxy.as_ref(), new.proxy.as_ref()));
     let addresses = running.endpoints.all().into_iter().zip(new.endpoints.all());
@@ -104,6 +103,10 @@ fn of_limits(running: &Limits, new: &Limits) -> Vec<&'static str> {
     differing!(Limits, running, new =>
         connections, header_timeout, connect_timeout, response_timeout, stall_timeout, token_timeout, token_wait,
         idle_timeout, drain_timeout, replay_buffer)
+}
+
+fn of_notify(running: &Notify, new: &Notify) -> Vec<&'static str> {
+    differing!(Notify, running, new => command, webhook)
 }
 
 /// The keys of tables with names; a table that only one of them has is named as a whole.

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::socket::ConnectionState;
@@ -24,8 +23,6 @@ const SHRUNK_ABOVE: usize = 1024;
 const OWN_DESCRIPTORS: u64 = 64;
 /// `accept` fails for want of descriptors whether or not somebody waits: connections younger than that are kept.
 const NEW: Duration = Duration::from_millis(200);
-/// That descriptors are scarce is said at most that often.
-const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// The connections of all workers, and how many there may be.
 pub(super) struct ConnectionLimit {
@@ -37,7 +34,6 @@ pub(super) struct ConnectionLimit {
 struct Connections {
     next: u64,
     by_number: HashMap<u64, Connection>,
-    said_at: Option<Instant>,
 }
 
 struct Connection {
@@ -76,12 +72,8 @@ impl ConnectionLimit {
 
     /// A connection could not be accepted, most likely for want of descriptors: idle ones are evicted.
     pub(super) fn not_accepted(&self, error: &io::Error) {
-        let mut connections = self.connections();
-        if connections.said_at.is_none_or(|at| at.elapsed() > SAID_EVERY) {
-            connections.said_at = Some(Instant::now());
-            tracing::warn!(%error, "connections can't be accepted");
-        }
-        connections.evict(NEW);
+        tracing::warn!(%error, "connections can't be accepted");
+        self.connections().evict(NEW);
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {

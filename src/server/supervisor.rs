@@ -2,7 +2,6 @@
 //! stuck. It restarts a daemon that it does not hear from.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -10,28 +9,22 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::config::Listen;
 use crate::proxy::login_url;
-use crate::pulse::Pulse;
 use crate::session::{Session, State};
 
 /// It is told of changes, and that we are alive, at least this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
-/// A worker that is silent for longer is stuck, or has lost a listener.
-const WORKER_MOVES_WITHIN: Duration = Duration::from_secs(12);
-/// A keeper sleeps 30 s at a stretch, and waits for servers for 41 s at most.
-const KEEPER_MOVES_WITHIN: Duration = Duration::from_secs(50);
 
 /// The service manager, or nobody.
 pub(super) struct Supervisor {
     watchdog: Option<Duration>,
-    workers: Vec<Arc<Pulse>>,
     told: String,
     stuck: Option<String>,
 }
 
 impl Supervisor {
-    /// It hears nothing until [`Self::ready`]. The pulses are the workers'.
-    pub(super) fn new(workers: Vec<Arc<Pulse>>) -> Self {
-        Self { watchdog: sd_notify::watchdog_enabled(), workers, told: String::new(), stuck: None }
+    /// It hears nothing until [`Self::ready`].
+    pub(super) fn new() -> Self {
+        Self { watchdog: sd_notify::watchdog_enabled(), told: String::new(), stuck: None }
     }
 
     /// Ticks whenever [`Self::beat`] is due.
@@ -48,14 +41,18 @@ impl Supervisor {
         tell(&[NotifyState::Ready, NotifyState::Status(&self.told)]);
     }
 
-    /// How the accounts are, when that has changed, and that we are alive, when all of us is.
-    pub(super) fn beat(&mut self, sessions: &BTreeMap<String, Session>, listening: &[Listen]) {
+    /// How the accounts are, when that has changed, and that we are alive, when nothing is `stuck`.
+    pub(super) fn beat(
+        &mut self,
+        sessions: &BTreeMap<String, Session>,
+        listening: &[Listen],
+        stuck: Option<String>,
+    ) {
         let status = one_line(sessions, listening);
         if status != self.told {
             tell(&[NotifyState::Status(&status)]);
             self.told = status;
         }
-        let stuck = self.stuck(sessions);
         if let Some(stuck) = stuck.as_ref().filter(|_| self.stuck.is_none()) {
             tracing::error!("{stuck}");
         }
@@ -80,17 +77,6 @@ impl Supervisor {
     /// We accept no more and finish what is open.
     pub(super) fn stopping(&self) {
         tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is open")]);
-    }
-
-    /// What does not move any more, although the control runtime, which asks, does.
-    fn stuck(&self, sessions: &BTreeMap<String, Session>) -> Option<String> {
-        let worker = self.workers.iter().position(|pulse| pulse.silent_for() > WORKER_MOVES_WITHIN);
-        let keeper = || sessions.values().find(|session| session.silent_for() > KEEPER_MOVES_WITHIN);
-        match (worker, keeper()) {
-            (Some(number), _) => Some(format!("worker {number} is stuck or does not accept any more")),
-            (None, Some(session)) => Some(format!("the keeper of account {} is stuck", session.account())),
-            (None, None) => None,
-        }
     }
 }
 

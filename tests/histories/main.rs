@@ -638,6 +638,7 @@ fn account() -> Account {
         asks_userinfo: false,
         login_lifetime: None,
         expires_at_ms: None,
+        required: true,
     }
 }
 

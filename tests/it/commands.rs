@@ -13,7 +13,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::standin::{Person, Standin};
+use crate::store::strace::threads_named;
 use crate::support::{Daemon, Home, PATIENCE, Setup, World, config, eventually};
+use crate::systemd::delayed;
 
 const COMMANDS: [&str; 11] = [
     "serve",
@@ -439,6 +441,77 @@ fn another_person_s_login_needs_a_yes_in_the_terminal() {
             assert_eq!(world.standin.revocations().len(), 1, "{case}: the loser's login is revoked");
             assert_eq!(done(&run(&world.home, &["refresh"])), "main has a fresh token.\n", "{case}");
         }
+    }
+}
+
+#[test]
+fn health_waits_for_required_accounts_and_live_for_none() {
+    let other = "[account.other]\nclient_id = \"id\"\nclient_secret_file = \"\"\nrequired = false\n";
+    let world = Setup { tables: other.to_owned(), ..Setup::default() };
+    let world = Setup { route: "account = \"main\"".to_owned(), ..world }.start();
+    let ready = |name: &str| world.daemon.get(&format!("/-/readyz{name}")).status;
+
+    assert_eq!((run(&world.home, &["health"]).code, ready(""), ready("/main")), (Some(1), 503, 503));
+    assert_eq!(done(&run(&world.home, &["health", "--live"])), "");
+    let answer = world.daemon.get("/-/readyz/main");
+    assert_eq!(
+        (answer.problem(), &answer.json()["detail"]),
+        ("login-required".to_owned(), &"main is login-required".into())
+    );
+
+    world.log_in(Person::Alice);
+    assert_eq!(done(&run(&world.home, &["health"])), "");
+    assert_eq!((ready(""), ready("/main"), ready("/other"), ready("/nobody")), (200, 200, 503, 404));
+    let accounts = &world.daemon.status()["accounts"];
+    assert_eq!(accounts["other"]["state"], "login-required", "the status hides nothing");
+    assert_eq!(run(&world.home, &["status"]).code, Some(3));
+}
+
+#[test]
+fn without_a_required_account_a_daemon_that_runs_is_ready() {
+    let world = Setup { account: "required = false".to_owned(), ..Setup::default() }.start();
+
+    assert_eq!((world.daemon.get("/-/readyz").status, world.daemon.get("/-/readyz/main").status), (200, 503));
+    assert_eq!(done(&run(&world.home, &["health"])), "");
+}
+
+#[test]
+fn health_asks_through_every_listener() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("proxy.sock");
+    let top = format!("listen = [\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    let home = personal(&top);
+    let _daemon = home.serve();
+    assert_eq!(done(&run(&home, &["health"])), "");
+
+    fs::remove_file(&socket).unwrap();
+
+    for arguments in [&["health"][..], &["health", "--live"]] {
+        let told = run(&home, arguments);
+        assert_eq!((told.code, told.out.as_str()), (Some(1), ""), "{told:?}");
+        assert!(told.err.starts_with("error: ") && told.err.contains("proxy.sock"), "{told:?}");
+    }
+    assert_eq!(run(&home, &["status"]).code, Some(0), "its own socket is there");
+}
+
+#[test]
+fn health_sees_a_worker_that_hangs() {
+    for (workers, says) in [(1, "no answer within"), (2, "worker 1 is stuck")] {
+        let home = personal(&format!("workers = {workers}"));
+        let daemon = home.serve();
+        assert_eq!(done(&run(&home, &["health"])), "");
+        let worker = threads_named(daemon.pid(), &format!("worker-{}", workers - 1))[0];
+        let held = delayed(worker, &[], "epoll_wait,epoll_pwait");
+
+        for arguments in [&["health"][..], &["health", "--live"]] {
+            let told = eventually("it is seen", || {
+                let told = run(&home, arguments);
+                (told.code == Some(1)).then_some(told)
+            });
+            assert!(told.err.contains(says), "{told:?}");
+        }
+        // As long as it delays a call, nothing can end.
+        drop(held);
     }
 }
 

@@ -74,6 +74,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("identity_url", Kind::Text),
             ("login_lifetime", Kind::Text),
             ("expires", Kind::Text),
+            ("required", Kind::Truth),
         ],
     ),
     (
@@ -124,7 +125,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("replay_buffer", Kind::Text),
         ],
     ),
-    ("notify", &[("command", Kind::Texts)]),
+    ("notify", &[("command", Kind::Texts), ("webhook", Kind::Text)]),
 ];
 
 /// Keys that do not exist. `»` marks the place that the error names.
@@ -144,6 +145,7 @@ const UNKNOWN: &[(&str, &str, &str)] = &[
     ("[callers]\n»user = [\"c4n4ry\"]", "callers.user", "did you mean `users`?"),
     ("[[callers.key]]\n»method = [\"c4n4ry\"]", "callers.key[0].method", "did you mean `methods`?"),
     ("[limits]\n# 中文\n»conections = 1", "limits.conections", "did you mean `connections`?"),
+    ("[notify]\n»webhok = \"c4n4ry\"", "notify.webhok", "did you mean `webhook`?"),
     ("[notify]\n\t»comand = \"c4n4ry\"", "notify.comand", "did you mean `command`?"),
 ];
 

@@ -107,16 +107,16 @@ fn a_login_at_a_container_s_terminal_outlives_the_container() {
         logs.contains("login required: http://127.0.0.1:8262/-/login").then_some(logs)
     });
     assert!(required.starts_with("listening on http://127.0.0.1:8262\n"), "{required}");
-    assert!(!is_healthy(&first), "nobody is logged in");
+    assert!(is_healthy(&first) && !is_ready(&first), "nobody is logged in");
     stage.log_in(&first);
-    assert!(is_healthy(&first));
+    assert!(is_healthy(&first) && is_ready(&first));
     done(&podman(&["kill", "--signal=HUP", &first]));
     let stop = podman(&["stop", "--time=30", &first]);
     assert_eq!((done(&stop), exit_code(&first)), (format!("{first}\n"), 0), "{stop:?}");
     done(&podman(&["rm", &first]));
 
     stage.run(&second, &more);
-    eventually("the login is found again", || is_healthy(&second).then_some(()));
+    eventually("the login is found again", || is_ready(&second).then_some(()));
     let within = inside(&second);
     let within = [within[0].as_str(), &within[1]];
     let answer = curl(&within, &["http://127.0.0.1:8262/api/users"]);
@@ -148,7 +148,7 @@ fn an_application_in_the_proxy_s_network_namespace_needs_nothing_but_the_address
         .output();
     assert_eq!(outside.unwrap().status.code(), Some(7), "another container is refused the connection");
     compose.again();
-    eventually("the login is found again", || is_healthy(&proxy).then_some(()));
+    eventually("the login is found again", || is_ready(&proxy).then_some(()));
     assert_eq!(stage.standin.token_requests().len(), 1);
 }
 
@@ -351,6 +351,10 @@ fn says(container: &str, words: &str) {
 /// What the image's health check says. Podman without systemd leaves it to others to run it.
 fn is_healthy(container: &str) -> bool {
     podman(&["healthcheck", "run", container]).status.success()
+}
+
+fn is_ready(container: &str) -> bool {
+    podman(&["exec", container, "cnblogs-proxy", "health"]).status.success()
 }
 
 #[track_caller]

@@ -1,14 +1,24 @@
-//! The line that each request leaves in the log at debug, and what connects it with the lines of others.
+//! The line that each request leaves in the log at debug, and what connects it with the lines of others; failures that
+//! come again and again; readers that do not read.
 
-use std::io::{Read, Write};
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, PipeWriter, Read, Write, pipe};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::process::getuid;
+use rustix::io::ioctl_fionbio;
+use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
 
 use crate::standin::Scripted;
 use crate::support::{Daemon, Setup, World, eventually};
 
 const KEY: &str = "a-key-of-a-caller";
+/// A pipe holds some 300 lines, and the queue 2048.
+const MORE_THAN_WAITS: usize = 3500;
+/// Of refreshes, requests and what still waits for its reader.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_request_leaves_one_line_that_reads_alone() {
@@ -111,7 +121,7 @@ fn requests_leave_no_line_unless_debug_is_asked_for() {
     let world = logging("info", "");
 
     assert_eq!(world.daemon.get("/echo/quiet").status, 200);
-    world.daemon.signal(rustix::process::Signal::HUP);
+    world.daemon.signal(Signal::HUP);
     eventually("a later line is logged", || world.daemon.output().contains("took over").then_some(()));
 
     assert!(!world.daemon.output().contains("/echo/quiet"), "{}", world.daemon.output());
@@ -189,6 +199,157 @@ fn with_keys(mut world: World, directory: &tempfile::TempDir, keys: &[(&str, &st
     world
 }
 
+#[test]
+fn the_same_failure_is_said_once_and_then_counted() {
+    let dead =
+        |prefix: &str| format!("[[route]]\nprefix = \"/{prefix}\"\nupstream = \"http://127.0.0.1:1\"\n");
+    let mut world = logging("info", &format!("{}{}", dead("dead"), dead("gone")));
+
+    for _ in 0..100 {
+        assert_eq!(world.daemon.get("/dead/x").problem(), "upstream-unreachable");
+    }
+    assert_eq!(world.daemon.get("/gone/x").problem(), "upstream-unreachable");
+    assert_eq!(world.daemon.stop().code(), Some(0));
+
+    let failures = eventually("the last line has come", || {
+        let failures: Vec<_> = lines(&world.daemon)
+            .filter_map(|line| line["message"].as_str().map(str::to_owned))
+            .filter(|message| message.starts_with("the upstream gave no answer"))
+            .collect();
+        failures.last()?.contains("more").then_some(failures)
+    });
+    let count_of = |line: &String| line.rsplit_once(" more in the last")?.0.rsplit_once('(')?.1.parse().ok();
+    let counts: Vec<u32> = failures.iter().filter_map(count_of).collect();
+    assert_eq!(counts.iter().sum::<u32>(), 99, "{failures:?}");
+    assert_eq!(failures.len() - counts.len(), 2, "each route's first is a line of its own: {failures:?}");
+    assert!(counts.len() <= 9, "every 10 s: {failures:?}");
+}
+
+#[test]
+fn a_reader_that_stops_reading_stops_nothing_and_is_told_what_it_missed() {
+    let mut world = logging("debug", "");
+    world.daemon.kill();
+    let (daemon, stderr) = Daemon::spawn_unread(world.home.command(&["serve"]));
+    world.daemon = daemon;
+    world.daemon.await_listening();
+
+    let mut stream = world.daemon.connect();
+    for number in 0..MORE_THAN_WAITS {
+        ask(&mut stream, number);
+    }
+    assert_eq!(world.daemon.get("/echo/x").status, 200);
+    let health = world.home.run(&["health"], "");
+    assert!(health.status.success(), "{health:?}");
+
+    world.daemon.read(stderr);
+    let lost = eventually("what was lost is said", || {
+        let said = lines(&world.daemon).filter_map(|line| Some(line["message"].as_str()?.to_owned()));
+        let mut counts = said.filter_map(|said| said.split_once(" lines were lost")?.0.parse::<usize>().ok());
+        counts.next()
+    });
+    assert_eq!(world.daemon.get("/echo/later").status, 200);
+    line_of(&world.daemon, "/echo/later");
+    let read: HashSet<usize> = lines(&world.daemon)
+        .filter_map(|line| line["request_id"].as_str()?.strip_prefix('n')?.parse().ok())
+        .collect();
+    let missed = (0..MORE_THAN_WAITS).filter(|number| !read.contains(number)).count();
+    assert!(missed > 0 && (missed..missed + 20).contains(&lost), "{missed} were missed, {lost} lost");
+    assert_eq!(world.daemon.stop().code(), Some(0));
+}
+
+#[test]
+fn nobody_reads_from_the_beginning_to_the_end() {
+    let mut world = Setup::default().logged_in();
+    world.daemon.kill();
+    let (_reader, writer) = full_pipe();
+    let start = || {
+        let mut command = world.home.command(&["serve", "--log", "trace"]);
+        let (stdout, stderr) = (writer.try_clone().unwrap(), writer.try_clone().unwrap());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        Started(command.spawn().unwrap())
+    };
+
+    let mut daemon = start();
+    eventually("it serves", || world.home.run(&["health"], "").status.success().then_some(()));
+    let began = Instant::now();
+    let mut second = start();
+    let ended = eventually("the second one sees the first", || second.0.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(1));
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+    let ended = eventually("it ends", || daemon.0.try_wait().unwrap());
+
+    assert_eq!(ended.code(), Some(0));
+    assert!(began.elapsed() < ENDS_WITHIN, "after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_pipe_that_does_not_wait_loses_nothing() {
+    let mut world = logging("debug", "");
+    world.daemon.kill();
+    let (mut reader, writer) = pipe().unwrap();
+    ioctl_fionbio(&writer, true).unwrap();
+    let mut command = world.home.command(&["serve"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(writer);
+    let mut daemon = Started(command.spawn().unwrap());
+    drop(command);
+    let mut listening = String::new();
+    BufReader::new(daemon.0.stdout.as_mut().unwrap()).read_line(&mut listening).unwrap();
+    let mut stream =
+        TcpStream::connect(listening.trim().strip_prefix("listening on http://").unwrap()).unwrap();
+
+    for number in 0..1000 {
+        ask(&mut stream, number);
+    }
+    let reading = std::thread::spawn(move || {
+        let mut said = String::new();
+        reader.read_to_string(&mut said).map(|_| said)
+    });
+    ask(&mut stream, 1000);
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+    let said = reading.join().unwrap().unwrap();
+
+    assert_eq!(daemon.0.wait().unwrap().code(), Some(0));
+    let missed: Vec<_> = (0..=1000).filter(|number| !said.contains(&format!("\"n{number}\""))).collect();
+    assert!(missed.is_empty(), "{missed:?}");
+}
+
+/// A program that does not outlive its test.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _waited = self.0.wait();
+    }
+}
+
+/// Both ends of a pipe that takes nothing more, and whose writers wait.
+fn full_pipe() -> (impl Read, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    ioctl_fionbio(&writer, true).unwrap();
+    while writer.write_all(&[b'x'; 512]).is_ok() {}
+    while writer.write_all(b"x").is_ok() {}
+    ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer)
+}
+
+/// A request that leaves a line with its number, and its answer.
+fn ask(stream: &mut TcpStream, number: usize) {
+    let head = format!("GET /-/healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: n{number}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !answer.ends_with(b"}") {
+        let read = stream.read(&mut piece).unwrap();
+        assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..read]);
+    }
+}
+
+fn lines(daemon: &Daemon) -> impl Iterator<Item = Value> + use<> {
+    let lines: Vec<_> = daemon.output().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    lines.into_iter()
+}
+
 /// A world where Alice is logged in, whose log is JSON.
 fn logging(level: &str, tables: &str) -> World {
     let top = format!("log = \"{level}\"\nlog_format = \"json\"");
@@ -212,7 +373,5 @@ fn line_of(daemon: &Daemon, path: &str) -> Value {
 
 /// The lines of the requests for a path.
 fn lines_of(daemon: &Daemon, path: &str) -> Vec<Value> {
-    let output = daemon.output();
-    let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["path"] == path).collect()
+    lines(daemon).filter(|line| line["path"] == path).collect()
 }

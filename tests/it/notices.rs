@@ -1,15 +1,17 @@
-//! Events as the examples in `deploy/notify` pass them on, and a command that fails.
+//! Events as the examples in `deploy/notify` pass them on, commands that fail, what commands leave behind, and webhooks.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, Setup, World, eventually};
+use crate::standin::Person;
+use crate::support::{Daemon, PATIENCE, PROGRAM, Setup, World, eventually};
 
 /// Stands in for a program on the PATH: writes its arguments, one a line, and what it is given.
 const RECORDER: &str =
@@ -69,7 +71,7 @@ fn the_webhook_example_writes_valid_json_whatever_the_message() {
     let programs = Programs::with("curl");
     let message = "a \"quoted\" \\ path,\tand\na line 园子";
 
-    let mut command = std::process::Command::new(example("webhook"));
+    let mut command = Command::new(example("webhook"));
     command.arg("file").env("PATH", programs.path()).env("CNBLOGS_PROXY_MESSAGE", message);
     command.env("CNBLOGS_PROXY_ACCOUNT", "main").env("CNBLOGS_PROXY_EVENT", "recovered");
     assert!(command.status().unwrap().success());
@@ -93,6 +95,128 @@ fn a_notify_command_that_fails_or_is_not_there_is_in_the_log_and_harms_nothing()
 
         assert_eq!(world.daemon.get("/echo/x").status, 200, "{command}");
     }
+}
+
+#[test]
+fn a_notify_command_has_the_limits_that_the_daemon_was_started_with() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("limits");
+    let script =
+        format!("echo $(ulimit -Sn) $(ulimit -Hn) > '{0}.new' && mv '{0}.new' '{0}'", file.display());
+    let tables = format!("[notify]\ncommand = [\"sh\", \"-c\", {script:?}]");
+    let mut world = Setup { tables, ..Setup::default() }.start();
+    for limits in ["256:4096", "4096:4096"] {
+        // It outlives the daemon.
+        eventually("the command has run", || file.exists().then_some(()));
+        world.daemon.kill();
+        fs::remove_file(&file).unwrap();
+        let serve = world.home.command(&["serve"]);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limits}")).arg(PROGRAM).args(serve.get_args());
+        world.daemon = Daemon::spawn(command);
+
+        let told = eventually("the command has run", || fs::read_to_string(&file).ok());
+
+        assert_eq!(told.trim(), limits.replace(':', " "), "{}", world.daemon.output());
+    }
+}
+
+/// The command fails, so that how it ended is known; what it leaves behind has a group or a session of its own, or its.
+#[test]
+fn what_a_notify_command_leaves_behind_is_taken_away_by_the_first_process() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().display();
+    let stray = |name: &str| format!("sh -c 'sleep 0.2; echo > {path}/{name}' &");
+    let script = format!("{} setsid {} exit 7", stray("one"), stray("two"));
+    let tables = format!("[notify]\ncommand = [\"sh\", \"-c\", {script:?}]");
+    let mut world = Setup { tables, ..Setup::default() }.start();
+    let both_have_ended =
+        || ["one", "two"].iter().all(|name| directory.path().join(name).exists()).then_some(());
+    eventually("both have ended", both_have_ended);
+    world.daemon.kill();
+    for name in ["one", "two"] {
+        fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    let serve = world.home.command(&["serve"]);
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(PROGRAM).args(serve.get_args());
+    world.daemon = Daemon::spawn(command);
+    let first = children(world.daemon.pid())[0].0;
+
+    eventually("both have ended", both_have_ended);
+    eventually("nothing is left of them", || children(first).is_empty().then_some(()));
+    let output = world.daemon.output();
+    assert!(output.contains("the notify command failed") && output.contains("exit status: 7"), "{output}");
+
+    world.log_in(Person::Alice);
+    eventually("the next one ran as well, and was waited for", || {
+        let runs = world.daemon.output().matches("exit status: 7").count();
+        (runs >= 2 || world.daemon.output().contains("(1 more")).then_some(())
+    });
+}
+
+#[test]
+fn a_webhook_is_told_as_json_and_once_more_when_that_fails() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook/s3cret", listener.local_addr().unwrap());
+    let world = Setup { tables: format!("[notify]\nwebhook = \"{url}\""), ..Setup::default() }.start();
+
+    let (broken, _) = listener.accept().unwrap();
+    drop(broken);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (head, body) = posted(&stream);
+    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+
+    assert!(head.starts_with("POST /hook/s3cret HTTP/1.1\r\n"), "{head}");
+    assert!(head.to_lowercase().contains("\r\ncontent-type: application/json\r\n"), "{head}");
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&body["event"], &body["account"]), (&"login-required".into(), &"main".into()));
+    assert_eq!(body["message"], "a person has to log in");
+    assert_eq!(body["text"], "cnblogs-proxy, main: login-required: a person has to log in");
+    assert!(body["at"].as_str().unwrap().ends_with('Z'), "{body}");
+
+    drop(listener);
+    world.log_in(Person::Alice);
+    eventually("it is said that it fails", || {
+        world.daemon.output().contains("the webhook was not told").then_some(())
+    });
+    let check = world.home.run(&["check"], "");
+    let check = String::from_utf8(check.stdout).unwrap();
+    assert!(
+        check.contains(&format!("a webhook at {}\n", url.strip_suffix("/hook/s3cret").unwrap())),
+        "{check}"
+    );
+    assert!(!world.daemon.output().contains("s3cret") && !check.contains("s3cret"));
+}
+
+#[test]
+fn a_command_and_a_webhook_are_both_told() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("told");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let tables =
+        format!("[notify]\ncommand = [\"touch\", {:?}]\nwebhook = \"{url}\"", file.display().to_string());
+    let _world = Setup { tables, ..Setup::default() }.start();
+
+    let (stream, _) = listener.accept().unwrap();
+    let (_, body) = posted(&stream);
+
+    assert!(!body.is_empty());
+    eventually("the command has run", || file.exists().then_some(()));
+}
+
+/// The children of a process, with their states.
+fn children(parent: u32) -> Vec<(u32, String)> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: u32 = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit(") ").next()?.split(' ').map(str::to_owned);
+        let (state, of) = (fields.next()?, fields.next()?);
+        (of == parent.to_string()).then_some((pid, state))
+    });
+    processes.collect()
 }
 
 /// A directory of programs that come first on the PATH.

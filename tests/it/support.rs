@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -198,24 +198,40 @@ impl Home {
 impl Daemon {
     /// Starts the daemon and waits until it listens on everything.
     #[track_caller]
-    pub(crate) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(command: Command) -> Self {
+        let (mut daemon, stderr) = Self::spawn_unread(command);
+        daemon.read(stderr);
+        daemon.await_listening();
+        daemon
+    }
+
+    /// Starts the daemon, whose standard error nobody reads until [`Self::read`] does.
+    #[track_caller]
+    pub(crate) fn spawn_unread(mut command: Command) -> (Self, ChildStderr) {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Mutex::new(String::new()));
         let (sender, lines) = channel();
-        let stdout = child.stdout.take().unwrap();
         let stderr = child.stderr.take().unwrap();
-        collect(stdout, Arc::clone(&output), Some(sender));
-        collect(stderr, Arc::clone(&output), None);
-        let mut daemon = Self { child, authority: String::new(), output, lines };
-        while daemon.authority.is_empty() {
-            let Ok(line) = daemon.lines.recv_timeout(PATIENCE) else {
-                panic!("the daemon does not listen: {}", daemon.output());
+        collect(child.stdout.take().unwrap(), Arc::clone(&output), Some(sender));
+        (Self { child, authority: String::new(), output, lines }, stderr)
+    }
+
+    /// Takes what comes into [`Self::output`].
+    pub(crate) fn read(&self, stderr: ChildStderr) {
+        collect(stderr, Arc::clone(&self.output), None);
+    }
+
+    /// Waits until it says where it listens.
+    #[track_caller]
+    pub(crate) fn await_listening(&mut self) {
+        while self.authority.is_empty() {
+            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
+                panic!("the daemon does not listen: {}", self.output());
             };
             let address = line.strip_prefix("listening on ").unwrap_or_default();
-            daemon.authority = address.strip_prefix("http://").unwrap_or(address).to_owned();
+            self.authority = address.strip_prefix("http://").unwrap_or(address).to_owned();
         }
-        daemon
     }
 
     /// Its process id.
@@ -226,6 +242,13 @@ impl Daemon {
     /// Everything it printed so far, on both streams.
     pub(crate) fn output(&self) -> String {
         self.output.lock().unwrap().clone()
+    }
+
+    /// Waits until it says something: its log goes through a queue.
+    #[track_caller]
+    pub(crate) fn says(&self, words: &str) {
+        let said = self.output();
+        eventually(&format!("it says {words:?}: {said}"), || self.output().contains(words).then_some(()));
     }
 
     /// The next line on its standard output.

@@ -321,7 +321,7 @@ fn port_of(instance: &str) -> u16 {
 }
 
 /// These calls of a process or thread do not come back any more.
-fn delayed(id: u32, options: &[&str], calls: &str) -> Strace {
+pub(crate) fn delayed(id: u32, options: &[&str], calls: &str) -> Strace {
     let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:{FOR_EVER}"));
     Strace::attach(id, &[options, &["-e", &trace, "-e", &inject]].concat())
 }

@@ -41,7 +41,7 @@ pub(super) fn doubts(config: &Config, running: &[String], environment: &Environm
         of_key(key, &config.routes, &mut doubts);
     }
     doubts.extend(of_limits(config));
-    doubts.extend(of_notify(&config.notify_command, environment));
+    doubts.extend(of_notify(&config.notify.command, environment));
     doubts
 }
 

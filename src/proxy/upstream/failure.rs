@@ -41,8 +41,8 @@ impl Failure {
     }
 
     /// What the caller is told. The cause is logged, and stays here.
-    pub(in crate::proxy) fn problem(&self) -> Problem {
-        tracing::warn!(cause = %with_causes(self), "the upstream gave no answer");
+    pub(in crate::proxy) fn problem(&self, route: &str) -> Problem {
+        tracing::warn!(cause = %with_causes(self), route, "the upstream gave no answer");
         let problem = self.told();
         match self {
             Self::Exchange(_) | Self::ResponseTimeout => problem.in_doubt(),

@@ -54,6 +54,7 @@ const KEYS: [(&str, &[&str]); 8] = [
             "identity_url",
             "login_lifetime",
             "expires",
+            "required",
             "client_secret",
             "token",
             "password",
@@ -67,7 +68,7 @@ const KEYS: [(&str, &[&str]); 8] = [
     ("[callers]", &["users", "hosts", "allowed_origins", "allow_remote", "key"]),
     ("[[callers.key]]", &["name", "file", "methods", "paths", "routes", "secret"]),
     ("[limits]", LIMITS),
-    ("[notify]", &["command", "comand"]),
+    ("[notify]", &["command", "webhook", "comand"]),
 ];
 /// Values with a place for the secret.
 const VALUES: [&str; 24] = [

@@ -263,7 +263,7 @@ fn without_the_right_key_nothing_but_probes_is_served() {
             assert!(challenge.contains("Basic") && challenge.contains("Bearer"), "{challenge}");
         }
     }
-    for target in ["/-/healthz", "/-/readyz"] {
+    for target in ["/-/healthz", "/-/readyz", "/-/readyz/main"] {
         assert_eq!(world.daemon.request("GET", target, &[("Host", "anything")], b"").status, 200);
     }
     assert_eq!(world.standin.api_requests().len(), 0);

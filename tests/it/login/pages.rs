@@ -37,7 +37,7 @@ fn every_local_answer_is_inert() {
     let world = World::logged_in();
     let form = [("Content-Type", "application/x-www-form-urlencoded")];
     let large = vec![b'a'; 1 << 20];
-    let requests: [Request<'_>; 30] = [
+    let requests: [Request<'_>; 32] = [
         ("GET", "/-/", &[], b""),
         ("HEAD", "/-/", &[], b""),
         ("GET", "/-/login", &[], b""),
@@ -61,6 +61,8 @@ fn every_local_answer_is_inert() {
         ("POST", "/-/logout/main", &form, b""),
         ("GET", "/-/healthz", &[], b""),
         ("GET", "/-/readyz", &[], b""),
+        ("GET", "/-/readyz/main", &[], b""),
+        ("GET", "/-/readyz/nobody", &[], b""),
         ("GET", "/-/metrics", &[], b""),
         ("GET", "/-/page.css", &[], b""),
         ("GET", "/-/page.js", &[], b""),
@@ -77,7 +79,7 @@ fn every_local_answer_is_inert() {
 }
 
 /// Every local route, and the methods that it takes.
-const ROUTES: [(&str, &[&str]); 17] = [
+const ROUTES: [(&str, &[&str]); 18] = [
     ("/-/", &["GET", "HEAD"]),
     ("/-/login", &["GET", "HEAD"]),
     ("/-/login/main", &["GET", "HEAD", "POST"]),
@@ -88,6 +90,7 @@ const ROUTES: [(&str, &[&str]); 17] = [
     ("/-/logout/main", &["POST"]),
     ("/-/healthz", &["GET", "HEAD"]),
     ("/-/readyz", &["GET", "HEAD"]),
+    ("/-/readyz/main", &["GET", "HEAD"]),
     ("/-/metrics", &["GET", "HEAD"]),
     ("/-/page.css", &["GET", "HEAD"]),
     ("/-/page.js", &["GET", "HEAD"]),

@@ -114,7 +114,7 @@ fn a_pipe_whose_writer_is_silent_holds_up_neither_the_watchdog_nor_an_asker_nor_
     let told = reload();
     let said = String::from_utf8_lossy(&told.stderr);
     assert!(told.status.code() == Some(1) && said.contains("reading it has not ended within 10 s"), "{said}");
-    assert!(world.daemon.output().contains("not taken over: reading it has not ended"));
+    world.daemon.says("not taken over: reading it has not ended");
     manager.hears("READY=1");
     assert_eq!(status(&world, KEY), 200);
     let again = reload();
@@ -125,7 +125,7 @@ fn a_pipe_whose_writer_is_silent_holds_up_neither_the_watchdog_nor_an_asker_nor_
     fs::write(&secret, good).unwrap();
     drop(writer);
     eventually("it is taken over", || world.daemon.output().contains("took over").then_some(()));
-    assert!(world.daemon.output().contains("too old to be used"), "{}", world.daemon.output());
+    world.daemon.says("too old to be used");
 
     pipe(&secret);
     let _writer = File::options().read(true).write(true).open(&secret).unwrap();

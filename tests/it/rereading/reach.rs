@@ -44,6 +44,8 @@ fn world(listen: &str, given: Option<&str>) -> World {
     };
     let world = World { daemon, standin, home };
     eventually("there is a token", || (ask(&world, "127.0.0.1", "/echo/x", KEY) == 200).then_some(()));
+    let health = world.home.run(&["health"], "");
+    assert!(health.status.success(), "{listen}, {given:?}: {health:?}");
     world
 }
 

@@ -62,6 +62,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("account.main", "refresh_at", "0.6", Names("account.main.refresh_at")),
     ("account.main", "identity_url", "\"\"", Names("account.main.identity_url")),
     ("account.main", "login_lifetime", "\"1d\"", Names("account.main.login_lifetime")),
+    ("account.main", "required", "false", Names("account.main.required")),
     ("account.pat", "expires", "\"2099-01-31\"", Takes),
     ("route", "prefix", "\"/moved\"", Names("route./moved")),
     ("route", "name", "\"another\"", Names("route./.name")),
@@ -92,6 +93,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("limits", "drain_timeout", "\"99s\"", Names("limits.drain_timeout")),
     ("limits", "replay_buffer", "\"99KiB\"", Names("limits.replay_buffer")),
     ("notify", "command", "[\"/bin/true\"]", Names("notify.command")),
+    ("notify", "webhook", "\"https://chat.example/x\"", Names("notify.webhook")),
 ];
 
 #[test]
@@ -329,14 +331,14 @@ fn the_command_says_what_came_of_it() {
     let why =
         "the configuration was not taken over: these keys need a restart: listen, account.main.token_url";
     assert_eq!(reload(), (Some(1), String::new(), format!("error: {why}\n")));
-    assert!(world.daemon.output().contains(why), "{}", world.daemon.output());
+    world.daemon.says(why);
 
     // What is wrong with the file, the daemon says as well.
     fs::write(world.home.config(), format!("{file}\n[limits]\nconections = 1\n")).unwrap();
     let (code, out, err) = reload();
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert!(err.contains("not taken over: ") && err.contains("limits.conections: unknown key"), "{err}");
-    assert!(world.daemon.output().contains("limits.conections"), "{}", world.daemon.output());
+    world.daemon.says("limits.conections");
 
     world.daemon.stop();
     let (code, _, err) = told(&world.home.run(&["reload"], ""));

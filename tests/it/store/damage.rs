@@ -207,7 +207,7 @@ fn a_daemon_on_a_damaged_store_asks_for_a_login_and_keeps_it() {
 
     world.daemon = world.home.serve();
     assert_eq!(world.daemon.get("/api/users").problem(), "login-required");
-    assert!(world.daemon.output().contains("damaged"), "{}", world.daemon.output());
+    world.daemon.says("damaged");
     world.log_in(Person::Alice);
     world.restart();
 

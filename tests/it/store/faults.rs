@@ -349,6 +349,7 @@ fn a_file_system_that_cannot_sync_directories_holds_logins_and_that_is_said_once
             assert_eq!(refresh(&world.daemon).status, 200, "{error}");
         }
 
+        world.daemon.says("can't sync directories");
         let output = world.daemon.output();
         assert_eq!(output.matches("can't sync directories").count(), 1, "{error}: {output}");
         assert!(output.contains(&state) && output.contains("power cut"), "{error}: {output}");

@@ -296,7 +296,7 @@ fn a_store_that_was_deleted_is_noticed_and_written_again() {
     assert_eq!(world.daemon.get("/api/users").status, 200);
     assert_eq!(refresh(&world.daemon).status, 200);
 
-    assert!(world.daemon.output().contains("store was deleted"), "{}", world.daemon.output());
+    world.daemon.says("store was deleted");
     world.restart();
     assert_eq!(refresh(&world.daemon).status, 200);
     assert_eq!((world.standin.refreshes().len(), world.standin.superseded_presentations()), (2, 0));
@@ -313,7 +313,7 @@ fn an_older_store_in_place_of_ours_is_noticed_and_not_used() {
 
     assert_eq!(refresh(&world.daemon).status, 200);
 
-    assert!(world.daemon.output().contains("an older store"), "{}", world.daemon.output());
+    world.daemon.says("an older store");
     world.restart();
     assert_eq!(refresh(&world.daemon).status, 200);
     assert_eq!((world.standin.refreshes().len(), world.standin.superseded_presentations()), (4, 0));
@@ -334,7 +334,7 @@ fn a_store_that_was_edited_is_noticed_and_written_again() {
 
         assert_eq!(refresh(&world.daemon).status, 200);
 
-        assert!(world.daemon.output().contains("damaged while running"), "{}", world.daemon.output());
+        world.daemon.says("damaged while running");
         world.restart();
         assert_eq!(refresh(&world.daemon).status, 200);
         assert_eq!((world.standin.refreshes().len(), world.standin.superseded_presentations()), (2, 0));
@@ -356,7 +356,7 @@ fn a_newer_login_that_somebody_put_there_is_taken_over_before_ours_is_spent() {
         assert_eq!(refresh(&world.daemon).status, 200);
     }
 
-    assert!(world.daemon.output().contains("changed by another process"), "{}", world.daemon.output());
+    world.daemon.says("changed by another process");
     assert_eq!(world.standin.superseded_presentations(), 0);
     world.restart();
     assert_eq!(world.daemon.get("/api/users").status, 200);

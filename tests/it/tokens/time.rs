@@ -122,7 +122,7 @@ fn a_login_that_ends_in_three_days_is_told_once_by_every_process() {
         assert_serves(&world);
         let told = events(&world.daemon);
         assert_eq!(told.iter().filter(|event| *event == "login-expiring").count(), 1, "{told:?}");
-        assert!(world.daemon.output().contains("the server ends this login at"), "{}", world.daemon.output());
+        world.daemon.says("the server ends this login at");
         world.daemon.stop();
     }
 }
