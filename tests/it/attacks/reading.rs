@@ -182,9 +182,14 @@ impl Request {
 
     /// Whether the field has this member, in any case.
     pub(super) fn lists(&self, name: &str, member: &str) -> bool {
-        let members = |value: &str| value.split(',').any(|one| one.trim().eq_ignore_ascii_case(member));
-        self.named(name).into_iter().any(members)
+        let lists_it = |value: &str| members(value).any(|one| one.eq_ignore_ascii_case(member));
+        self.named(name).into_iter().any(lists_it)
     }
+}
+
+/// Of a list, without the whitespace around them; other bytes that some take for whitespace are a part of them.
+fn members(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(|member| member.trim_matches([' ', '\t']))
 }
 
 /// A line without its end, and how long it is with it; none while its end is not there.
@@ -264,26 +269,26 @@ fn read_framing(request: &mut Request, is_1_0: bool) -> Result<Framing, Fault> {
         request.lists("connection", "close")
     };
     let lengths: Vec<&str> =
-        request.named("content-length").iter().flat_map(|value| value.split(',')).map(str::trim).collect();
+        request.named("content-length").iter().flat_map(|value| members(value)).collect();
     let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let length = match lengths.as_slice() {
-        [] => None,
+        [] => Ok(0),
         [first, rest @ ..] if is_number(first) && rest.iter().all(|other| other == first) => {
-            Some(first.parse().map_err(|_overflow| Fault::Length)?)
+            first.parse().map_err(|_overflow| Fault::Length)
         }
-        _ => return Err(Fault::Length),
+        _ => Err(Fault::Length),
     };
     let codings = request.named("transfer-encoding");
     let has_codings = !codings.is_empty();
-    let is_chunked = matches!(codings.as_slice(), [one] if one.eq_ignore_ascii_case("chunked"));
-    let is_repeated = lengths.len() > 1;
-    if has_codings && !is_chunked {
+    if has_codings && !matches!(codings.as_slice(), [one] if one.eq_ignore_ascii_case("chunked")) {
         return Err(Fault::Coding);
     }
-    let has_both = has_codings && (length.is_some() || is_1_0);
+    let has_both = has_codings && (!lengths.is_empty() || is_1_0);
+    let is_repeated = lengths.len() > 1;
     request.closes |= has_both;
     request.is_ambiguous = has_both || is_repeated;
-    Ok(if has_codings { Framing::Chunked } else { Framing::Length(length.unwrap_or(0)) })
+    // Chunks count, whatever the length says (RFC 9112, 6.3).
+    if has_codings { Ok(Framing::Chunked) } else { length.map(Framing::Length) }
 }
 
 fn refusal(request: &Request, is_1_0: bool) -> Option<Fault> {

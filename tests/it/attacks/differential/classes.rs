@@ -150,6 +150,11 @@ pub(super) const CLASSES: &[Class] = &[
         holds: |of| of.is_behind(Fault::Fold),
     },
     Class {
+        name: "size of a chunk",
+        why: "behind a chunk's size stands nothing but an extension (RFC 9112, 7.1)",
+        holds: |of| of.is_behind(Fault::Chunk),
+    },
+    Class {
         name: "behind the end of the connection",
         why: "behind a request that was refused, or whose body came in chunks, the connection ends: what \
               follows is read by nobody",
@@ -164,6 +169,12 @@ pub(super) const CLASSES: &[Class] = &[
                 of.ours.requests.iter().filter(|one| is_same(one, request)).count() > 1
             })
         },
+    },
+    Class {
+        name: "chunks count",
+        why: "beside Transfer-Encoding any Content-Length is nothing, when the request is the last of its connection \
+              (RFC 9112, 6.1 and 6.3)",
+        holds: |of| of.more().is_some() && of.known().is_some_and(|known| known.is_ambiguous && known.closes),
     },
     Class {
         name: "methods that nginx does not know",
