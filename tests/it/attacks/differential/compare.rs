@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::super::reading::{Reading, Request};
 use super::exchange::{Outcome, Play};
+use super::peers::TOKEN;
 
 /// One thing that is not the same through the daemon and through another proxy.
 pub(super) struct Difference<'a> {
@@ -35,13 +36,16 @@ pub(super) enum Kind<'a> {
 }
 
 /// What must not be, whatever other proxies do: what reached the upstream is some of the requests that the strict
-/// reading finds, in order and unchanged, none of them one that has to be refused. What is behind a LF among trailers
-/// is not judged yet, see the class.
+/// reading finds, in order and unchanged, with the one token, none of them one that has to be refused. What is behind
+/// a LF among trailers is not judged yet, see the class.
 pub(super) fn broken(play: &Play, reading: &Reading, ours: &Outcome) -> Vec<String> {
     let mut broken = ours.violations.clone();
     let mut left = reading.requests.iter();
     let mut sent_again = None;
     for request in &ours.requests {
+        if request.named("authorization") != [format!("Bearer {TOKEN}")] {
+            broken.push(format!("Authorization went up as {:?}", request.named("authorization")));
+        }
         let is_this = |known: &&Request| known.refusal.is_none() && is_same(known, request);
         // Without an answer, one may be sent again, once.
         let is_again = |first: &Request| play.said.is_some() && is_same(first, request);

@@ -1,7 +1,6 @@
 //! The three proxies between a caller and an upstream of ours: the daemon, nginx and haproxy, set up as alike as
 //! they can be.
 
-use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -222,13 +221,15 @@ defaults
 ";
 
 fn haproxy_frontend(lane: usize, socket: &str, port: u16) -> String {
-    let mut text = String::new();
-    write!(
-        text,
-        "frontend callers{lane}\n    bind unix@{socket}\n    http-request set-header Authorization \"Bearer {TOKEN}\"\n    \
-         http-request set-header Host 127.0.0.1:{port}\n    default_backend api{lane}\n\
-         backend api{lane}\n    http-reuse safe\n    server origin 127.0.0.1:{port}\n"
+    format!(
+        "frontend callers{lane}
+    bind unix@{socket}
+    http-request set-header Authorization \"Bearer {TOKEN}\"
+    http-request set-header Host 127.0.0.1:{port}
+    default_backend api{lane}
+backend api{lane}
+    http-reuse safe
+    server origin 127.0.0.1:{port}
+"
     )
-    .unwrap();
-    text
 }
