@@ -43,7 +43,7 @@ const LONG_GRACE: Duration = Duration::from_millis(1500);
 const FAILURES: usize = 20;
 
 /// Differences that mutations have shown, as small as they get.
-const FOUND: [(&str, &str); 14] = [
+const FOUND: [(&str, &str); 15] = [
     ("a local route", "GET /-/nothing HTTP/1.1\r\nHost: {{HOST}}\r\n\r\n"),
     ("many fields", "GET {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\n{{REPEATN:X-%d: v\r\n:129}}\r\n"),
     ("an asterisk", "OPTHONS * HTTP/1.1\r\nHost: {{HOST}}\r\n\r\n"),
@@ -66,6 +66,10 @@ const FOUND: [(&str, &str); 14] = [
     (
         "a size and something else",
         "POST {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\nTransfer-Encoding: chunked\r\n\r\n5 x\r\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "an offer of WebSocket without a key",
+        "GET {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     ),
     ("a rare name", "GET {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\nX+Y: 1\r\n\r\n"),
     ("half a head", "GET {{P}} HTTP/1.1\r\nHost: :=\r\n"),

@@ -50,12 +50,13 @@ pub(super) const CLASSES: &[Class] = &[
     Class {
         name: "CONNECT, TRACE, TRACK",
         why: "no tunnel, and no request that comes back with the token in it",
-        // haproxy rewrites the target of `CONNECT` with the Host, so it is not the caller's any more.
+        // haproxy rewrites the target of `CONNECT` with the Host, and what follows goes through its tunnel.
         holds: |of| {
-            let is_one = |request: &Request| {
-                ["CONNECT", "TRACE", "TRACK"].iter().any(|name| request.method.eq_ignore_ascii_case(name))
+            let is_one = |(request, status): (&Request, &u16)| {
+                let mut names = ["CONNECT", "TRACE", "TRACK"].iter();
+                [400, 405].contains(status) && names.any(|name| request.method.eq_ignore_ascii_case(name))
             };
-            of.fewer().is_some_and(is_one) && of.ours.statuses.contains(&405)
+            of.fewer().is_some() && of.reading.requests.iter().zip(&of.ours.statuses).any(is_one)
         },
     },
     Class {
@@ -186,6 +187,22 @@ pub(super) const CLASSES: &[Class] = &[
         },
     },
     Class {
+        name: "several Authorization fields",
+        why: "all of them are replaced by the daemon's own, so how many there are is nothing; nginx refuses two",
+        holds: |of| {
+            let is_repeated = |known: &Request| known.named("authorization").len() > 1;
+            of.theirs.proxy == Proxy::Nginx && of.more().is_some() && of.known().is_some_and(is_repeated)
+        },
+    },
+    Class {
+        name: "an offer of WebSocket",
+        why: "an offer to upgrade may be ignored (RFC 9110, 7.8), whole or not; haproxy refuses one without a key",
+        holds: |of| {
+            let offers = |known: &Request| known.lists("upgrade", "websocket");
+            of.theirs.proxy == Proxy::Haproxy && of.more().is_some() && of.known().is_some_and(offers)
+        },
+    },
+    Class {
         name: "fragment",
         why: "no request has a fragment, so it is left out; haproxy refuses it",
         holds: |of| {
@@ -199,7 +216,7 @@ pub(super) const CLASSES: &[Class] = &[
         why: "whitespace around a value is spaces and tabs (RFC 9110, 5.6.3); nginx takes tabs for a part of it",
         holds: |of| {
             let has_one = |tab: &&[u8]| find(of.bytes, tab).is_some();
-            let tabs: [&[u8]; 4] = [b":\t", b" \t", b"\t ", b"\t\r\n"];
+            let tabs: [&[u8]; 5] = [b":\t", b" \t", b"\t ", b"\t\r\n", b"\t\n"];
             of.theirs.proxy == Proxy::Nginx && of.more().is_some() && tabs.iter().any(has_one)
         },
     },
@@ -336,9 +353,12 @@ impl<'a> Difference<'a> {
         self.places().any(|at| self.ours.statuses.get(at).is_some_and(|status| statuses.contains(status)))
     }
 
-    /// The strict reading ends with this fault, and the missing request is not in it: it is at fault, or behind.
+    /// The strict reading ends with this fault, and does not have the missing request, or not as often as the peer:
+    /// it is at fault, or behind.
     fn is_behind(&self, fault: Fault) -> bool {
-        self.fewer().is_some() && !self.is_in_the_strict_reading() && self.reading.end == End::Faulty(fault)
+        let sent_up = |request| self.theirs.requests.iter().filter(|one| is_same(one, request)).count();
+        let is_not_known = self.fewer().is_some_and(|request| sent_up(request) > self.places().count());
+        is_not_known && self.reading.end == End::Faulty(fault)
     }
 
     /// The missing request came behind the last one that the daemon answered, which it refused or took in chunks.
