@@ -85,7 +85,8 @@ impl Service {
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
         let (busy, began) = state.busy(!request.body().is_end_stream());
-        let stays = request.version() == Version::HTTP_11 && !asks_to_close(request.headers());
+        let closes = asks_to_close(request.headers());
+        let stays = request.version() == Version::HTTP_11 && !closes;
         let goal = goal_of(request.uri().path());
         self.counters.began(goal);
         // Made before anything is awaited, so that a caller that leaves is counted, too.
@@ -112,6 +113,10 @@ impl Service {
         self.counters.answered(goal, response.status());
         if let Some(entry) = &mut answer.entry {
             entry.told(response.status());
+        }
+        if closes {
+            // hyper does not see `close` in a value with bytes beyond ASCII, and would read the next request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let is_free = response.extensions().get::<proxy::HadKeepAlive>().is_none();
         if let Some(idle_timeout) = self.idle_timeout.as_ref().filter(|_| stays && is_free) {
@@ -175,8 +180,9 @@ impl AnswerBody {
 }
 
 fn asks_to_close(fields: &HeaderMap) -> bool {
-    let mut values = fields.get_all(CONNECTION).iter();
-    values.any(|value| value.as_bytes().to_ascii_lowercase().windows(5).any(|part| part == b"close"))
+    let values = fields.get_all(CONNECTION).into_iter();
+    let mut members = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 fn has_large_fields(fields: &HeaderMap) -> bool {

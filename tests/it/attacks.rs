@@ -6,12 +6,14 @@
 //! answered at once, no panic, no growth.
 
 mod case;
+mod differential;
 mod judge;
 mod line;
 mod local;
 mod memory;
 mod mutate;
 mod network;
+mod reading;
 mod stage;
 
 use case::{Case, Needs};

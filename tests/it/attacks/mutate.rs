@@ -1,10 +1,13 @@
 //! The bytes of the cases, damaged at random: whatever comes of them, the invariants hold.
 //!
-//! `ATTACK_MUTATIONS` says how many, `ATTACK_SEED` and `ATTACK_FIRST` which: every mutation depends on the seed and
-//! its number alone.
+//! `ATTACK_MUTATIONS=1000000 cargo test --test it mutated` plays so many, in half an hour on two cores. Every
+//! mutation depends on a seed and its number alone: a failure names both, and `ATTACK_SEED=17 ATTACK_FIRST=4711
+//! ATTACK_MUTATIONS=1` plays that one again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
+use std::ops::Range;
+use std::sync::Mutex;
 
 use super::case::{self, Case, Verdict};
 use super::line::{Heard, Manner, Transport, connect, find, latin1};
@@ -17,6 +20,10 @@ const MUTATIONS: u64 = 2000;
 const ON_ONE_STAGE: u64 = 1000;
 const WARM_UP: u64 = 200;
 const GROWTH_KIB: u64 = 16 * 1024;
+/// So many daemons are attacked at once; much of the time each of them waits.
+const PLAYERS: usize = 4;
+/// No more failures are looked for than these.
+const FAILURES: usize = 20;
 /// A clean request follows every so many.
 const CLEAN_EVERY: u64 = 5;
 const INSERTED: [&[u8]; 12] = [
@@ -43,35 +50,90 @@ struct Mutation {
     leaves: bool,
 }
 
+/// Which mutations are played.
+pub(super) struct Which {
+    seed: u64,
+    pub(super) numbers: Range<u64>,
+}
+
 #[test]
 #[expect(clippy::print_stdout, reason = "the seed is what brings a failure back")]
 fn mutated_attacks_never_break_an_invariant() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let seed = number("ATTACK_SEED").unwrap_or_else(|| RandomState::new().hash_one(std::process::id()) >> 16);
-    let first = number("ATTACK_FIRST").unwrap_or(0);
-    let count = number("ATTACK_MUTATIONS").unwrap_or(MUTATIONS);
+    let which = Which::from_environment(MUTATIONS);
     let cases = case::load();
-    println!("ATTACK_SEED={seed} ATTACK_FIRST={first} ATTACK_MUTATIONS={count}");
+    println!("{which}");
 
-    let mut failures = Vec::new();
-    let mut went_up = 0;
-    for start in (first..first + count).step_by(usize::try_from(ON_ONE_STAGE).unwrap()) {
-        let end = (start + ON_ONE_STAGE).min(first + count);
-        let stage = if (start / ON_ONE_STAGE).is_multiple_of(2) { Stage::open() } else { Stage::keyed() };
-        went_up += play_all(&stage, &cases, seed, start..end, &mut failures);
+    let starts = Mutex::new(which.numbers.clone().step_by(usize::try_from(ON_ONE_STAGE).unwrap()));
+    let failures = Mutex::new(Vec::new());
+    let went_up: u64 = std::thread::scope(|scope| {
+        let players: Vec<_> =
+            (0..PLAYERS).map(|_| scope.spawn(|| play_stages(&cases, &which, &starts, &failures))).collect();
+        let went_up = players.into_iter().map(std::thread::ScopedJoinHandle::join);
+        went_up.map(|count| count.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
+    });
+
+    let (count, failures) = (which.count() as u64, failures.into_inner().unwrap());
+    println!("{went_up} requests went up");
+    assert!(failures.is_empty(), "{which}: {} failures\n{}", failures.len(), failures.join("\n"));
+    assert!(count < 100 || went_up > count / 20, "too little reaches the API: {went_up} of {count}");
+}
+
+impl Which {
+    /// What `ATTACK_SEED`, `ATTACK_FIRST` and `ATTACK_MUTATIONS` say: else a seed of chance, from 0 on, and `count`.
+    pub(super) fn from_environment(count: u64) -> Self {
+        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+        let seed =
+            number("ATTACK_SEED").unwrap_or_else(|| RandomState::new().hash_one(std::process::id()) >> 16);
+        let first = number("ATTACK_FIRST").unwrap_or(0);
+        Self { seed, numbers: first..first + number("ATTACK_MUTATIONS").unwrap_or(count) }
     }
 
-    println!("{went_up} requests went up");
-    assert!(count < 100 || went_up > count / 20, "too little reaches the API: {went_up} of {count}");
-    assert!(failures.is_empty(), "ATTACK_SEED={seed}: {} failures\n{}", failures.len(), failures.join("\n"));
+    /// How many they are.
+    pub(super) fn count(&self) -> usize {
+        usize::try_from(self.numbers.end - self.numbers.start).unwrap()
+    }
+
+    /// What one of them is made by.
+    pub(super) fn dice(&self, number: u64) -> Dice {
+        Dice(self.seed.wrapping_add(number.wrapping_mul(0x2545_f491_4f6c_dd1d)))
+    }
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (seed, first, count) = (self.seed, self.numbers.start, self.count());
+        write!(f, "ATTACK_SEED={seed} ATTACK_FIRST={first} ATTACK_MUTATIONS={count}")
+    }
+}
+
+/// Plays on one daemon after another until all is played or too much fails; how many requests went up.
+fn play_stages(
+    cases: &[Case],
+    which: &Which,
+    starts: &Mutex<impl Iterator<Item = u64>>,
+    failures: &Mutex<Vec<String>>,
+) -> u64 {
+    let mut went_up = 0;
+    loop {
+        let start = starts.lock().unwrap().next();
+        let Some(start) = start.filter(|_| failures.lock().unwrap().len() <= FAILURES) else {
+            return went_up;
+        };
+        let end = (start + ON_ONE_STAGE).min(which.numbers.end);
+        let is_open = (start / ON_ONE_STAGE).is_multiple_of(2);
+        let stage = if is_open { Stage::open() } else { Stage::keyed() };
+        let mut found = Vec::new();
+        went_up += play_all(&stage, cases, which, start..end, &mut found);
+        failures.lock().unwrap().extend(found);
+    }
 }
 
 /// Plays these numbers and returns how many requests went up.
 fn play_all(
     stage: &Stage,
     cases: &[Case],
-    seed: u64,
-    numbers: std::ops::Range<u64>,
+    which: &Which,
+    numbers: Range<u64>,
     failures: &mut Vec<String>,
 ) -> u64 {
     let (mut went_up, mut may_go_up, mut warm) = (0, 0, None);
@@ -79,7 +141,7 @@ fn play_all(
         cases.iter().filter(|case| case.check.verdict != Some(Verdict::Reject)).cloned().collect();
     let start = numbers.start;
     for number in numbers {
-        let mut dice = Dice(seed.wrapping_add(number.wrapping_mul(0x2545_f491_4f6c_dd1d)));
+        let mut dice = which.dice(number);
         let case = if dice.below(2) == 0 { dice.one_of(cases) } else { dice.one_of(&forwarded) };
         let mutation = Mutation::of(case, stage, &mut dice);
         let (count, mut wrong) = play(stage, &mutation);
@@ -99,7 +161,7 @@ fn play_all(
             let (id, wrong) = (&case.id, wrong.join("; "));
             failures.push(format!("number {number}, of {id}: {wrong}\n    {mutation}"));
         }
-        if failures.len() > 20 {
+        if failures.len() > FAILURES {
             break;
         }
     }
@@ -165,7 +227,7 @@ impl Mutation {
 }
 
 /// One to four damages.
-fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
+pub(super) fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
         let at = dice.below(bytes.len() + 1);
         match dice.below(8) {

@@ -13,6 +13,7 @@ use url::form_urlencoded;
 use super::case::{Case, Names};
 use super::judge::Seen;
 use super::line::{Heard, Manner, Transport, connect, exchange, find, latin1};
+use super::reading;
 use crate::standin::{self, Person, RecordedConnection, RecordedRequest, Scripted, Then, Trap};
 use crate::support::{Setup, World};
 
@@ -254,7 +255,7 @@ impl Stage {
         let mut unfinished = self.unfinished.lock().unwrap();
         for connection in self.world.standin.api_connections() {
             let (id, left) = (connection.id, latin1(&connection.left_over));
-            let is_news = !left.is_empty() && unfinished.insert(id);
+            let is_news = !met_the_end(&connection.left_over, &authorization) && unfinished.insert(id);
             never(is_news, format!("left over on connection {id}: {left:?}"));
         }
         let output = self.world.daemon.output();
@@ -269,6 +270,14 @@ impl Stage {
     pub(super) fn resident_kib(&self) -> u64 {
         resident_kib(self.world.daemon.pid())
     }
+}
+
+/// Whether all that came is whole requests of the daemon's: they met the end of a connection that the API closes.
+fn met_the_end(left_over: &[u8], authorization: &str) -> bool {
+    let reading = reading::read(left_over);
+    let mut requests = reading.requests.iter();
+    reading.end == reading::End::Whole
+        && requests.all(|request| request.named("authorization") == [authorization])
 }
 
 /// The resident set of a process.
