@@ -11,7 +11,7 @@ mod line;
 mod local;
 mod memory;
 mod mutate;
-mod network;
+pub(crate) mod network;
 mod stage;
 
 use case::{Case, Needs};
