@@ -12,7 +12,7 @@ mod line;
 mod local;
 mod memory;
 mod mutate;
-mod network;
+pub(crate) mod network;
 mod reading;
 mod stage;
 

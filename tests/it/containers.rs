@@ -12,6 +12,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use self::engine::{EMPTY, IMAGE, Stage, VENV, command, curl, image, inside, podman};
+use crate::deployed::blocks;
 use crate::release::{COMMIT, ROOT, done, is_as_shipped};
 use crate::standin::Person;
 use crate::support::eventually;
@@ -198,6 +199,12 @@ fn an_application_in_a_container_of_its_own_needs_its_key_and_a_person_another()
     assert_eq!(ask("/api/users", &[]).problem(), "key-required");
     let logout = ask("/-/logout/main", &[&key[..], &["--request", "POST"]].concat());
     assert_eq!(logout.problem(), "forbidden-by-key");
+
+    let program = &blocks("Docker Desktop, on Windows and macOS", "sh")[0];
+    let program = program.replace("http://localhost:8262", &format!("http://{published}"));
+    let mut outside = command("sh", &["-euc", &program]);
+    let called = done(&outside.current_dir(stage.path().join("docker")).output().unwrap());
+    assert!(called.contains(Person::Alice.display_name()), "{called}");
 }
 
 #[test]
@@ -241,6 +248,33 @@ fn the_sidecar_of_a_pod_answers_probes_without_a_key_and_the_application_with_on
     let logs = podman(&["logs", &proxy]);
     let logs = format!("{}{}", String::from_utf8_lossy(&logs.stdout), String::from_utf8_lossy(&logs.stderr));
     assert!(!logs.contains("could be reached by others"), "{logs}");
+    assert_is_looked_after_without_a_shell(&stage, &proxy);
+}
+
+/// What `kubectl exec` is told to run, and the log filter that a changed `ConfigMap` brings.
+#[track_caller]
+fn assert_is_looked_after_without_a_shell(stage: &Stage, proxy: &str) {
+    let told = blocks("A pod without a shell", "sh").concat();
+    let exec = "kubectl exec deployment/app --container proxy -- ";
+    let within = |command: &str| {
+        assert!(told.contains(&format!("{exec}{command}\n")), "{command} is not told");
+        let words: Vec<_> = command.split(' ').collect();
+        done(&podman(&[&["exec", proxy][..], &words].concat()))
+    };
+    let logs = || String::from_utf8_lossy(&podman(&["logs", proxy]).stderr).into_owned();
+    assert!(within("cnblogs-proxy status").contains("main: ready"));
+    within("cnblogs-proxy check");
+    assert!(!logs().contains("\"DEBUG\""), "{}", logs());
+
+    let config = stage.path().join("config/config.toml");
+    let changed = format!("log = \"debug\"\n{}", fs::read_to_string(&config).unwrap());
+    fs::write(&config, changed).unwrap();
+    within("cnblogs-proxy reload");
+
+    eventually("a debug log", || {
+        within("cnblogs-proxy status");
+        logs().contains("\"DEBUG\"").then_some(())
+    });
 }
 
 /// The pod of the Kubernetes manifest, with its volumes as the kubelet leaves them: root's, and open to the pod's group.

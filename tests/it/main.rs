@@ -15,6 +15,7 @@ mod clients;
 mod commands;
 mod configuration;
 mod containers;
+mod deployed;
 mod dice;
 mod forwarding;
 mod house;

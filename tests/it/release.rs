@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
@@ -53,7 +54,9 @@ fn a_release_is_the_static_program_its_parts_list_and_their_sums() {
 
     done(&run(made.path(), "tar", &["xzf", archive]));
     let content = self::names(&made.path().join(whole));
-    assert_eq!(content, ["CHANGELOG.md", "LICENSE", "README.md", "cnblogs-proxy"].map(str::to_owned).into());
+    let top = ["CHANGELOG.md", "LICENSE", "README.md", "cnblogs-proxy", "config", "deploy"];
+    assert_eq!(content, top.map(str::to_owned).into());
+    assert_is_installed_as_told(&made.path().join(whole));
     let program = made.path().join(whole).join("cnblogs-proxy");
     let said = done(&run(made.path(), program.to_str().unwrap(), &["--version"]));
     assert_eq!(said, format!("cnblogs-proxy {version} ({COMMIT})\n"));
@@ -66,13 +69,15 @@ fn a_release_is_the_static_program_its_parts_list_and_their_sums() {
     let changes = fs::read_to_string(made.path().join(whole).join("CHANGELOG.md")).unwrap();
     assert!(changes.contains(&format!("\n## {version}\n")), "the change log knows no {version}");
     assert_names_all_parts(&made.path().join(&parts));
+    assert_loads_no_library_for_a_name(&program);
 }
 
 #[test]
 fn a_release_has_the_same_bytes_wherever_it_is_made() {
     let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let copy = there.path().join("another place");
-    fs::create_dir(&copy).unwrap();
+    // Cargo writes the package's id another way where the directory has its name.
+    let copy = there.path().join("another place/cnblogs-proxy");
+    fs::create_dir_all(&copy).unwrap();
     for part in [".cargo", "Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy"] {
         done(&run(Path::new(ROOT), "cp", &["-a", part, copy.to_str().unwrap()]));
     }
@@ -137,12 +142,74 @@ fn the_version_names_the_commit_of_a_release_build_in_its_own_repository() {
     assert_eq!(says(built.path(), "release", &[("CNBLOGS_PROXY_COMMIT", "")]), plain, "an image without");
 }
 
+/// What the README says for a machine without the package, in the unpacked archive and in an empty `/etc`.
+#[track_caller]
+fn assert_is_installed_as_told(unpacked: &Path) {
+    let readme = fs::read_to_string(unpacked.join("README.md")).unwrap();
+    let commands = readme.split("**The other two without the package,**").nth(1).unwrap();
+    let commands = commands.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let commands = commands.replace("systemctl daemon-reload\n", "");
+    let script = format!(
+        "mount -t tmpfs none /etc && mkdir -p /etc/systemd/system\n{commands}cd /etc && find . -type f"
+    );
+
+    let installed = done(&run(unpacked, "unshare", &["--mount", "sh", "-euc", &script]));
+
+    let expected = [
+        "cnblogs-proxy/config.toml",
+        "systemd/system/cnblogs-proxy.service",
+        "systemd/system/cnblogs-proxy.socket",
+        "systemd/system/cnblogs-proxy@.service",
+    ];
+    let installed: BTreeSet<_> = installed.lines().collect();
+    assert_eq!(installed, expected.map(|file| format!("./{file}")).iter().map(String::as_str).collect());
+    // What its users, and the links of the README, look for.
+    for file in [
+        "config/complete.toml",
+        "deploy/README.md",
+        "deploy/notify/mail",
+        "deploy/prometheus/alerts.yaml",
+        "deploy/systemd/user/cnblogs-proxy.service",
+    ] {
+        let (packed, ours) = (unpacked.join(file), Path::new(ROOT).join(file));
+        assert_eq!(fs::read(&packed).unwrap(), fs::read(&ours).unwrap(), "{file}");
+        let is_program = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o111 != 0;
+        assert_eq!(is_program(&packed), is_program(&ours), "{file}");
+    }
+}
+
+/// A static program of glibc dies of the sources of names of another glibc.
+#[track_caller]
+fn assert_loads_no_library_for_a_name(program: &Path) {
+    let place = TempDir::new().unwrap();
+    let of_a_desktop = "hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n";
+    fs::write(place.path().join("nsswitch.conf"), of_a_desktop).unwrap();
+    fs::write(place.path().join("hosts"), "127.0.0.1 api.example\n").unwrap();
+    fs::write(place.path().join("pat"), "a-personal-access-token").unwrap();
+    fs::set_permissions(place.path().join("pat"), fs::Permissions::from_mode(0o600)).unwrap();
+    let script = "for file in nsswitch.conf hosts; do mount --bind $file /etc/$file; done\n\
+                  CNBLOGS_PAT_FILE=$PWD/pat CNBLOGS_PROXY_STATE_DIR=$PWD/state \
+                  CNBLOGS_PROXY_UPSTREAM=https://api.example:1 CNBLOGS_PROXY_CONFIG=/dev/null \
+                  strace --follow-forks --trace=open,openat --output=opened \"$1\" check --connect || true";
+
+    let arguments = ["--mount", "--net", "sh", "-euc", script, "sh", program.to_str().unwrap()];
+    let said = run(place.path(), "unshare", &arguments);
+
+    let opened = fs::read_to_string(place.path().join("opened")).unwrap();
+    let said = format!("{}{}", done(&said), String::from_utf8_lossy(&said.stderr));
+    assert!(opened.contains("\"/etc/hosts\""), "the name was looked up: {said}");
+    let libraries: Vec<_> = opened.lines().filter(|line| line.contains(".so")).collect();
+    assert!(libraries.is_empty(), "{libraries:#?}");
+}
+
 /// Each direct dependency is there, and no path of this machine.
 #[track_caller]
 fn assert_names_all_parts(list: &Path) {
     let text = fs::read_to_string(list).unwrap();
     assert!(!text.contains(ROOT), "it names {ROOT}");
     let list: Value = serde_json::from_str(&text).unwrap();
+    let own = concat!("cnblogs-proxy@", env!("CARGO_PKG_VERSION"));
+    assert_eq!(list["metadata"]["component"]["bom-ref"], own);
     assert_eq!((&list["bomFormat"], &list["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
     let listed: BTreeSet<_> =
         list["components"].as_array().unwrap().iter().filter_map(|part| part["name"].as_str()).collect();

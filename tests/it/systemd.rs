@@ -70,11 +70,7 @@ fn the_package_is_installed_configured_upgraded_removed_and_purged() {
             let state = [machine.show(unit, "ActiveState"), machine.show(unit, "UnitFileState")];
             assert_eq!(state, ["inactive", "disabled"], "{unit}: installing starts nothing");
         }
-        assert!(machine.done("cnblogs-proxy --version").starts_with("cnblogs-proxy "));
-        let files = machine.done("dpkg --listfiles cnblogs-proxy");
-        for page in ["man1/cnblogs-proxy.1.gz", "man5/cnblogs-proxy.toml.5.gz"] {
-            assert!(files.contains(page), "{page} is not in {files}");
-        }
+        assert_is_whole(&machine);
         assert_unconfigured_says_what_to_do(&machine);
 
         keep_secret(&machine, &standin);
@@ -133,6 +129,24 @@ fn complaints(machine: &Machine, version: &str) -> String {
         .arg(machine.exchange.path().join(file));
     let ended = command.output().expect("lintian runs: tests/run installs it");
     [ended.stdout, ended.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
+}
+
+/// The installed package has what its texts name, and its one line is not cut.
+#[track_caller]
+fn assert_is_whole(machine: &Machine) {
+    assert!(machine.done("cnblogs-proxy --version").starts_with("cnblogs-proxy "));
+    let files = machine.done("dpkg --listfiles cnblogs-proxy");
+    for file in [
+        "/usr/share/man/man1/cnblogs-proxy.1.gz",
+        "/usr/share/man/man5/cnblogs-proxy.toml.5.gz",
+        "/usr/share/doc/cnblogs-proxy/prometheus/alerts.yaml",
+        "/usr/share/doc/cnblogs-proxy/deploy/README.md",
+    ] {
+        assert!(files.lines().any(|line| line == file), "{file} is not in {files}");
+    }
+    machine.done(&format!("test -x {}", told("/usr/lib/cnblogs-proxy/mail")));
+    let synopsis = "dpkg-query --show --showformat='${binary:Synopsis}' cnblogs-proxy";
+    assert_eq!(machine.done(synopsis), env!("CARGO_PKG_DESCRIPTION"), "nothing of it is cut");
 }
 
 fn assert_unconfigured_says_what_to_do(machine: &Machine) {
@@ -427,7 +441,7 @@ fn assert_user_needs_neither_package_nor_root(machine: &Machine, standin: &Stand
     assert_eq!(get(8264, "/echo/x").status, 200);
     let reload = as_alice("systemctl --user reload cnblogs-proxy");
     assert_reload_tells(machine, &reload, &format!("{home}/config.toml"));
-    machine.done(&as_alice("systemctl --user restart cnblogs-proxy"));
+    machine.done(&as_alice(told("systemctl --user restart cnblogs-proxy")));
     machine.done(&ours("cnblogs-proxy status"));
 }
 

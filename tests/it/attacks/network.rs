@@ -86,7 +86,7 @@ fn a_container_reaches_nothing_that_listens_on_loopback_and_only_a_known_user_th
 }
 
 /// A listener of one network is given to a daemon in another, whose kernel knows none of the callers.
-const FOREIGN_LISTENER: &str = r#"
+pub(crate) const FOREIGN_LISTENER: &str = r#"
 trap 'kill $(jobs -p)' EXIT
 ip link set lo up
 python3 - "$1" "$2" >"$2/output" 2>&1 <<'END' &
@@ -98,23 +98,24 @@ os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 os.execvp("unshare", ["unshare", "--net", sys.argv[1], "--config", sys.argv[2] + "/config.toml"])
 END
 until grep -qE 'listening on|error' "$2/output"; do sleep 0.05; done
-curl --silent --max-time 10 --noproxy '*' --write-out ' %{http_code}\n' http://127.0.0.1:8262/x
 "#;
+const CALL: &str =
+    "curl --silent --max-time 10 --noproxy '*' --write-out ' %{http_code}\\n' http://127.0.0.1:8262/x";
 
 #[test]
 fn a_caller_whose_user_the_kernel_does_not_know_is_refused_unless_everybody_may() {
     let home = personal("self", "\"127.0.0.1:0\"");
-    let said = in_a_network_of_its_own(FOREIGN_LISTENER, &home);
+    let said = in_a_network_of_its_own(&format!("{FOREIGN_LISTENER}{CALL}"), &home);
     assert!(said.contains("forbidden-user") && said.ends_with(" 403\n"), "{said}");
     assert!(said.contains("the kernel can't tell which user"), "{said}");
 
     let home = personal("*", "\"127.0.0.1:0\"");
-    let said = in_a_network_of_its_own(FOREIGN_LISTENER, &home);
+    let said = in_a_network_of_its_own(&format!("{FOREIGN_LISTENER}{CALL}"), &home);
     assert!(said.ends_with(" 502\n"), "{said}");
 }
 
 /// A home with a personal access token and an API that nobody has.
-fn personal(users: &str, listen: &str) -> Home {
+pub(crate) fn personal(users: &str, listen: &str) -> Home {
     let home = Home::new(Vec::new());
     let token = home.secret("pat", "a-personal-access-token");
     let listen = listen.replace("{home}", &home.path().display().to_string());
