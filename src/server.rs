@@ -164,7 +164,9 @@ async fn serve(
     }
 
     let metrics = Arc::new(Metrics::default());
-    let control = Arc::new(Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone()));
+    let control =
+        Control::new(sessions.clone(), logins, Arc::clone(&metrics), listening.clone(), &config.routes);
+    let control = Arc::new(control);
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
     let (asked, mut askers) = mpsc::channel(8);
