@@ -25,6 +25,7 @@ mod notices;
 mod pages;
 mod provider;
 mod providers;
+mod readme;
 mod rereading;
 mod release;
 mod sandbox;
