@@ -16,8 +16,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, RawQuery, Request, State};
 use axum::http::header::{
-    ACCEPT, ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, LOCATION, ORIGIN,
-    REFERER, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
+    LOCATION, ORIGIN, REFERER, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use url::form_urlencoded;
 
-use crate::config::{Listen, ResponseType};
+use crate::config::{Listen, ResponseType, Route};
 use crate::metrics::{Metrics, Minute};
 use crate::oauth::callback;
 use crate::problem::{Code, Problem};
@@ -42,6 +42,8 @@ use pages::{Language, LoginPage, Overview, Reader};
 const LARGEST_FORM: usize = 64 * 1024;
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
+/// Where the API says whose token it was called with.
+const IDENTITY_PATH: &str = "/api/users";
 const FORM_WITHIN: Duration = Duration::from_secs(60);
 /// A page left open for longer asks to be loaded again.
 const PAGE_SECRET_LIVES_SECS: i64 = 12 * 3600;
@@ -64,6 +66,8 @@ pub struct Control {
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
     workers: Vec<Arc<Pulse>>,
+    /// By account, where a caller finds out whose token it is served with.
+    samples: BTreeMap<String, String>,
     started: Moment,
     page_key: hmac::Key,
 }
@@ -77,18 +81,33 @@ pub type Reloads = mpsc::Sender<oneshot::Sender<Outcome>>;
 type Shared = State<Arc<Control>>;
 
 impl Control {
-    /// Control routes over these sessions. `listening` is what the daemon is bound to; `workers` accept there.
+    /// Control routes over these sessions, to which `routes` lead. `listening` is what the daemon is bound to; `workers`
+    /// accept there.
     pub fn new(
         sessions: BTreeMap<String, Session>,
         logins: Logins,
         metrics: Arc<Metrics>,
         listening: Vec<Listen>,
         workers: Vec<Arc<Pulse>>,
+        routes: &[Route],
     ) -> Self {
         let random = ring::rand::SystemRandom::new();
         let page_key =
             hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
-        Self { sessions, logins, metrics, listening, workers, started: now(), page_key }
+        let samples = sessions.keys().filter_map(|account| {
+            let route = routes.iter().find(|route| route.account == *account)?;
+            let path = IDENTITY_PATH.strip_prefix(&route.upstream.base_path)?;
+            Some((account.clone(), format!("{}{path}", route.prefix.trim_end_matches('/'))))
+        });
+        let samples = samples.collect();
+        Self { sessions, logins, metrics, listening, workers, samples, started: now(), page_key }
+    }
+
+    /// A command that calls through us, for a person who was admitted with these fields.
+    fn sample_call(&self, account: &str, fields: &HeaderMap) -> String {
+        let key = if fields.contains_key(AUTHORIZATION) { "-H 'Authorization: Bearer KEY' " } else { "" };
+        let path = self.samples.get(account).map_or("/", String::as_str);
+        format!("curl {key}{}{path}", here(fields))
     }
 
     /// What does not move any more, although the control runtime, which asks, does.
@@ -344,7 +363,9 @@ fn told(
     }
     let reader = reader(fields);
     let page = match outcome {
-        Ok(LoginOutcome::Done(done)) => pages::logged_in(reader, account, &done, &here(fields)),
+        Ok(LoginOutcome::Done(done)) => {
+            pages::logged_in(reader, account, &done, &here(fields), &control.sample_call(account, fields))
+        }
         Ok(LoginOutcome::NeedsConfirmation(asked)) => {
             pages::confirm(reader, account, &asked, &control.page_secret())
         }

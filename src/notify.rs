@@ -4,8 +4,10 @@
 mod command;
 mod webhook;
 
+use std::fmt;
+
 use rustix::process::Rlimit;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
 use crate::token::{At, now};
@@ -43,7 +45,21 @@ pub struct Notice {
     #[serde(skip)]
     pub account: String,
     /// In words.
-    pub message: String,
+    pub message: Text,
+}
+
+/// What is told of an event. Written out it is the English of logs, programs and the notify command; its pieces are kept
+/// apart for the status page, which has our own words in other languages, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text(Vec<Piece>);
+
+/// A piece of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Our own words: those of a key below `said` in `control/pages/words.toml`.
+    Words(&'static str),
+    /// A time, a name, the text of an error.
+    Value(String),
 }
 
 /// Where events are sent. Cheap to clone.
@@ -121,9 +137,49 @@ impl Event {
     }
 }
 
+impl Text {
+    /// With more words behind it.
+    pub fn words(mut self, words: &'static str) -> Self {
+        self.0.push(Piece::Words(words));
+        self
+    }
+
+    /// With a value behind it.
+    pub fn value(mut self, value: impl fmt::Display) -> Self {
+        self.0.push(Piece::Value(value.to_string()));
+        self
+    }
+
+    /// Its pieces, in order.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.0
+    }
+}
+
+impl From<&'static str> for Text {
+    fn from(words: &'static str) -> Self {
+        Self(vec![Piece::Words(words)])
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|piece| match piece {
+            Piece::Words(words) => formatter.write_str(words),
+            Piece::Value(value) => formatter.write_str(value),
+        })
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl Notifier {
     /// Logs an event and passes it on.
-    pub fn emit(&self, event: Event, account: &str, message: String) -> Notice {
+    pub fn emit(&self, event: Event, account: &str, message: Text) -> Notice {
         let name = event.as_str();
         if event == Event::Recovered {
             tracing::info!(event = name, account, "{message}");

@@ -178,7 +178,8 @@ async fn serve(
     let metrics = Arc::new(Metrics::default());
     let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
     let (seen, on) = (Arc::clone(&metrics), listening.clone());
-    let control = Arc::new(Control::new(sessions.clone(), logins, seen, on, pulses.clone()));
+    let control = Control::new(sessions.clone(), logins, seen, on, pulses.clone(), &config.routes);
+    let control = Arc::new(control);
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
     let (asked, mut askers) = mpsc::channel(8);

@@ -64,6 +64,8 @@ enum Place {
 enum Mood {
     Good,
     Mild,
+    /// Nobody has logged in so far: nothing is wrong, and nothing is served.
+    Start,
     Bad,
 }
 
@@ -133,9 +135,15 @@ pub(super) fn fragment(reader: Reader) -> Html<String> {
     layout(reader, "bring.heading", None, "", Fill::new(reader).fill(BRING))
 }
 
-/// A login that is in use. `here` is where programs call.
-pub(super) fn logged_in(reader: Reader, account: &str, done: &LoginDone, here: &str) -> Html<String> {
-    let fill = Fill::new(reader).text("account", account).text("here", here);
+/// A login that is in use. `here` is where programs call, `call` a command that does.
+pub(super) fn logged_in(
+    reader: Reader,
+    account: &str,
+    done: &LoginDone,
+    here: &str,
+    call: &str,
+) -> Html<String> {
+    let fill = Fill::new(reader).text("account", account).text("here", here).text("call", call);
     let who = match &done.person {
         Some(person) => fill.clone().text("person", person).word("done.who"),
         None => fill.word("done.nameless"),
@@ -304,6 +312,7 @@ impl Mood {
         match self {
             Self::Good => "good",
             Self::Mild => "mild",
+            Self::Start => "start",
             Self::Bad => "bad",
         }
     }

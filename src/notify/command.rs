@@ -43,7 +43,7 @@ impl Runner {
             .args(arguments)
             .env("CNBLOGS_PROXY_EVENT", notice.event.as_str())
             .env("CNBLOGS_PROXY_ACCOUNT", &notice.account)
-            .env("CNBLOGS_PROXY_MESSAGE", &notice.message)
+            .env("CNBLOGS_PROXY_MESSAGE", notice.message.to_string())
             .env_remove("CNBLOGS_CLIENT_SECRET")
             .env_remove("CNBLOGS_PAT")
             .stdin(Stdio::null())
@@ -175,7 +175,7 @@ mod tests {
             at: At(0),
             event: Event::LoginRequired,
             account: "main".to_owned(),
-            message: "a person has to log in".to_owned(),
+            message: "a person has to log in".into(),
         };
 
         // The clock stands still while the other thread looks, and then jumps.

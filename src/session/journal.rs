@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::{Refresh, RefreshOutcome};
-use crate::notify::{Event, Notice, Notifier};
+use crate::notify::{Event, Notice, Notifier, Text};
 use crate::token::{At, now};
 
 /// How many events the status shows.
@@ -38,7 +38,7 @@ impl Journal {
     }
 
     /// Tells a person of an event, once until it is cleared.
-    pub(super) fn raise(&mut self, event: Event, message: impl FnOnce() -> String) {
+    pub(super) fn raise(&mut self, event: Event, message: impl FnOnce() -> Text) {
         if self.raised.insert(event) {
             self.note(event, message());
         }
@@ -55,7 +55,7 @@ impl Journal {
     }
 
     /// Tells a person of an event.
-    pub(super) fn note(&mut self, event: Event, message: String) {
+    pub(super) fn note(&mut self, event: Event, message: Text) {
         *self.event_counts.entry(event).or_default() += 1;
         self.events.push_back(self.notifier.emit(event, &self.account, message));
         if self.events.len() > EVENTS_KEPT {

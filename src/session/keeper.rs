@@ -19,7 +19,7 @@ use super::mailbox::{Ask, Message};
 use super::plan::{Plan, Verdict};
 use super::{AskError, Confirmation, RefreshOutcome, Shared, State};
 use crate::config::Grant;
-use crate::notify::{Event, Notifier, with_causes};
+use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
 use crate::store::{Binding, Record, Reservation, Store};
 use crate::token::{Lifetime, Moment, Token, now};
@@ -247,9 +247,11 @@ impl Keeper {
 
     fn tell_incurable(&mut self) {
         if !std::mem::replace(&mut self.is_incurable, true) {
-            let message = "the API answers 401 to a fresh token as well, so no refresh helps: is this token for that \
-                           host, and the route's account the right one?";
-            self.journal.note(Event::RefreshFailing, message.to_owned());
+            let message = Text::from(
+                "the API answers 401 to a fresh token as well, so no refresh helps: is this token for that host, and \
+                 the route's account the right one?",
+            );
+            self.journal.note(Event::RefreshFailing, message);
         }
     }
 
@@ -405,18 +407,22 @@ impl Keeper {
                 return None;
             }
             GrantError::Misconfigured { .. } => {
-                self.journal
-                    .raise(Event::RefreshFailing, || format!("{error}: check client_id and client secret"));
+                self.journal.raise(Event::RefreshFailing, || {
+                    Text::default().value(&error).words(": check client_id and client secret")
+                });
             }
             _ => {}
         }
         if self.plan.should_tell(retry_after, remaining, now()) {
-            self.journal.raise(Event::RefreshFailing, || match retry_after {
-                Some(asked) => format!(
-                    "refreshing fails: {error}, and asks not to be tried again for {} s",
-                    asked.as_secs()
-                ),
-                None => format!("refreshing fails: {error}"),
+            self.journal.raise(Event::RefreshFailing, || {
+                let message = Text::from("refreshing fails: ").value(&error);
+                match retry_after {
+                    Some(asked) => message
+                        .words(", and asks not to be tried again for ")
+                        .value(asked.as_secs())
+                        .words(" s"),
+                    None => message,
+                }
             });
         }
         reservation
@@ -447,8 +453,9 @@ impl Keeper {
         }
         if was_lost {
             self.journal.raise(Event::RotationInDoubt, || {
-                "the answer to a refresh was lost and the refresh token with it: a new login is needed"
-                    .to_owned()
+                Text::from(
+                    "the answer to a refresh was lost and the refresh token with it: a new login is needed",
+                )
             });
         }
     }
@@ -500,15 +507,15 @@ impl Keeper {
         }
         match reserved {
             Ok(reservation) => {
-                self.store_works("the login can be saved again");
+                self.store_works(Text::from("the login can be saved again"));
                 Ok(reservation)
             }
             Err(error) => {
                 self.plan.postpone(STORE_RETRY, now());
                 let message =
-                    format!("the login can't be saved, so nothing is spent: {}", with_causes(&error));
+                    Text::from("the login can't be saved, so nothing is spent: ").value(with_causes(&error));
                 self.journal.raise(Event::StoreFailing, || message.clone());
-                Err(message)
+                Err(message.to_string())
             }
         }
     }
@@ -518,7 +525,7 @@ impl Keeper {
     async fn keep_login(&mut self, reservation: Option<Reservation>, record: Record) {
         let lifetime = self.lifetime_of(&record);
         let access_token = record.access_token.clone();
-        self.record = Some(record);
+        let is_first = self.record.replace(record).is_none();
         // Without room of its own it takes the place of what is still to be saved, if there is something.
         self.unsaved = reservation.or_else(|| self.unsaved.take());
         self.save_if_needed().await;
@@ -529,7 +536,11 @@ impl Keeper {
         let was_required = self.journal.clear(Event::LoginRequired);
         self.journal.clear(Event::RotationInDoubt);
         if was_told || was_failing || was_required {
-            self.journal.note(Event::Recovered, "there is a fresh token again".to_owned());
+            let message = match is_first {
+                true => Text::from("there is a fresh token"),
+                false => Text::from("there is a fresh token again"),
+            };
+            self.journal.note(Event::Recovered, message);
         }
     }
 
@@ -546,7 +557,7 @@ impl Keeper {
             .await;
         match saved {
             Ok(()) => {
-                self.store_works("the login is saved again");
+                self.store_works(Text::from("the login is saved again"));
                 self.revoke_replaced().await;
             }
             Err(error) if self.grant() == Grant::ClientCredentials => {
@@ -560,18 +571,16 @@ impl Keeper {
             Err(error) => {
                 self.unsaved = Some(reservation);
                 self.journal.raise(Event::StoreFailing, || {
-                    format!(
-                        "the new login is in use but can't be saved, and a restart would lose it: {}",
-                        with_causes(&error)
-                    )
+                    Text::from("the new login is in use but can't be saved, and a restart would lose it: ")
+                        .value(with_causes(&error))
                 });
             }
         }
     }
 
-    fn store_works(&mut self, message: &str) {
+    fn store_works(&mut self, message: Text) {
         if self.journal.clear(Event::StoreFailing) {
-            self.journal.note(Event::Recovered, message.to_owned());
+            self.journal.note(Event::Recovered, message);
         }
     }
 

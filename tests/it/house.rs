@@ -90,6 +90,37 @@ fn only_the_token_module_reads_the_wall_clock() {
     assert_eq!(files_with("SystemTime::now"), names(&["token.rs"]));
 }
 
+/// What events are told with stands twice: in English where it is told, and in every language where it is shown.
+#[test]
+fn the_pages_know_all_words_that_events_are_told_with() {
+    let words = fs::read_to_string(Path::new(ROOT).join("src/control/pages/words.toml")).unwrap();
+    let known = words.split("\n[said").skip(1).map(|word| {
+        let english = word.lines().find_map(|line| line.strip_prefix("en = \"")?.strip_suffix('"'));
+        english.unwrap_or_else(|| panic!("no English in {word}")).to_owned()
+    });
+    let known: BTreeSet<_> = known.collect();
+
+    let mut told = BTreeSet::new();
+    for file in sources() {
+        let text = fs::read_to_string(&file).unwrap();
+        for call in ["Text::from(", ".words("] {
+            told.extend(text.split(call).skip(1).filter_map(literal));
+        }
+    }
+
+    assert_eq!(told, known);
+    assert!(told.len() > 20, "only {} were seen", told.len());
+}
+
+/// The string literal that code begins with, its lines joined as the compiler does.
+fn literal(code: &str) -> Option<String> {
+    let text = code.trim_start().strip_prefix('"')?;
+    let text = text.split_once('"')?.0;
+    let mut lines = text.split("\\\n");
+    let first = lines.next()?.to_owned();
+    Some(lines.fold(first, |joined, line| joined + line.trim_start()))
+}
+
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut directories = vec![Path::new(ROOT).join("src")];

@@ -29,6 +29,7 @@ mod pages;
 mod provider;
 mod providers;
 mod proxies;
+mod readme;
 mod rereading;
 mod release;
 mod sandbox;

@@ -2,6 +2,8 @@
 //! before, while and after something is done, in both languages, on narrow screens, with the keyboard alone, without
 //! the script; and on every page that nothing breaks its rules and axe-core finds nothing.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -134,6 +136,10 @@ fn a_person_logs_in_and_is_told_what_happens_next() {
     assert_eq!(world.standin.token_requests().len(), 0, "nothing is sent yet");
     reader.judge("login-ready");
     assert_eq!(reader.does(&json!(["follow", "#paste button"])), 200);
+    let call = reader.text("pre code");
+    assert_eq!(call, format!("curl http://{}/api/users", world.daemon.authority));
+    let user = bash(&call);
+    assert!(user.contains(Person::Alice.display_name()), "{user}");
     let page = reader.text("main");
     for words in
         [Person::Alice.display_name(), "in 29 days 23 h", "What happens next", &world.daemon.authority]
@@ -424,7 +430,7 @@ fn without_the_script_a_person_logs_in_reads_the_status_and_logs_out() {
     assert_eq!(world.standin.refreshes().len(), 1);
     reader.does(&json!(["click", "summary"]));
     assert_eq!(reader.does(&json!(["follow", ".ask button"])), 200);
-    assert!(reader.text("#summary").contains("需要您来处理"));
+    assert!(reader.text("#summary").contains("请先登录"));
     assert_eq!((world.daemon.state().as_str(), world.standin.revocations().len()), ("login-required", 1));
 }
 
@@ -448,12 +454,130 @@ fn a_browser_that_comes_back_by_itself_says_so_in_both_tabs() {
     reader.says("#current", Person::Bob.display_name());
 }
 
+/// What a shell prints that runs a command as it was copied.
+#[track_caller]
+fn bash(command: &str) -> String {
+    let command = command.replacen("curl ", "curl --silent --show-error --fail-with-body --noproxy '*' ", 1);
+    let output = Command::new("bash").args(["-c", &command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// With routes of its own, and with keys.
+#[test]
+fn the_page_after_a_login_has_a_command_to_copy_that_works() {
+    let world = Setup { route: "prefix = \"/open\"".to_owned(), ..Setup::default() }.start();
+    let page = after_login(&world, &[]);
+    let path = format!("http://{}/open/api/users", world.daemon.authority);
+    assert!(bash(&call_in(&page)).contains(Person::Alice.display_name()), "{page}");
+    assert_eq!(call_in(&page), format!("curl {path}"));
+
+    let home = crate::support::Home::new(Vec::new());
+    let key = home.secret("key", "a-key-of-32-characters-or-more-0123456789");
+    let tables = format!("[[callers.key]]\nname = \"me\"\nfile = \"{}\"\n", key.display());
+    let world = Setup { tables, ..Setup::default() }.start();
+    let authorization = ("Authorization", "Bearer a-key-of-32-characters-or-more-0123456789");
+    let page = after_login(&world, &[authorization]);
+    let call = call_in(&page).replace("KEY", "a-key-of-32-characters-or-more-0123456789");
+    assert!(call.contains("-H 'Authorization: Bearer "), "{call}");
+    assert!(bash(&call).contains(Person::Alice.display_name()));
+}
+
+/// The page that a browser gets for the address of a login of Alice's.
+#[track_caller]
+fn after_login(world: &World, fields: &[(&str, &str)]) -> String {
+    let started = world.daemon.request("POST", "/-/login/main/start", fields, b"");
+    let address = world.standin.authorize(started.field("location").unwrap(), Person::Alice);
+    let page = world.daemon.request("GET", "/-/login/main", fields, b"").text();
+    let secret = page.split("name=\"page\" value=\"").nth(1).unwrap().split('"').next().unwrap();
+    let form = format!("page={}&callback={}", encoded(secret), encoded(&address));
+    let mut fields = fields.to_vec();
+    fields.extend([("Accept", "text/html"), ("Content-Type", "application/x-www-form-urlencoded")]);
+    let answer = world.daemon.request("POST", "/-/login/main", &fields, form.as_bytes());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.text()
+}
+
+fn call_in(page: &str) -> String {
+    let (_, rest) = page.split_once("<pre><code>").unwrap_or_else(|| panic!("no command in {page}"));
+    rest.split_once("</code>").unwrap().0.replace("&#39;", "'")
+}
+
+#[test]
+fn before_the_first_login_nothing_is_red_and_after_it_it_works() {
+    let mut world = World::start();
+    let mut reader = Reader::start(&world);
+    for (locale, words) in [("zh-CN", "请先登录"), ("en-GB", "Log in to start")] {
+        reader.open(&world, &json!({ "locale": locale }));
+        reader.visit("/-/");
+        assert_eq!(reader.text("#summary b"), words);
+        assert_eq!(reader.does(&json!(["count", ".bad, .state.login-required"])), 0);
+        assert_eq!(reader.does(&json!(["count", "details[open]"])), 0, "what to do is folded");
+        reader.judge("first");
+    }
+
+    world.log_in(Person::Alice);
+
+    reader.says("#summary b", "Everything works");
+    let history = reader.text("#history-main");
+    assert!(history.contains("It works: there is a fresh token") && !history.contains("again"), "{history}");
+    world.restart();
+    world.standin.forget_refresh_tokens();
+    assert_eq!(world.daemon.post_form("/-/refresh/main", &[]).status, 503);
+    world.log_in(Person::Alice);
+    let status = world.daemon.status();
+    let last = status["accounts"]["main"]["events"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last["message"], "there is a fresh token again", "after one that was lost");
+}
+
+#[test]
+fn the_chinese_status_page_tells_events_in_chinese() {
+    let world = Setup { account: "login_lifetime = \"2d\"".to_owned(), ..Setup::default() }.start();
+    let mut reader = Reader::start(&world);
+    reader.open(&world, &json!({ "locale": "zh-CN" }));
+    reader.visit("/-/");
+    assert!(reader.text("#history-main").contains("需要登录: 需要有人登录"));
+
+    world.log_in(Person::Alice);
+    reader.says("#history-main", "服务器结束本次登录的时间：");
+    world.standin.set_unavailable(true);
+    for _ in 0..3 {
+        world.daemon.post_form("/-/refresh/main", &[]);
+    }
+    world.standin.set_unavailable(false);
+    world.standin.forget_refresh_tokens();
+    world.daemon.post_form("/-/refresh/main", &[]);
+    reader.says("#history-main", "需要有人登录（在最后一个令牌到期之前）：服务器拒绝了刷新令牌");
+
+    let history = reader.text("#history-main");
+    for english in ["a person has to", "the server ends", "there is a"] {
+        assert!(!history.contains(english), "{history}");
+    }
+    let events = world.daemon.status()["accounts"]["main"]["events"].to_string();
+    assert!(events.contains("a person has to log in before the last token expires: the server"), "{events}");
+}
+
+#[test]
+fn of_a_single_request_mean_and_most_are_the_same_time() {
+    let world = World::logged_in();
+    assert_eq!(world.daemon.get("/api/users").status, 200);
+    let mut reader = Reader::start(&world);
+    reader.visit("/-/");
+
+    let mean = reader.text(".figures div:nth-child(4) dd");
+    let most = reader.text("figure:last-child .most");
+
+    assert_eq!(most, format!("at most {mean}"));
+    assert!(mean.ends_with(" ms") && mean != "0 ms", "{mean}");
+}
+
 #[test]
 fn the_status_page_follows_what_happens_and_says_what_to_do() {
     let world = World::logged_in();
     let mut reader = Reader::start(&world);
     reader.visit("/-/");
     assert_eq!(reader.text("#summary b"), "Everything works");
+    assert_eq!(reader.does(&json!(["count", "#remedies details[open]"])), 0, "what to do is folded");
 
     for _ in 0..3 {
         assert_eq!(world.daemon.get("/api/users").status, 200);
@@ -477,6 +601,7 @@ fn the_status_page_follows_what_happens_and_says_what_to_do() {
     reader.says("#history-main", "A login is required");
     reader.says("#said", "You are needed");
 
+    assert_eq!(reader.does(&json!(["count", "#remedies details[open]"])), 1, "what to do is seen");
     reader.does(&json!(["click", "#history-main .bad a"]));
     reader.says(":target", "Press Log in at the account");
     reader.judge("status-needed");
@@ -517,7 +642,7 @@ fn a_log_out_asks_first_and_is_not_forgotten_while_the_page_follows() {
     assert!(reader.text(".ask").contains("Log out account main?"), "still asked");
     assert_eq!(reader.does(&json!(["follow", ".ask button"])), 200);
 
-    assert_eq!(reader.text("#summary b"), "You are needed");
+    assert_eq!(reader.text("#summary b"), "Log in to start");
     eventually("the login is revoked", || (world.standin.revocations().len() == 1).then_some(()));
 }
 

@@ -216,7 +216,7 @@ async fn show(watch: &mut Watch<'_>, choice: &Choice) -> Outcome<()> {
     watch.tell();
     show_request(watch.daemon, "GET", "/api/users", "")?;
     show_request(watch.daemon, "GET", "/api/blogposts/@sitehome?pageIndex=1&pageSize=2", "")?;
-    show_request(watch.daemon, "POST", "/api/statuses", r#"{"Content":"你好, sandbox","IsPrivate":false}"#)?;
+    show_request(watch.daemon, "POST", "/api/statuses", r#"{"Content":"你好, sandbox","IsPrivate":true}"#)?;
     if !choice.once {
         return watch.until_stopped(None).await;
     }
@@ -394,7 +394,7 @@ This is a sandbox: a stand-in of Cnblogs on this machine, and the real daemon in
 2. Call the API through the daemon; it adds the token:
      curl {url}/api/users                    (needs a user: who you logged in as)
      curl '{url}/api/blogposts/@sitehome?pageIndex=1&pageSize=2'
-     curl -H 'Content-Type: application/json' -d '{{\"Content\":\"hello\"}}' {url}/api/statuses
+     curl -H 'Content-Type: application/json' -d '{{\"Content\":\"hello\",\"IsPrivate\":true}}' {url}/api/statuses
      curl {url}/api/statuses/@my
      curl {url}/echo/what/arrives            (a route of the stand-in: shows the request as it arrived)
 

@@ -158,7 +158,7 @@ pub(crate) fn reply(shared: &Shared, head: &RecordedRequest, content: &[u8]) -> 
     }
 }
 
-/// The page of Cnblogs that only shows what came back.
+/// The page of Cnblogs at which the browser ends, as empty as that one: only its address matters.
 pub(crate) fn callback_page() -> Reply {
     Reply::Answer(Answer::html(200, include_str!("callback.html")))
 }

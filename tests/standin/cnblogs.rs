@@ -1,9 +1,11 @@
-//! A few real operations of Cnblogs, with their field names and plausible content.
+//! A few real operations of Cnblogs, with the field names and types that its clients read, and plausible content. The
+//! blog backend, which is another host in reality, is in `blog.rs`.
 
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::authorize::Person;
+use super::blog::{self, Blog};
 use super::grants::Bearer;
 use super::reply::Answer;
 use super::request::RecordedRequest;
@@ -13,6 +15,7 @@ use super::request::RecordedRequest;
 pub(crate) struct Content {
     statuses: Vec<Status>,
     bookmarks: Vec<Bookmark>,
+    blog: Blog,
     made: u64,
 }
 
@@ -21,6 +24,7 @@ struct Status {
     id: u64,
     person: Person,
     content: String,
+    is_private: bool,
 }
 
 #[derive(Debug)]
@@ -29,6 +33,7 @@ struct Bookmark {
     person: Person,
     title: String,
     url: String,
+    tags: Vec<String>,
 }
 
 /// Answers an operation under `/api/`; names are taken in any case, as the real one does.
@@ -38,23 +43,23 @@ pub(crate) fn answer(content: &mut Content, head: &RecordedRequest, body: &[u8],
     match (head.method.as_str(), segments.as_slice()) {
         ("GET", ["users"]) => with_user(bearer, |person| Answer::json(200, &user(person))),
         ("GET", ["blogs", app]) => Answer::json(200, &blog(app)),
-        ("GET", ["blogs", app, "posts"]) => Answer::json(200, &json!([post(1, app), post(2, app)])),
+        ("GET", ["blogs", app, "posts"]) => page(head, [post(1, app), post(2, app)]),
         ("GET", ["blog", "v2", "blogposts"]) => {
-            with_user(bearer, |person| Answer::json(200, &json!([post(1, app_of(person))])))
+            with_user(bearer, |person| page(head, [post(1, alias_of(person))]))
         }
-        ("GET", ["blogs", _, "posts", _, "comments"]) => Answer::json(200, &json!([comment()])),
+        ("GET", ["blogs", _, "posts", _, "comments"]) => page(head, [comment()]),
         ("POST", ["blogs", _, "posts", _, "comments"]) => with_user(bearer, |_| Answer::status(200)),
         ("GET", ["blogposts", "@sitehome" | "@picked"]) => {
-            Answer::json(200, &json!([post(101, "alice"), post(102, "bob")]))
+            page(head, [post(101, "alice"), post(102, "bob"), post(103, "alice")])
         }
         ("GET", ["blogposts" | "newsitems" | "kbarticles", id, "body"]) => {
             Answer::json(200, &json!(format!("<p>正文 {id}: Hello, 世界 &amp; Rust.</p>")))
         }
         ("GET", ["newsitems"] | ["newsitems", "@hot" | "@hot-week" | "@recommended"]) => {
-            Answer::json(200, &json!([news(7001), news(7002)]))
+            page(head, [news(7001), news(7002)])
         }
         ("GET", ["questions", "@sitehome" | "@unsolved" | "@highscore"]) => {
-            Answer::json(200, &json!([question(501), question(502)]))
+            page(head, [question(501), question(502)])
         }
         ("GET", ["questions", id]) => Answer::json(200, &question(id.parse().unwrap_or(501))),
         ("POST", ["questions"]) => with_user(bearer, |_| Answer::json(201, &question(503))),
@@ -63,6 +68,9 @@ pub(crate) fn answer(content: &mut Content, head: &RecordedRequest, body: &[u8],
         (_, ["statuses", rest @ ..]) => statuses(content, head, body, bearer, rest),
         (_, ["bookmarks", rest @ ..]) => {
             with_user(bearer, |person| bookmarks(content, head, body, person, rest))
+        }
+        (_, ["posts" | "category" | "tags" | "settings", ..]) => {
+            with_user(bearer, |person| blog::answer(&mut content.blog, head, body, person, &segments))
         }
         _ => not_found(),
     }
@@ -77,16 +85,20 @@ fn statuses(
 ) -> Answer {
     match (head.method.as_str(), rest) {
         ("GET", ["@all" | "recent"]) => {
-            Answer::json(200, &content.statuses.iter().map(status).collect::<Vec<_>>().into())
+            page(head, content.statuses.iter().filter(|status| !status.is_private).map(status))
         }
         ("GET", [kind]) if kind.starts_with('@') => with_user(bearer, |person| {
-            let own = content.statuses.iter().filter(|status| status.person == person);
-            Answer::json(200, &own.map(status).collect::<Vec<_>>().into())
+            page(head, content.statuses.iter().filter(|status| status.person == person).map(status))
         }),
+        ("GET", [id]) => {
+            let mut all = content.statuses.iter();
+            let found = all.find(|status| status.id.to_string() == *id && !status.is_private);
+            found.map_or_else(not_found, |found| Answer::json(200, &status(found)))
+        }
         ("POST", [] | [""]) => with_user(bearer, |person| {
             content.made += 1;
-            let text = value(head, body, "Content");
-            content.statuses.push(Status { id: content.made, person, content: text });
+            let (text, is_private) = (value(head, body, "Content"), value(head, body, "IsPrivate") == "true");
+            content.statuses.push(Status { id: content.made, person, content: text, is_private });
             Answer::json(200, &content.statuses.last().map(status).unwrap_or_default())
         }),
         ("DELETE", [id]) => with_user(bearer, |person| {
@@ -94,7 +106,7 @@ fn statuses(
             content.statuses.retain(|status| status.person != person || status.id.to_string() != *id);
             if content.statuses.len() < before { Answer::status(200) } else { not_found() }
         }),
-        ("GET", [.., "comments"]) => Answer::json(200, &json!([comment()])),
+        ("GET", [.., id, "comments"]) => page(head, [status_comment(id.parse().unwrap_or(1))]),
         ("POST", [.., "comments"]) => with_user(bearer, |_| Answer::status(200)),
         _ => not_found(),
     }
@@ -117,7 +129,8 @@ fn bookmarks(
         },
         ("GET", []) => {
             let all: Vec<Value> = own.map(bookmark).collect();
-            Answer::json(200, &all.clone().into()).with("X-Count", &all.len().to_string())
+            let count = all.len().to_string();
+            page(head, all).with("X-Count", &count)
         }
         ("POST", []) => {
             let url = value(head, body, "LinkUrl");
@@ -126,7 +139,13 @@ fn bookmarks(
             }
             content.made += 1;
             let (id, title) = (content.made, value(head, body, "Title"));
-            content.bookmarks.push(Bookmark { id, person, title, url });
+            let tags = value(head, body, "Tags")
+                .split(',')
+                .map(str::trim)
+                .filter(|tag| !tag.is_empty())
+                .map(str::to_owned)
+                .collect();
+            content.bookmarks.push(Bookmark { id, person, title, url, tags });
             Answer::status(201).with("Location", &format!("/api/bookmarks/{id}"))
         }
         ("PATCH", [id]) => {
@@ -157,23 +176,47 @@ fn with_user(bearer: Bearer, answer: impl FnOnce(Person) -> Answer) -> Answer {
     }
 }
 
-fn not_found() -> Answer {
+pub(super) fn not_found() -> Answer {
     Answer::json(404, &json!({ "Message": "No HTTP resource was found that matches the request URI." }))
 }
 
-fn app_of(person: Person) -> &'static str {
+/// The part of a list that `pageIndex`, from 1, and `pageSize` ask for.
+fn page(head: &RecordedRequest, all: impl IntoIterator<Item = Value>) -> Answer {
+    let (index, size) = (number(head, &["pageIndex"], 1), number(head, &["pageSize"], 10));
+    let part = all.into_iter().skip(index.saturating_sub(1).saturating_mul(size)).take(size);
+    Answer::json(200, &part.collect::<Vec<_>>().into())
+}
+
+/// The number that a query gives under one of these names.
+pub(super) fn number(head: &RecordedRequest, names: &[&str], default: usize) -> usize {
+    let given = names.iter().find_map(|name| query(head, name)?.parse().ok());
+    given.unwrap_or(default)
+}
+
+const fn alias_of(person: Person) -> &'static str {
     match person {
         Person::Alice => "alice",
         Person::Bob => "bob",
     }
 }
 
+/// The number of a person's space.
+const fn space_of(person: Person) -> u64 {
+    match person {
+        Person::Alice => 1_000_001,
+        Person::Bob => 1_000_002,
+    }
+}
+
+/// Bob has no blog.
 fn user(person: Person) -> Value {
-    let (space, app) = if person == Person::Alice { (1_000_001, "alice") } else { (1_000_002, "bob") };
+    let (space, has_blog) = (space_of(person), person == Person::Alice);
     json!({
-        "UserId": person.user_id(), "SpaceUserId": space, "BlogId": space - 900_000,
-        "DisplayName": person.display_name(), "Face": "https://pic.cnblogs.com/face/1.png",
-        "Avatar": "https://pic.cnblogs.com/avatar/1.png", "Seniority": "12年5个月", "BlogApp": app,
+        "UserId": person.user_id(), "SpaceUserID": space, "AccountId": space + 1_000_000,
+        "BlogId": if has_blog { 100_001 } else { 0 }, "DisplayName": person.display_name(),
+        "Face": "https://pic.cnblogs.com/face/1.png", "Avatar": "https://pic.cnblogs.com/avatar/1.png",
+        "Seniority": "12年5个月", "BlogApp": has_blog.then(|| alias_of(person)), "FollowingCount": 7,
+        "FollowerCount": 42, "IsVip": false, "Joined": "2012-01-05T08:30:00",
     })
 }
 
@@ -218,28 +261,49 @@ fn question(id: u64) -> Value {
 
 fn status(status: &Status) -> Value {
     json!({
-        "Id": status.id, "Content": status.content, "IsPrivate": false, "CommentCount": 0,
-        "UserAlias": app_of(status.person), "UserDisplayName": status.person.display_name(),
-        "DateAdded": "2024-05-04T12:00:00", "UserId": status.person.user_id(),
+        "Id": status.id, "Content": status.content, "IsPrivate": status.is_private, "IsLucky": false,
+        "CommentCount": 0, "DateAdded": "2024-05-04T12:00:00", "UserAlias": alias_of(status.person),
+        "UserDisplayName": status.person.display_name(), "UserIconUrl": "https://pic.cnblogs.com/face/1.png",
+        "UserId": space_of(status.person), "UserGuid": status.person.user_id(), "SendFrom": 5, "Icons": "",
+    })
+}
+
+fn status_comment(status_id: u64) -> Value {
+    let person = Person::Bob;
+    json!({
+        "Id": 9002, "Content": "写得好! Well said.", "DateAdded": "2024-05-04T12:30:00", "StatusId": status_id,
+        "UserAlias": alias_of(person), "UserDisplayName": person.display_name(),
+        "UserIconUrl": "https://pic.cnblogs.com/face/2.png", "UserId": space_of(person),
+        "UserGuid": person.user_id(),
     })
 }
 
 fn bookmark(bookmark: &Bookmark) -> Value {
     json!({
-        "WzLinkId": bookmark.id, "Title": bookmark.title, "LinkUrl": bookmark.url, "Summary": "", "Tags": "",
-        "DateAdded": "2024-05-05T13:00:00", "FromCNBlogs": bookmark.url.contains("cnblogs.com"),
+        "WzLinkId": bookmark.id, "Title": bookmark.title, "LinkUrl": bookmark.url, "Summary": "",
+        "Tags": bookmark.tags, "DateAdded": "2024-05-05T13:00:00",
+        "FromCNBlogs": bookmark.url.contains("cnblogs.com"),
     })
 }
 
-/// A member of the content, JSON or form.
+/// A member of the content, JSON or form, as text; those of a list apart by commas.
 fn value(head: &RecordedRequest, body: &[u8], name: &str) -> String {
     let media_type = head.fields_named("content-type").join("").to_ascii_lowercase();
     if media_type.contains("json") {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
-        return value[name].as_str().unwrap_or_default().to_owned();
+        return text(&value[name]);
     }
     let mut pairs = form_urlencoded::parse(body);
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).unwrap_or_default()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(all) => all.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
 }
 
 fn query(head: &RecordedRequest, name: &str) -> Option<String> {

@@ -8,6 +8,7 @@
 mod api;
 mod auth;
 mod authorize;
+mod blog;
 mod certificates;
 mod cnblogs;
 mod door;

@@ -8,7 +8,7 @@ use axum::response::Html;
 use super::{FOLLOWED, Mood, Place, Reader, exactly, layout};
 use crate::control::pages::words::{Fill, escape};
 use crate::metrics::{Counts, MINUTES, Minute};
-use crate::notify::{Event, Notice};
+use crate::notify::{Event, Notice, Piece, Text};
 use crate::session::{Refresh, RefreshOutcome, State, Status, WARN_BEFORE};
 use crate::token::At;
 
@@ -44,15 +44,19 @@ pub(in crate::control) struct Overview {
 pub(in crate::control) fn status(reader: Reader, overview: &Overview) -> Html<String> {
     let accounts =
         overview.accounts.iter().map(|(name, status)| account(reader, name, status, &overview.secret));
+    let worst = overview.accounts.iter().map(|(_, status)| mood(status, reader.now)).max();
+    let worst = worst.unwrap_or(Mood::Good);
+    let is_well = matches!(worst, Mood::Good | Mood::Start);
     let about = Fill::new(reader)
         .markup("version", env!("CARGO_PKG_VERSION"))
         .markup("uptime", reader.span(Duration::from_secs(overview.uptime.as_secs())))
         .text("listening", &overview.listening)
         .word("about");
     let body = Fill::new(reader)
-        .markup("summary", summary(reader, &overview.accounts))
+        .markup("summary", summary(reader, worst))
         .markup("accounts", accounts.collect::<String>())
         .markup("hour", hour(reader, &overview.hour, &overview.counts))
+        .markup("remedies_open", if is_well { "" } else { " open" })
         .markup("all_remedies", REMEDIES.map(|event| remedy(reader, event)).concat())
         .markup("about", about)
         .fill(STATUS);
@@ -60,8 +64,7 @@ pub(in crate::control) fn status(reader: Reader, overview: &Overview) -> Html<St
 }
 
 /// The worst of all accounts.
-fn summary(reader: Reader, accounts: &[(String, Arc<Status>)]) -> String {
-    let worst = accounts.iter().map(|(_, status)| mood(status, reader.now)).max().unwrap_or(Mood::Good);
+fn summary(reader: Reader, worst: Mood) -> String {
     let mood = worst.as_str();
     let (words, text) = (reader.word(&format!("status.{mood}")), reader.word(&format!("status.{mood}.text")));
     format!("<div class=\"summary {mood}\"><p><b>{words}</b></p><p>{text}</p></div>")
@@ -69,12 +72,18 @@ fn summary(reader: Reader, accounts: &[(String, Arc<Status>)]) -> String {
 
 fn mood(status: &Status, now: At) -> Mood {
     match status.state {
+        State::LoginRequired if has_no_login(status) => Mood::Start,
         State::LoginRequired => Mood::Bad,
         State::Degraded if !is_usable(status, now) => Mood::Bad,
         State::Degraded => Mood::Mild,
         State::Ready | State::Refreshing if ends_soon(status, now) => Mood::Mild,
         State::Ready | State::Refreshing => Mood::Good,
     }
+}
+
+/// True when there is no login that could be lost.
+fn has_no_login(status: &Status) -> bool {
+    status.grant == "authorization_code" && status.obtained_at.is_none()
 }
 
 /// True while requests are served, for a personal access token for ever.
@@ -88,7 +97,10 @@ fn ends_soon(status: &Status, now: At) -> bool {
 }
 
 fn account(reader: Reader, name: &str, status: &Status, secret: &str) -> String {
-    let state = status.state.as_str();
+    let state = match mood(status, reader.now) {
+        Mood::Start => Mood::Start.as_str(),
+        _ => status.state.as_str(),
+    };
     Fill::new(reader)
         .text("account", name)
         .markup("state", state)
@@ -255,15 +267,17 @@ fn refresh(reader: Reader, refresh: &Refresh) -> String {
 }
 
 fn all_events(reader: Reader, status: &Status) -> String {
-    let lines = status.events.iter().rev().take(LINES_SHOWN).map(|notice| event(reader, notice));
+    let mood = mood(status, reader.now);
+    let lines = status.events.iter().rev().take(LINES_SHOWN).map(|notice| event(reader, notice, mood));
     lined(&lines.collect::<String>(), &reader.word("events.none"))
 }
 
-fn event(reader: Reader, notice: &Notice) -> String {
+fn event(reader: Reader, notice: &Notice, now: Mood) -> String {
     let name = notice.event.as_str();
     let mood = match notice.event {
         Event::Recovered => Mood::Good,
         Event::LoginExpiring | Event::RefreshFailing => Mood::Mild,
+        Event::LoginRequired if now == Mood::Start => Mood::Start,
         Event::LoginRequired | Event::RotationInDoubt | Event::StoreFailing => Mood::Bad,
     };
     let remedy = match notice.event {
@@ -275,8 +289,17 @@ fn event(reader: Reader, notice: &Notice) -> String {
         mood.as_str(),
         when(reader, notice.at),
         reader.word(&format!("event.{name}")),
-        exactly(&notice.message),
+        told(reader, &notice.message),
     )
+}
+
+/// In the reader's language, but for the values.
+fn told(reader: Reader, text: &Text) -> String {
+    let pieces = text.pieces().iter().map(|piece| match piece {
+        Piece::Words(words) => reader.said(words).to_owned(),
+        Piece::Value(value) => exactly(value),
+    });
+    pieces.collect()
 }
 
 fn remedy(reader: Reader, event: Event) -> String {
@@ -318,8 +341,8 @@ fn hour(reader: Reader, minutes: &[Minute], counts: &Counts) -> String {
         .markup("client_mood", is_bad(all.client_errors, Mood::Mild))
         .markup("server_mood", is_bad(all.server_errors, Mood::Bad))
         .markup("mean", mean);
-    let slow = fill.clone().markup("most", slowest.as_millis().to_string());
-    let (slowest_word, latency_label) = (slow.word("requests.slowest"), slow.word("requests.latency.label"));
+    let slow = fill.clone().markup("most", millis(slowest));
+    let (slowest_word, latency_label) = (slow.word("requests.most"), slow.word("requests.latency.label"));
     fill.number("most", most)
         .markup("slowest", slowest_word)
         .markup("latency_label", latency_label)

@@ -13,6 +13,8 @@ use crate::token::At;
 const WORDS: &str = include_str!("words.toml");
 /// Words that the pages' script needs have keys below this.
 const FOR_SCRIPTS: &str = "js.";
+/// What events are told with has keys below this.
+const SAID: &str = "said.";
 
 static BY_KEY: LazyLock<BTreeMap<String, [String; 2]>> = LazyLock::new(|| {
     let mut words = BTreeMap::new();
@@ -93,6 +95,14 @@ impl Reader {
     /// A word without values.
     pub(super) fn word(self, key: &str) -> String {
         Fill::new(self).word(key)
+    }
+
+    /// Our own English words of an event, in the reader's language.
+    pub(super) fn said(self, english: &'static str) -> &'static str {
+        let mut said = BY_KEY.iter().filter(|(key, _)| key.starts_with(SAID));
+        let known = said.find(|(_, [words, _])| words == english);
+        debug_assert!(known.is_some(), "words.toml does not know {english:?}");
+        known.and_then(|(key, _)| self.language.word(key)).unwrap_or(english)
     }
 
     /// A time of day, which the script shows in the reader's own zone.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Keeper;
 use crate::config::{Account, Grant};
-use crate::notify::Event;
+use crate::notify::{Event, Text};
 use crate::session::{State, Status, WARN_BEFORE};
 use crate::token::{At, now, rfc3339};
 
@@ -69,7 +69,7 @@ impl Keeper {
             let message = self.words_for_login_required();
             self.journal.raise(Event::LoginRequired, || message);
         } else if self.has_last_token() && self.journal.clear(Event::LoginRequired) {
-            self.journal.note(Event::Recovered, "the API takes the access token again".to_owned());
+            self.journal.note(Event::Recovered, Text::from("the API takes the access token again"));
         }
         self.warn_of_the_end();
         self.publish();
@@ -83,40 +83,48 @@ impl Keeper {
         let personal_end = self.oauth().account().expires_at_ms.filter(|at| is_soon(at, WARN_OF_PERSONAL));
         let is_refreshed = self.record.as_ref().is_some_and(|record| record.refresh_token.is_some());
         let login_end = self.login_ends_at_ms().filter(|at| is_refreshed && is_soon(at, WARN_BEFORE));
-        let (at_ms, what, cure) = match (personal_end, login_end) {
-            (Some(at_ms), _) => (at_ms, "this personal access token ends", "make a new one"),
-            (None, Some(at_ms)) => (at_ms, "the server ends this login", "log in again"),
+        let message = match (personal_end, login_end) {
+            (Some(at_ms), _) => Text::from("this personal access token ends at ")
+                .value(rfc3339(at_ms))
+                .words(": make a new one before that"),
+            (None, Some(at_ms)) => Text::from("the server ends this login at ")
+                .value(rfc3339(at_ms))
+                .words(": log in again before that"),
             (None, None) => {
                 self.journal.clear(Event::LoginExpiring);
                 return;
             }
         };
-        let at = rfc3339(at_ms);
-        self.journal.raise(Event::LoginExpiring, || format!("{what} at {at}: {cure} before that"));
+        self.journal.raise(Event::LoginExpiring, || message);
     }
 
-    fn words_for_login_required(&self) -> String {
+    fn words_for_login_required(&self) -> Text {
         let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
         if self.grant() == Grant::PersonalAccessToken {
-            let what = if is_usable { "the API refuses it" } else { "its last day (`expires`) is over" };
-            let from = self.oauth().account().secret.from.clone();
-            return format!("the personal access token serves no more, {what}: make a new one, for {from}");
+            let message = Text::from("the personal access token serves no more");
+            let message = match is_usable {
+                true => message.words(", the API refuses it"),
+                false => message.words(", its last day (`expires`) is over"),
+            };
+            return message.words(": make a new one, for ").value(&self.oauth().account().secret.from);
         }
-        let until = if is_usable { " before the last token expires" } else { "" };
-        let why = match &self.record {
-            Some(record) if record.is_refused => {
+        let mut message = Text::from("a person has to log in");
+        if is_usable {
+            message = message.words(" before the last token expires");
+        }
+        match &self.record {
+            Some(record) if record.is_refused => message.words(
                 ": the server refuses the refresh token; it was revoked, the login has ended, or another copy of this \
-                 login is in use"
-            }
+                 login is in use",
+            ),
             Some(record) if record.refresh_token.is_none() && is_usable => {
-                ": the API refuses the access token, and no refresh token came with it"
+                message.words(": the API refuses the access token, and no refresh token came with it")
             }
             Some(_) if self.plan.needs_person(now()) => {
-                ": the server has given no token for ten minutes, and is asked on"
+                message.words(": the server has given no token for ten minutes, and is asked on")
             }
-            _ => "",
-        };
-        format!("a person has to log in{until}{why}")
+            _ => message,
+        }
     }
 
     pub(super) fn status(&self) -> Status {
