@@ -11,8 +11,8 @@ pub mod upstream;
 #[path = "../tests/fuzz/properties/proxy.rs"]
 pub mod properties;
 
-use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -71,8 +71,11 @@ pub struct Proxy {
     longest_prefix: usize,
 }
 
-/// What is dropped with a request's body, when there is one.
-pub type UntilBodyEnds = Option<Box<dyn Any + Send + Sync>>;
+/// Who wants to know of a request's body when it ends. It is dropped with the body.
+pub trait BodyWatch: fmt::Debug + Send + Sync {
+    /// All of it has come, and it had no trailer section.
+    fn ended_plainly(&self);
+}
 
 /// Marks an answer whose upstream said how long it keeps its own connection. That was removed, and ours is not said in
 /// its place, where it could be taken for the upstream's.
@@ -105,12 +108,11 @@ impl Proxy {
     }
 
     /// Answers a request: with the upstream's answer, or with a problem. What is learnt goes into the entry.
-    /// `until_body_ends` is dropped with the request's body.
     pub async fn forward(
         &self,
         caller: &Caller,
         request: Request<Incoming>,
-        until_body_ends: UntilBodyEnds,
+        watch: Option<Box<dyn BodyWatch>>,
         entry: &mut Option<Box<Entry>>,
     ) -> Response<Body> {
         let (mut parts, body) = request.into_parts();
@@ -127,12 +129,7 @@ impl Proxy {
         if let Some(entry) = entry {
             entry.admitted(admitted.key.map(|key| key.name.as_str()));
         }
-        let body = CallerBody::new(
-            body,
-            until_body_ends,
-            self.shared.limits.stall_timeout,
-            Arc::clone(&self.counters),
-        );
+        let body = CallerBody::new(body, watch, self.shared.limits.stall_timeout, Arc::clone(&self.counters));
         self.walk(&admitted, &mut parts, body, entry).await.unwrap_or_else(|problem| {
             if let Some(entry) = entry {
                 entry.refused(&problem);

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::{UntilBodyEnds, headers};
+use super::{BodyWatch, headers};
 use crate::metrics::Counters;
 use crate::problem::{Code, Problem};
 
@@ -49,7 +49,7 @@ pub(super) struct Stream {
 #[derive(Debug)]
 pub(super) struct CallerBody {
     incoming: Incoming,
-    _until_it_ends: UntilBodyEnds,
+    watch: Option<Box<dyn BodyWatch>>,
     counters: Arc<Counters>,
     stall_timeout: Duration,
     stall: Option<Pin<Box<Sleep>>>,
@@ -146,13 +146,12 @@ impl CallerBody {
     /// A body that must bring something within each `stall_timeout`; zero means that it may take for ever.
     pub(super) fn new(
         incoming: Incoming,
-        until_it_ends: UntilBodyEnds,
+        watch: Option<Box<dyn BodyWatch>>,
         stall_timeout: Duration,
         counters: Arc<Counters>,
     ) -> Self {
         let (stall, moved_at) = (None, Instant::now());
-        let _until_it_ends = until_it_ends;
-        Self { incoming, _until_it_ends, counters, stall_timeout, stall, moved_at, since_stall: 0 }
+        Self { incoming, watch, counters, stall_timeout, stall, moved_at, since_stall: 0 }
     }
 
     /// Whether nothing comes any more.
@@ -170,10 +169,17 @@ impl CallerBody {
             ready!(self.poll_stall(cx));
             return Poll::Ready(Some(Err(UploadError::Stalled)));
         };
+        if frame.is_none()
+            && let Some(watch) = &self.watch
+        {
+            watch.ended_plainly();
+        }
         Poll::Ready(frame.map(|frame| {
             let mut frame = frame.map_err(UploadError::Broken)?;
             if let Some(trailers) = frame.trailers_mut() {
                 headers::for_trailers(trailers, None);
+                // There are trailers, if only empty ones: not plainly.
+                self.watch = None;
             }
             let length = frame.data_ref().map_or(0, Bytes::len);
             self.counters.request_body(length);

@@ -110,7 +110,7 @@ impl<'a> Deadlines<'a> {
         if Pin::new(&mut *connection).poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if self.has_to_leave(cx) {
+        if self.has_to_leave(cx) || self.slot.state.takes_end() {
             Pin::new(&mut *connection).graceful_shutdown();
             if Pin::new(connection).poll(cx).is_ready() {
                 return Poll::Ready(());

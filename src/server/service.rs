@@ -1,6 +1,5 @@
 //! What answers a request: the walk to an upstream, or our own routes; and the body by which its end is known.
 
-use std::any::Any;
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::Router;
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CONNECTION, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::{Body, SizeHint};
 use hyper::body::Incoming;
@@ -85,8 +84,9 @@ impl Service {
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
         let (busy, began) = state.busy(!request.body().is_end_stream());
-        let closes = asks_to_close(request.headers());
-        let stays = request.version() == Version::HTTP_11 && !closes;
+        let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        let mut closes = asks_to_close(request.headers());
+        let is_11 = request.version() == Version::HTTP_11;
         let goal = goal_of(request.uri().path());
         self.counters.began(goal);
         // Made before anything is awaited, so that a caller that leaves is counted, too.
@@ -106,20 +106,27 @@ impl Service {
             }
             Goal::Local => Box::pin(self.local(caller, request, &mut answer.entry)).await,
             Goal::Upstream => {
-                let body_is_open = answer.keepsbusy(request.body());
-                self.proxy.forward(caller, request, body_is_open, &mut answer.entry).await
+                let watch = (!request.body().is_end_stream()).then(|| Box::new(answer.busy.and_body()) as _);
+                self.proxy.forward(caller, request, watch, &mut answer.entry).await
             }
         };
         self.counters.answered(goal, response.status());
         if let Some(entry) = &mut answer.entry {
             entry.told(response.status());
         }
+        if is_chunked && !state.has_plain_body() {
+            if state.has_open_body() && !response.body().is_end_stream() {
+                state.end_behind();
+            } else {
+                closes = true;
+            }
+        }
         if closes {
             // hyper does not see `close` in a value with bytes beyond ASCII, and would read the next request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let is_free = response.extensions().get::<proxy::HadKeepAlive>().is_none();
-        if let Some(idle_timeout) = self.idle_timeout.as_ref().filter(|_| stays && is_free) {
+        if let Some(idle_timeout) = self.idle_timeout.as_ref().filter(|_| is_11 && !closes && is_free) {
             response.headers_mut().insert(KEEP_ALIVE, idle_timeout.clone());
         }
         response.map(|body| {
@@ -172,13 +179,6 @@ impl Service {
     }
 }
 
-impl AnswerBody {
-    /// What a request's body is dropped with, when there is one: until then the connection is busy, too.
-    fn keepsbusy(&self, body: &Incoming) -> Option<Box<dyn Any + Send + Sync>> {
-        (!body.is_end_stream()).then(|| Box::new(self.busy.and_body()) as _)
-    }
-}
-
 fn asks_to_close(fields: &HeaderMap) -> bool {
     let values = fields.get_all(CONNECTION).into_iter();
     let mut members = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -210,6 +210,11 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> proxy::PolledFrame {
         let this = self.get_mut();
+        if this.busy.is_last() {
+            // Not before hyper is told: it reads on as soon as answer and body are over, within the same poll.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let frame = ready!(this.body.poll_frame(cx));
         this.is_whole = frame.is_none();
         if let Some(Ok(frame)) = &frame {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::peer::Kernel;
 use crate::config::Limits;
 use crate::problem::{Code, Problem};
+use crate::proxy::BodyWatch;
 use crate::proxy::guard::Peer;
 
 /// A head that takes longer is slow: its connection may be evicted. Most heads come whole, at once.
@@ -45,6 +46,10 @@ pub(super) struct ConnectionState {
     /// An answer was made, and the socket has not yet taken all of it.
     has_unsent: AtomicBool,
     was_asked: AtomicBool,
+    /// The request's body is whole, and had no trailers.
+    has_plain_body: AtomicBool,
+    /// Nothing is read behind the request that is answered.
+    is_last: AtomicBool,
     /// When the phase began, and when the caller stopped taking output, in milliseconds since `accepted`.
     since_ms: AtomicU64,
     blocked_since_ms: AtomicU64,
@@ -124,6 +129,8 @@ impl ConnectionState {
             has_rest: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
             was_asked: AtomicBool::new(false),
+            has_plain_body: AtomicBool::new(false),
+            is_last: AtomicBool::new(false),
             since_ms: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(NOT_BLOCKED),
         })
@@ -135,6 +142,7 @@ impl ConnectionState {
         let has_rest = self.has_rest.load(Ordering::Relaxed);
         self.has_head_begun.store(has_rest && !has_body, Ordering::Relaxed);
         self.was_asked.store(true, Ordering::Relaxed);
+        self.has_plain_body.store(!has_body, Ordering::Relaxed);
         self.has_unsent.store(true, Ordering::Relaxed);
         (self.open(ANSWER), self.begin())
     }
@@ -154,6 +162,28 @@ impl ConnectionState {
     /// No request has come yet, nor a part of one.
     pub(super) fn is_new(&self) -> bool {
         !self.was_asked.load(Ordering::Relaxed) && self.phase() == Phase::Idle
+    }
+
+    /// Whether what stands behind the request is certain, as far as its body has come: hyper takes all up to an empty
+    /// line for trailers, and others end them at another line end, so that the rest of them is a request for one and
+    /// none for the other.
+    pub(super) fn has_plain_body(&self) -> bool {
+        self.has_plain_body.load(Ordering::Relaxed)
+    }
+
+    /// The request's body is still coming.
+    pub(super) fn has_open_body(&self) -> bool {
+        self.open.load(Ordering::Relaxed) & BODY != 0
+    }
+
+    /// Nothing is to be read behind the current request.
+    pub(super) fn end_behind(&self) {
+        self.is_last.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked for, once.
+    pub(super) fn takes_end(&self) -> bool {
+        self.is_last.load(Ordering::Relaxed) && self.is_last.swap(false, Ordering::Relaxed)
     }
 
     /// Only a request's body is not over. Its end, unlike an answer's, does not wake the connection's task.
@@ -243,6 +273,17 @@ impl Busy {
     /// With the request's body, too.
     pub(super) fn and_body(&self) -> Self {
         self.state.open(BODY)
+    }
+
+    /// Nothing is to be read behind this exchange, and hyper is not told yet.
+    pub(super) fn is_last(&self) -> bool {
+        self.state.is_last.load(Ordering::Relaxed)
+    }
+}
+
+impl BodyWatch for Busy {
+    fn ended_plainly(&self) {
+        self.state.has_plain_body.store(true, Ordering::Relaxed);
     }
 }
 

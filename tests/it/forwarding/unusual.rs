@@ -126,6 +126,40 @@ fn a_request_with_two_framings_is_the_last_on_its_connection() {
     }
 }
 
+/// Where trailers end is read in more than one way (a LF alone, or none of it): nothing is read behind them. Behind
+/// chunks without them the connection goes on.
+#[test]
+fn a_request_with_trailers_is_the_last_on_its_connection() {
+    let world = World::logged_in();
+    let host = format!("Host: {}\r\n", world.daemon.authority);
+    let behind = format!("GET /smuggled HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+    let hidden = format!("\nPOST /echo HTTP/1.1\r\n{host}Content-Length: 1000\r\n\r\n{behind}");
+    for (target, status, tail, are_read) in [
+        ("/echo", 200, hidden.clone(), false),
+        ("/echo", 200, format!("T: 1\r\n\r\n{behind}"), false),
+        // Refused before its body is read.
+        ("/-/nothing", 404, hidden.clone(), false),
+        ("/-/nothing", 404, format!("T: 1\r\n\r\n{behind}"), false),
+        ("/echo", 200, format!("\r\n{behind}"), true),
+    ] {
+        world.standin.clear_api_requests();
+        let head = format!("POST {target} HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n");
+
+        let raw = world.daemon.raw(format!("{head}2\r\nab\r\n0\r\n{tail}").as_bytes());
+
+        let answer = Answer::parse(&raw, "POST").unwrap_or_else(|| panic!("{tail:?}: {raw:?}"));
+        assert_eq!(answer.status, status, "{tail:?}: {answer:?}");
+        let targets: Vec<_> =
+            world.standin.api_requests().iter().map(|request| request.target.clone()).collect();
+        assert_eq!(targets.contains(&"/smuggled".to_owned()), are_read, "{tail:?}: {targets:?}");
+        assert_eq!(
+            targets.len(),
+            usize::from(status == 200) + usize::from(are_read),
+            "{tail:?}: {targets:?}"
+        );
+    }
+}
+
 #[test]
 fn a_pipelined_request_is_judged_as_any_other() {
     let world = one_worker().logged_in();

