@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::standin::{Options, Person, Standin};
+use crate::standin::{Options, Person, RecordedRequest, Standin};
 use crate::support::{Daemon, Home, PROGRAM};
 
 const README: &str = include_str!("../../README.md");
@@ -59,6 +59,16 @@ impl Reader {
         self.daemon = Some(Daemon::spawn(self.shell(command)));
     }
 
+    /// What a line of a shell says; returns what it prints.
+    #[track_caller]
+    fn does(&mut self, line: &str) -> String {
+        if line.ends_with(" cnblogs-proxy") {
+            self.starts(line);
+            return String::new();
+        }
+        self.runs(line)
+    }
+
     /// Writes the configuration file, and starts the daemon with it.
     #[track_caller]
     fn configures(&mut self, text: &str) {
@@ -100,17 +110,10 @@ fn whoever_has_a_personal_access_token_does_what_the_readme_tells_and_has_publis
         let mut reader = Reader::new();
         let mut answers = String::new();
         for (language, block) in blocks(section) {
-            if language == "toml" {
-                reader.configures(block);
-                continue;
-            }
-            assert_eq!(language, "sh");
-            for command in block.replace("\\\n", "").lines() {
-                if command.ends_with(" cnblogs-proxy") {
-                    reader.starts(command);
-                } else {
-                    answers.push_str(&reader.runs(command));
-                }
+            match language {
+                "toml" => reader.configures(block),
+                "sh" => answers.extend(block.replace("\\\n", "").lines().map(|line| reader.does(line))),
+                other => panic!("what to do with {other}?"),
             }
         }
 
@@ -124,7 +127,7 @@ fn whoever_has_a_personal_access_token_does_what_the_readme_tells_and_has_publis
         for request in &requests {
             assert_eq!(request.fields_named("authorization-type"), ["pat"], "{request:?}");
         }
-        let asked: Vec<_> = requests.iter().map(|request| request.path()).collect();
+        let asked: Vec<_> = requests.iter().map(RecordedRequest::path).collect();
         assert_eq!((asked[0], asked.last()), ("/api/posts", Some(&"/api/posts/list")), "{asked:?}");
         let mode = std::fs::metadata(reader.home.path().join("cnblogs-pat")).unwrap().permissions();
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);

@@ -222,8 +222,12 @@ fn the_official_command_line_can_read_what_the_sandbox_answers() {
     let printed: Vec<_> = lines.by_ref().take_while(|line| line != "POST /api/statuses").collect();
     // A pipe that nobody reads any more would hold it up.
     std::thread::spawn(move || lines.count());
-    let base = between(&printed.join("\n"), "daemon: listening on ", "\n").to_owned();
+    let printed = printed.join("\n");
+    let base = between(&printed, "daemon: listening on ", "\n").to_owned();
     let client = Client { base };
+    let server = Client { base: between(&printed, "authorization server  ", "\n").to_owned() };
+    let (_, page) = server.sends("GET", "/auth/callback", &[]);
+    assert!(page.ends_with("</title>\n</html>\n") && !page.contains("script"), "an empty page: {page}");
 
     let user: User = client.asks("GET", "/api/users", None);
     assert_eq!(user.blog_app, "alice");

@@ -109,7 +109,8 @@ fn upload(head: &RecordedRequest, body: &[u8]) -> Answer {
 }
 
 fn position(blog: &Blog, person: Person, id: &str) -> Option<usize> {
-    blog.posts.iter().position(|(owner, post)| *owner == person && post["id"].to_string() == id)
+    let id: u64 = id.parse().ok()?;
+    blog.posts.iter().position(|(owner, post)| *owner == person && post["id"] == id)
 }
 
 fn empty_post() -> Map<String, Value> {
