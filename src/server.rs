@@ -170,10 +170,7 @@ async fn serve(
     let Accounts { sessions, logins, store, mut keepers, stop: stop_keepers } =
         Accounts::over(opened, &config, &notifier)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
-    let addresses = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if let Err(error) = store.name_holder(&format!("process {}, on {addresses}", std::process::id())) {
-        tracing::warn!(%error, "the lock file does not say who we are");
-    }
+    name_holder(&store, &listening);
 
     let metrics = Arc::new(Metrics::default());
     let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
@@ -212,6 +209,14 @@ async fn serve(
     notifying.abort();
     anyhow::ensure!(is_asked_to_end, "the keeper of an account has failed: without it no token is refreshed");
     Ok(if drained && kept { Ended::Drained } else { Ended::CutOff })
+}
+
+/// Says in the lock file who holds it, for a second daemon on the same state.
+fn name_holder(store: &Store, listening: &[Listen]) {
+    let addresses = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Err(error) = store.name_holder(&format!("process {}, on {addresses}", std::process::id())) {
+        tracing::warn!(%error, "the lock file does not say who we are");
+    }
 }
 
 /// The accounts that need a login, with the address of its page.
