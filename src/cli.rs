@@ -2,10 +2,10 @@
 
 mod check;
 mod daemon;
-mod glance;
+mod status_line;
 mod log;
 mod login;
-mod manual;
+mod man_pages;
 mod serve;
 mod show;
 
@@ -20,7 +20,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use daemon::Daemon;
-use manual::Page;
+use man_pages::Page;
 use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
@@ -193,9 +193,9 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
     let command = command.unwrap_or(Command::Serve);
     match command {
         Command::Completions { shell } => {
-            return print_bytes(manual::completions(shell, Cli::command()).as_bytes());
+            return print_bytes(man_pages::completions(shell, Cli::command()).as_bytes());
         }
-        Command::Man { page } => return print_bytes(&manual::page(page, Cli::command())),
+        Command::Man { page } => return print_bytes(&man_pages::page(page, Cli::command())),
         Command::Serve => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return serve::serve(config, common, environment.clone());

@@ -29,10 +29,10 @@ use tokio::sync::{mpsc, oneshot};
 use url::form_urlencoded;
 
 use crate::config::{Listen, ResponseType, Route};
+use crate::heartbeat::Heartbeat;
 use crate::metrics::{Metrics, Minute};
 use crate::oauth::callback;
 use crate::problem::{Code, Problem};
-use crate::pulse::Pulse;
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{At, Moment, now};
 use login::{Logins, Reason, Rejected};
@@ -65,7 +65,7 @@ pub struct Control {
     logins: Logins,
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
-    workers: Vec<Arc<Pulse>>,
+    workers: Vec<Arc<Heartbeat>>,
     /// By account, where a caller finds out whose token it is served with.
     samples: BTreeMap<String, String>,
     started: Moment,
@@ -88,7 +88,7 @@ impl Control {
         logins: Logins,
         metrics: Arc<Metrics>,
         listening: Vec<Listen>,
-        workers: Vec<Arc<Pulse>>,
+        workers: Vec<Arc<Heartbeat>>,
         routes: &[Route],
     ) -> Self {
         let random = ring::rand::SystemRandom::new();
@@ -112,7 +112,7 @@ impl Control {
 
     /// What does not move any more, although the control runtime, which asks, does.
     pub fn stuck(&self) -> Option<String> {
-        let worker = self.workers.iter().position(|pulse| pulse.silent_for() > WORKER_MOVES_WITHIN);
+        let worker = self.workers.iter().position(|heartbeat| heartbeat.silent_for() > WORKER_MOVES_WITHIN);
         let keeper = || self.sessions.values().find(|session| session.silent_for() > KEEPER_MOVES_WITHIN);
         match (worker, keeper()) {
             (Some(number), _) => Some(format!("worker {number} is stuck or does not accept any more")),

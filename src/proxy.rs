@@ -1,7 +1,7 @@
 //! The walk of a request, from admission to the answer: [`Proxy::forward`] reads as one text.
 
 pub mod access_log;
-pub mod alarm;
+pub mod timer;
 mod body;
 pub mod guard;
 mod headers;

@@ -41,13 +41,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Listen};
 use crate::control::login::Logins;
 use crate::control::{self, Control};
+use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier};
 use crate::oauth::Oauth;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
-use crate::pulse::Pulse;
 use crate::session::{self, Session, State};
 use crate::store::{Findings, Store};
 use crate::token::now;
@@ -173,9 +173,9 @@ async fn serve(
     name_holder(&store, &listening);
 
     let metrics = Arc::new(Metrics::default());
-    let pulses: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Pulse::new())).collect();
+    let heartbeats: Vec<_> = (0..config.worker_threads()).map(|_| Arc::new(Heartbeat::new())).collect();
     let (seen, on) = (Arc::clone(&metrics), listening.clone());
-    let control = Control::new(sessions.clone(), logins, seen, on, pulses.clone(), &config.routes);
+    let control = Control::new(sessions.clone(), logins, seen, on, heartbeats.clone(), &config.routes);
     let control = Arc::new(control);
     let shared = Arc::new(shared(&config, &sessions, metrics, listening.clone())?);
     let stop = CancellationToken::new();
@@ -183,7 +183,7 @@ async fn serve(
     let private = control::private_router(Arc::clone(&control), asked);
     let private = serve_commands(&config.state_dir, private, stop.clone());
     let local = control::router(Arc::clone(&control));
-    let mut workers = start_workers(pulses, &bound, &shared, &local, &stop)?;
+    let mut workers = start_workers(heartbeats, &bound, &shared, &local, &stop)?;
     drop(bound);
 
     accepting(&listening, &needing_login(&sessions, &listening));
@@ -247,7 +247,7 @@ fn shared(
 }
 
 fn start_workers(
-    pulses: Vec<Arc<Pulse>>,
+    heartbeats: Vec<Arc<Heartbeat>>,
     bound: &[Bound],
     shared: &Arc<proxy::Shared>,
     local: &Router,
@@ -256,7 +256,7 @@ fn start_workers(
     // Every worker holds a sender; the receiver ends when the last worker has.
     let (alive, ended) = mpsc::channel(1);
     let (control, limit) = (Handle::current(), ConnectionLimit::new(shared.limits.connections));
-    for (number, pulse) in pulses.into_iter().enumerate() {
+    for (number, heartbeat) in heartbeats.into_iter().enumerate() {
         let bound: Vec<_> =
             bound.iter().map(Bound::share).collect::<Result<_, _>>().context("sharing listeners")?;
         let (shared, local, control) = (Arc::clone(shared), local.clone(), control.clone());
@@ -272,7 +272,7 @@ fn start_workers(
                     Worker::new(Service::new(shared, local, control), limit)
                 };
                 // As a task: a runtime that wakes what it blocks on does so by a system call.
-                let _ended = runtime.block_on(runtime.spawn(accept::run(worker, bound, pulse, stop)));
+                let _ended = runtime.block_on(runtime.spawn(accept::run(worker, bound, heartbeat, stop)));
                 runtime.shutdown_background();
             })
             .context("starting a worker thread")?;

@@ -22,10 +22,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::heartbeat::Heartbeat;
 use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
-use crate::pulse::Pulse;
 use crate::store::Store;
 use crate::token::{At, Moment, Token, now};
 use mailbox::{Ask, Mailbox, Reply};
@@ -178,7 +178,7 @@ struct Shared {
     oauth: ArcSwap<Oauth>,
     current: ArcSwapOption<Token>,
     mailbox: Mailbox,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     published: watch::Sender<Published>,
 }
 
@@ -226,7 +226,7 @@ pub fn start(
         oauth: ArcSwap::from_pointee(oauth),
         current: ArcSwapOption::empty(),
         mailbox: Mailbox::default(),
-        pulse: Pulse::new(),
+        heartbeat: Heartbeat::new(),
         published: watch::Sender::new(first),
     });
     let keeper = keeper::Keeper::new(Arc::clone(&shared), store, is_in_flight, notifier);
@@ -323,7 +323,7 @@ impl Session {
 
     /// Since when the keeper has not moved. One that saves a login which is nowhere else counts as moving.
     pub fn silent_for(&self) -> Duration {
-        self.shared.pulse.silent_for()
+        self.shared.heartbeat.silent_for()
     }
 
     /// Refreshes now, whatever forbade it for a while.

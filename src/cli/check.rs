@@ -2,11 +2,11 @@
 //! every file that it names could be read.
 
 mod connect;
-mod doubts;
+mod lints;
 
 use std::time::Duration;
 
-pub(super) use doubts::at_start;
+pub(super) use lints::at_start;
 
 use super::daemon::Daemon;
 use super::{Exit, Failure, say};
@@ -23,8 +23,8 @@ pub(super) fn check(
 ) -> Result<Exit, Failure> {
     let running = addresses_of_running(config);
     describe(config, running.as_deref());
-    for doubt in doubts::doubts(config, running.as_deref().unwrap_or_default(), environment) {
-        say(&format!("warning: {doubt}"));
+    for lint in lints::lints(config, running.as_deref().unwrap_or_default(), environment) {
+        say(&format!("warning: {lint}"));
     }
     if is_to_connect {
         let unreached = connect::try_all(config)?;

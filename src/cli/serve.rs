@@ -24,8 +24,8 @@ pub(super) fn serve(config: Config, common: Common, environment: Environment) ->
 }
 
 fn warn(config: &Config, environment: &Environment) {
-    for doubt in at_start(config, environment) {
-        tracing::warn!("{doubt}");
+    for lint in at_start(config, environment) {
+        tracing::warn!("{lint}");
     }
 }
 

@@ -9,8 +9,8 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::daemon::{Daemon, login_required, printable};
-use super::glance::Glance;
 use super::login::open;
+use super::status_line::StatusLine;
 use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment, Grant};
 use crate::server::Accounts;
@@ -29,7 +29,7 @@ pub(super) fn status(daemon: &Daemon, json: bool, environment: &Environment) -> 
     if json {
         say(&serde_json::to_string_pretty(&status).unwrap_or_default());
     } else {
-        say(&Glance::new(environment).at(&printable(status)));
+        say(&StatusLine::new(environment).at(&printable(status)));
     }
     Ok(if needs_login { Exit::LoginRequired } else { Exit::Done })
 }

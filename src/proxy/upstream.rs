@@ -31,9 +31,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::alarm::Alarm;
 use super::headers;
 use super::replay::Upload;
+use super::timer::Timer;
 use crate::config::{Limits, Listen, Route, Upstream};
 use crate::metrics::Counters;
 use crate::tls::{self, TlsError, TlsStream};
@@ -288,7 +288,7 @@ async fn answered(
     mut deadline: ResponseDeadline<'_>,
 ) -> Option<Result<(http1::Head, BodySource), NoResponse>> {
     let head = poll_fn(|cx| match trip.poll_head(cx) {
-        Poll::Pending => deadline.poll(trip.alarm(), cx).map(|()| None),
+        Poll::Pending => deadline.poll(trip.timer(), cx).map(|()| None),
         head => head.map(Some),
     });
     Some(match head.await? {
@@ -307,14 +307,14 @@ async fn answered_to_task(
     let (tells_head, head) = oneshot::channel();
     let (tells_parts, parts) = mpsc::channel(1);
     let task = AbortOnDropHandle::new(tokio::spawn(upload(trip, tells_head, tells_parts, pool)));
-    let (mut head, mut alarm) = (pin!(head), Alarm::default());
+    let (mut head, mut timer) = (pin!(head), Timer::default());
     let head = poll_fn(|cx| match head.as_mut().poll(cx) {
-        Poll::Pending => deadline.poll(&mut alarm, cx).map(|()| None),
+        Poll::Pending => deadline.poll(&mut timer, cx).map(|()| None),
         head => head.map(Some),
     });
     let stopped = |_| Err(NoResponse { error: http1::Error::Incomplete, is_dead: false, unsent: None });
     let head = head.await?.unwrap_or_else(stopped);
-    Some(head.map(|(head, left)| (head, BodySource::Task(UploadTask { parts, left, task, alarm }))))
+    Some(head.map(|(head, left)| (head, BodySource::Task(UploadTask { parts, left, task, timer }))))
 }
 
 /// The upload task: sends a request and passes on what comes of its answer, until both are done.
@@ -378,9 +378,9 @@ impl<'a> ResponseDeadline<'a> {
     }
 
     /// Ready when it has passed.
-    fn poll(&mut self, alarm: &mut Alarm, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            ready!(alarm.poll(self.look_at, cx));
+            ready!(timer.poll(self.look_at, cx));
             let (now, sent) = (Instant::now(), self.progress.map_or(0, |sent| sent.load(Ordering::Relaxed)));
             if sent != self.seen {
                 (self.seen, self.grew_at) = (sent, now);

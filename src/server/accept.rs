@@ -17,9 +17,9 @@ use super::peer::{Kernel, owner_of_unix};
 use super::service::Service;
 use super::socket::Transport;
 use super::supervisor::HEARTBEAT;
+use crate::heartbeat::Heartbeat;
 use crate::problem::{Code, Problem};
 use crate::proxy::guard::{Caller, Door, Peer};
-use crate::pulse::Pulse;
 
 /// After an accept that failed for want of descriptors, others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,7 +48,12 @@ impl Worker {
 }
 
 /// Accepts from all listeners until `stop`, then waits until what was accepted is served.
-pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: Arc<Pulse>, stop: CancellationToken) {
+pub(super) async fn run(
+    worker: Worker,
+    bound: Vec<Bound>,
+    heartbeat: Arc<Heartbeat>,
+    stop: CancellationToken,
+) {
     let worker = Arc::new(worker);
     let served = TaskTracker::new();
     let accepting = TaskTracker::new();
@@ -64,17 +69,17 @@ pub(super) async fn run(worker: Worker, bound: Vec<Bound>, pulse: Arc<Pulse>, st
     accepting.close();
     tokio::select! {
         () = accepting.wait() => {}
-        () = live(&pulse, &accepting, listeners) => {}
+        () = live(&heartbeat, &accepting, listeners) => {}
     }
     served.close();
     served.wait().await;
 }
 
 /// Shows that this thread moves, as long as every listener is accepted from.
-async fn live(pulse: &Pulse, accepting: &TaskTracker, listeners: usize) {
+async fn live(heartbeat: &Heartbeat, accepting: &TaskTracker, listeners: usize) {
     loop {
         if accepting.len() == listeners {
-            pulse.beat();
+            heartbeat.beat();
         }
         tokio::time::sleep(HEARTBEAT).await;
     }
@@ -165,18 +170,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_has_lost_a_listener_shows_no_life() {
-        let (pulse, accepting, stop) = (Pulse::new(), TaskTracker::new(), CancellationToken::new());
+        let (heartbeat, accepting, stop) = (Heartbeat::new(), TaskTracker::new(), CancellationToken::new());
         let failing = accepting.spawn(async { panic!("an accept loop fails") });
         accepting.spawn(stop.clone().cancelled_owned());
         tokio::task::yield_now().await;
         assert!(failing.await.is_err());
-        let before = pulse.silent_for();
+        let before = heartbeat.silent_for();
 
         for listeners in [2, 1] {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let living = live(&pulse, &accepting, listeners);
+            let living = live(&heartbeat, &accepting, listeners);
             assert!(tokio::time::timeout(Duration::from_millis(1), living).await.is_err());
-            let is_alive = pulse.silent_for() < before + Duration::from_millis(20);
+            let is_alive = heartbeat.silent_for() < before + Duration::from_millis(20);
             assert_eq!(is_alive, listeners == accepting.len(), "{listeners}");
         }
     }

@@ -22,8 +22,8 @@ use super::service::AnswerBody;
 use super::socket::{Phase, Transport, WatchedSocket};
 use crate::config::Limits;
 use crate::problem::Problem;
-use crate::proxy::alarm::Alarm;
 use crate::proxy::guard::Caller;
+use crate::proxy::timer::Timer;
 
 /// How long a half-sent head, or a caller that does not take the final response, delays the end of a connection.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ struct Deadlines<'a> {
     is_asked: bool,
     limits: Limits,
     look_every: Duration,
-    timer: Alarm,
+    timer: Timer,
 }
 
 /// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
@@ -93,7 +93,7 @@ pub(super) fn final_response(problem: Problem) -> Vec<u8> {
 
 impl<'a> Deadlines<'a> {
     fn new(slot: &'a Slot, leave: Pin<&'a mut (dyn Future<Output = ()> + Send)>, limits: Limits) -> Self {
-        Self { slot, leave, is_asked: false, limits, look_every: LOOK_EVERY, timer: Alarm::default() }
+        Self { slot, leave, is_asked: false, limits, look_every: LOOK_EVERY, timer: Timer::default() }
     }
 
     /// Polls a connection. Ready when it has ended, or has to be given up.

@@ -111,7 +111,7 @@ impl Keeper {
     pub(super) async fn keep(mut self, stop: CancellationToken) {
         let shared = Arc::clone(&self.shared);
         loop {
-            shared.pulse.beat();
+            shared.heartbeat.beat();
             if !stop.is_cancelled() && self.until_refresh().is_some_and(|wait| wait.is_zero()) {
                 // Its outcome is published and, when it failed, planned for.
                 let _outcome = self.refresh().await;
@@ -668,9 +668,9 @@ impl Keeper {
     /// Waits for the server or the disk. They may take their time, which is no reason to take this task for stuck: it
     /// may hold what is nowhere else.
     async fn held<T>(&self, work: impl Future<Output = T>) -> T {
-        self.shared.pulse.hold();
+        self.shared.heartbeat.hold();
         let done = work.await;
-        self.shared.pulse.beat();
+        self.shared.heartbeat.beat();
         done
     }
 }

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 9] = [
     &["store", "oauth"],
     &["notify", "metrics"],
     &["config"],
-    &["pulse", "tls", "token"],
+    &["heartbeat", "tls", "token"],
 ];
 
 #[test]

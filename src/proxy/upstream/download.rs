@@ -15,8 +15,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::http1::{self, RoundTrip};
 use super::keep;
 use super::pool::Pool;
-use crate::proxy::alarm::Alarm;
 use crate::proxy::headers;
+use crate::proxy::timer::Timer;
 use crate::token::Token;
 
 /// An answer's body on its way down.
@@ -47,7 +47,7 @@ pub(super) struct UploadTask {
     /// How many bytes are left; none when it is not known.
     pub(super) left: Option<u64>,
     pub(super) task: AbortOnDropHandle<()>,
-    pub(super) alarm: Alarm,
+    pub(super) timer: Timer,
 }
 
 /// Why an answer's body did not come to its end.
@@ -84,8 +84,8 @@ impl Download {
         let Some(stall_timeout) = self.stall_timeout else { return Poll::Pending };
         let deadline = *self.stalls_since.get_or_insert_with(Instant::now) + stall_timeout;
         match &mut self.source {
-            BodySource::Connection(trip, _) => trip.alarm().poll(deadline, cx),
-            BodySource::Task(task) => task.alarm.poll(deadline, cx),
+            BodySource::Connection(trip, _) => trip.timer().poll(deadline, cx),
+            BodySource::Task(task) => task.timer.poll(deadline, cx),
             BodySource::Done => Poll::Pending,
         }
     }

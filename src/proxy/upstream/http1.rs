@@ -20,9 +20,9 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::time::Instant;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
-use super::super::alarm::Alarm;
 use super::super::headers;
 use super::super::replay::{Upload, UploadError};
+use super::super::timer::Timer;
 use super::Message;
 use super::network::Epoch;
 use crate::metrics::OpenConnection;
@@ -66,7 +66,7 @@ pub(super) struct Connection {
     /// The state of the network in which it was good last.
     epoch: Epoch,
     /// For whatever is waited for on this connection.
-    pub(super) alarm: Alarm,
+    pub(super) timer: Timer,
 }
 
 /// What a connection is made over.
@@ -154,7 +154,7 @@ impl Connection {
             keep_idle: KEEP_IDLE,
             _open: open,
             epoch,
-            alarm: Alarm::default(),
+            timer: Timer::default(),
         }
     }
 
@@ -278,8 +278,8 @@ impl RoundTrip {
     }
 
     /// For whatever is waited for.
-    pub(super) fn alarm(&mut self) -> &mut Alarm {
-        &mut self.connection.alarm
+    pub(super) fn timer(&mut self) -> &mut Timer {
+        &mut self.connection.timer
     }
 
     /// The connection, for another request, when it is done with this one and goes on.

@@ -13,7 +13,7 @@ use crate::token::now;
 const EVENTS: usize = 3;
 
 /// How a person sees it.
-pub(super) struct Glance {
+pub(super) struct StatusLine {
     is_coloured: bool,
     now_ms: i64,
 }
@@ -26,7 +26,7 @@ enum Mood {
     Bad,
 }
 
-impl Glance {
+impl StatusLine {
     /// Coloured on a terminal that can, unless the person does not want it (`NO_COLOR`).
     pub(super) fn new(environment: &Environment) -> Self {
         let is_wanted = environment.var("NO_COLOR").is_none() && environment.var("TERM") != Some("dumb");
@@ -154,9 +154,9 @@ mod tests {
         ] {
             assert_eq!(about(Duration::from_secs(secs)), words);
         }
-        let glance = Glance { is_coloured: false, now_ms: 1_700_000_000_000 };
-        assert_eq!(glance.time("2023-11-14T22:25:20Z"), "in 12 min (2023-11-14T22:25:20Z)");
-        assert_eq!(glance.time("2023-11-14T22:13:00Z"), "20 s ago (2023-11-14T22:13:00Z)");
-        assert_eq!(glance.time("never"), "never");
+        let line = StatusLine { is_coloured: false, now_ms: 1_700_000_000_000 };
+        assert_eq!(line.time("2023-11-14T22:25:20Z"), "in 12 min (2023-11-14T22:25:20Z)");
+        assert_eq!(line.time("2023-11-14T22:13:00Z"), "20 s ago (2023-11-14T22:13:00Z)");
+        assert_eq!(line.time("never"), "never");
     }
 }

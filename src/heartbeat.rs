@@ -1,16 +1,16 @@
-//! Signs of life: when something last showed that it is alive, for whoever watches it.
+//! A heartbeat: when a thread or a task last showed that it moves, for whoever watches it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// When something last showed that it is alive, by a clock that stands still while the machine is suspended.
+/// When a thread or a task last showed that it moves, by a clock that stands still while the machine is suspended.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     since: Instant,
     beat_at_ms: AtomicU64,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Alive now.
     #[expect(clippy::new_without_default, reason = "it is made at a moment, and not equal to another")]
     pub fn new() -> Self {

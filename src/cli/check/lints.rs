@@ -1,4 +1,4 @@
-//! What works, and had better be otherwise; and what would keep the daemon from starting here and now.
+//! Lints of a configuration: what works, and had better be otherwise; and what would keep the daemon from starting here and now.
 
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt as _;
@@ -25,45 +25,45 @@ const LONGEST_SOCKET: usize = 107;
 const DESCRIPTORS_EACH: u64 = 2;
 
 /// All of them, each in a sentence that names the thing.
-pub(super) fn doubts(config: &Config, running: &[String], environment: &Environment) -> Vec<String> {
-    let mut doubts = at_start(config, environment);
-    of_trusted_files(config, &mut doubts);
+pub(super) fn lints(config: &Config, running: &[String], environment: &Environment) -> Vec<String> {
+    let mut lints = at_start(config, environment);
+    of_trusted_files(config, &mut lints);
     let free = config.listen.iter().filter(|listen| !running.contains(&listen.to_string()));
-    doubts.extend(free.filter_map(|listen| of_listen(listen, config.is_default_listen)));
-    doubts.extend(of_state(&config.state_dir));
-    of_stored_logins(config, &mut doubts);
+    lints.extend(free.filter_map(|listen| of_listen(listen, config.is_default_listen)));
+    lints.extend(of_state(&config.state_dir));
+    of_stored_logins(config, &mut lints);
     for account in config.accounts.values() {
-        of_account(account, config, &mut doubts);
+        of_account(account, config, &mut lints);
     }
-    of_routes(config, &mut doubts);
-    of_callers(config, &mut doubts);
+    of_routes(config, &mut lints);
+    of_callers(config, &mut lints);
     for key in &config.callers.keys {
-        of_key(key, &config.routes, &mut doubts);
+        of_key(key, &config.routes, &mut lints);
     }
-    doubts.extend(of_limits(config));
-    doubts.extend(of_notify(&config.notify.command, environment));
-    doubts
+    lints.extend(of_limits(config));
+    lints.extend(of_notify(&config.notify.command, environment));
+    lints
 }
 
 /// Those that the daemon tells of, too, when it starts.
 pub(in crate::cli) fn at_start(config: &Config, environment: &Environment) -> Vec<String> {
-    let mut doubts = Vec::new();
-    of_secrets(config, environment, &mut doubts);
-    doubts.extend(of_system_roots(config));
-    doubts
+    let mut lints = Vec::new();
+    of_secrets(config, environment, &mut lints);
+    lints.extend(of_system_roots(config));
+    lints
 }
 
-fn of_stored_logins(config: &Config, doubts: &mut Vec<String>) {
+fn of_stored_logins(config: &Config, lints: &mut Vec<String>) {
     for name in store::accounts_in(&config.state_dir) {
         if !config.accounts.contains_key(&name) {
-            doubts.push(format!(
+            lints.push(format!(
                 "there is a login of account {name}, which is not configured: `cnblogs-proxy logout {name}` ends it"
             ));
         }
     }
 }
 
-fn of_secrets(config: &Config, environment: &Environment, doubts: &mut Vec<String>) {
+fn of_secrets(config: &Config, environment: &Environment, lints: &mut Vec<String>) {
     let secrets = config.accounts.values().map(|account| &account.secret);
     let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
     let of_accounts = config.accounts.values().filter_map(|account| account.proxy.as_ref());
@@ -79,9 +79,9 @@ fn of_secrets(config: &Config, environment: &Environment, doubts: &mut Vec<Strin
         let Ok(metadata) = path.metadata() else { continue };
         let (shown, mode) = (path.display(), metadata.mode() & 0o777);
         if mode & others(&metadata) != 0 {
-            doubts.push(format!("{shown} can be read by others (mode {mode:04o}): chmod 600 it"));
+            lints.push(format!("{shown} can be read by others (mode {mode:04o}): chmod 600 it"));
         }
-        doubts.extend(foreign(path, &metadata, &config.state_dir));
+        lints.extend(foreign(path, &metadata, &config.state_dir));
     }
 }
 
@@ -119,7 +119,7 @@ fn of_system_roots(config: &Config) -> Option<String> {
     })
 }
 
-fn of_trusted_files(config: &Config, doubts: &mut Vec<String>) {
+fn of_trusted_files(config: &Config, lints: &mut Vec<String>) {
     let cas = config
         .accounts
         .values()
@@ -127,14 +127,14 @@ fn of_trusted_files(config: &Config, doubts: &mut Vec<String>) {
         .chain(config.routes.iter().map(|route| &route.ca));
     for ExtraCa { file, has_private_key, certificates } in cas.flatten() {
         if *has_private_key {
-            doubts.push(format!("{} holds a private key, which nobody needs here", file.display()));
+            lints.push(format!("{} holds a private key, which nobody needs here", file.display()));
         }
         if let Err(error) = tls::client(certificates, &[]) {
-            doubts.push(format!("{}: {error}", file.display()));
+            lints.push(format!("{}: {error}", file.display()));
         }
-        doubts.extend(changeable(file, &config.state_dir));
+        lints.extend(changeable(file, &config.state_dir));
     }
-    doubts.extend(config.file.as_deref().and_then(|file| changeable(file, &config.state_dir)));
+    lints.extend(config.file.as_deref().and_then(|file| changeable(file, &config.state_dir)));
 }
 
 /// Whoever can change what is trusted can have the token sent elsewhere.
@@ -210,26 +210,26 @@ fn not_writable(directory: &Path) -> Option<String> {
         .map(|error| format!("can't be written to: {error}"))
 }
 
-fn of_account(account: &Account, config: &Config, doubts: &mut Vec<String>) {
+fn of_account(account: &Account, config: &Config, lints: &mut Vec<String>) {
     let name = &account.name;
     if config.first_route_of(name).is_none() {
-        doubts.push(format!("no route uses account {name}"));
+        lints.push(format!("no route uses account {name}"));
     }
     if account.grant != Grant::AuthorizationCode {
         return;
     }
     let scope = account.scope.as_deref().unwrap_or_default();
     if !scope.split_whitespace().any(|one| one == "offline_access") {
-        doubts.push(format!(
+        lints.push(format!(
             "account {name}: without offline_access in its scope a login ends with its first token"
         ));
     }
     if account.response_type == ResponseType::Hybrid && account.endpoints.jwks == Address::None {
-        doubts.push(format!("account {name}: without a jwks_url nobody's signature is checked at a login"));
+        lints.push(format!("account {name}: without a jwks_url nobody's signature is checked at a login"));
     }
     let uri = &account.redirect_uri.url;
     if account.response_mode == ResponseMode::FormPost && !is_local(uri) {
-        doubts.push(format!(
+        lints.push(format!(
             "account {name}: a login can never finish: with response_mode = \"form_post\" the browser posts to \
              redirect_uri, which is not the daemon's /-/callback"
         ));
@@ -237,32 +237,32 @@ fn of_account(account: &Account, config: &Config, doubts: &mut Vec<String>) {
     let port = uri.port_or_known_default();
     let is_ours = |listen: &Listen| port_of(listen) == port;
     if is_local(uri) && !config.listen.iter().any(is_ours) {
-        doubts
+        lints
             .push(format!("account {name}: redirect_uri is {uri}, but nothing of this listens on that port"));
     }
 }
 
-fn of_routes(config: &Config, doubts: &mut Vec<String>) {
+fn of_routes(config: &Config, lints: &mut Vec<String>) {
     for route in &config.routes {
         if route.prefix.split('/').any(|segment| segment == "." || segment == "..") {
             let prefix = &route.prefix;
-            doubts.push(format!(
+            lints.push(format!(
                 "route {prefix} is hardly ever reached: clients resolve dots before they send a path"
             ));
         }
     }
 }
 
-fn of_callers(config: &Config, doubts: &mut Vec<String>) {
+fn of_callers(config: &Config, lints: &mut Vec<String>) {
     let callers = &config.callers;
     if callers.users.contains(&User::Anyone) && callers.keys.is_empty() {
-        doubts.push(
+        lints.push(
             "callers.users has \"*\" and no key is needed: every user of this machine acts in your name"
                 .to_owned(),
         );
     }
     if callers.allow_remote && !config.listen.iter().any(Listen::is_remote) {
-        doubts.push(
+        lints.push(
             "callers.allow_remote has no effect: every address in `listen` is of this machine".to_owned(),
         );
     }
@@ -270,9 +270,9 @@ fn of_callers(config: &Config, doubts: &mut Vec<String>) {
     for (name, port) in &callers.hosts {
         let is_loopback = ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str());
         if is_loopback && port.is_none_or(|port| ports.contains(&port)) {
-            doubts.push(format!("callers.hosts: {name} is accepted without being named"));
+            lints.push(format!("callers.hosts: {name} is accepted without being named"));
         } else if ports.is_empty() {
-            doubts.push(format!("callers.hosts: {name} has no effect: over a unix socket any Host will do"));
+            lints.push(format!("callers.hosts: {name} has no effect: over a unix socket any Host will do"));
         }
     }
     for origin in &callers.allowed_origins {
@@ -280,7 +280,7 @@ fn of_callers(config: &Config, doubts: &mut Vec<String>) {
         if host
             .is_some_and(|host| !["localhost", "127.0.0.1", "["].iter().any(|local| host.starts_with(local)))
         {
-            doubts.push(format!(
+            lints.push(format!(
                 "callers.allowed_origins: whoever is on the network can pose as {origin}: use https"
             ));
         }
@@ -294,30 +294,29 @@ fn port_of(listen: &Listen) -> Option<u16> {
     }
 }
 
-fn of_key(key: &Key, routes: &[Route], doubts: &mut Vec<String>) {
+fn of_key(key: &Key, routes: &[Route], lints: &mut Vec<String>) {
     let name = &key.name;
     let allowed = |route: &Route| key.routes.as_ref().is_none_or(|names| names.contains(&route.name));
     for method in key.methods.iter().flatten() {
         let upper = method.as_str().to_ascii_uppercase();
         if ["CONNECT", "TRACE", "TRACK"].contains(&upper.as_str()) {
-            doubts.push(format!("key {name}: {upper} is never forwarded"));
+            lints.push(format!("key {name}: {upper} is never forwarded"));
         } else if upper != method.as_str() {
-            doubts.push(format!("key {name}: methods are told apart by case: {method} is not {upper}"));
+            lints.push(format!("key {name}: methods are told apart by case: {method} is not {upper}"));
         }
     }
     let paths = key.paths.as_deref().unwrap_or_default();
     for (at, path) in paths.iter().enumerate() {
         if !is_unambiguous(path) {
-            doubts
-                .push(format!("key {name}: no request comes through {path}, which can be read in two ways"));
+            lints.push(format!("key {name}: no request comes through {path}, which can be read in two ways"));
         } else if !reached(path, routes).any(allowed) {
             let taken = reached(path, routes).map(|route| format!("route {} takes it", route.name)).next();
             let why = taken.unwrap_or_else(|| "no route takes it".to_owned());
-            doubts.push(format!("key {name}: no request comes through {path}: {why}"));
+            lints.push(format!("key {name}: no request comes through {path}: {why}"));
         }
         let wider = paths.iter().enumerate().find(|(other, wide)| *other != at && is_below(path, wide));
         if let Some((_, wide)) = wider.filter(|(other, wide)| *wide != path || *other < at) {
-            doubts.push(format!("key {name}: {path} is below {wide}, which it may use anyway"));
+            lints.push(format!("key {name}: {path} is below {wide}, which it may use anyway"));
         }
     }
     let is_led_through = |path: &String| is_unambiguous(path) && reached(path, routes).any(allowed);
@@ -326,7 +325,7 @@ fn of_key(key: &Key, routes: &[Route], doubts: &mut Vec<String>) {
     }
     for route in routes.iter().filter(|route| key.routes.is_some() && allowed(route)) {
         if !paths.iter().any(|path| reached(path, routes).any(|other| other.name == route.name)) {
-            doubts.push(format!("key {name}: none of its paths leads to route {}", route.name));
+            lints.push(format!("key {name}: none of its paths leads to route {}", route.name));
         }
     }
 }

@@ -5,16 +5,16 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Rings at a deadline. One that moves later costs nothing until the earlier one has passed, so that no request
+/// Ready at a deadline. One that moves later costs nothing until the earlier one has passed, so that no request
 /// touches the runtime's timers.
 #[derive(Debug, Default)]
-pub struct Alarm {
+pub struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Whom it wakes.
     waker: Option<Waker>,
 }
 
-impl Alarm {
+impl Timer {
     /// Ready when `deadline` has passed.
     pub fn poll(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -47,12 +47,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_rings_at_the_deadline_it_was_last_given() {
         for moved_secs in [10, 60, 120] {
-            let (mut alarm, began) = (Alarm::default(), Instant::now());
+            let (mut timer, began) = (Timer::default(), Instant::now());
             let first = began + Duration::from_secs(60);
-            assert!(poll_fn(|cx| Poll::Ready(alarm.poll(first, cx))).await.is_pending());
+            assert!(poll_fn(|cx| Poll::Ready(timer.poll(first, cx))).await.is_pending());
 
             let moved = began + Duration::from_secs(moved_secs);
-            poll_fn(|cx| alarm.poll(moved, cx)).await;
+            poll_fn(|cx| timer.poll(moved, cx)).await;
 
             assert_eq!(began.elapsed().as_secs(), moved_secs);
         }
@@ -60,13 +60,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_wakes_the_task_that_looked_at_it_last() {
-        let (mut alarm, began) = (Alarm::default(), Instant::now());
+        let (mut timer, began) = (Timer::default(), Instant::now());
         let deadline = began + Duration::from_secs(10);
         let later = began + Duration::from_secs(20);
         let nobody = &mut Context::from_waker(Waker::noop());
-        assert!(alarm.poll(deadline, nobody).is_pending());
+        assert!(timer.poll(deadline, nobody).is_pending());
 
-        poll_fn(|cx| alarm.poll(later, cx)).await;
+        poll_fn(|cx| timer.poll(later, cx)).await;
 
         assert_eq!(began.elapsed().as_secs(), 20);
     }
