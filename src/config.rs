@@ -14,7 +14,6 @@ mod reload;
 mod routes;
 mod users;
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/properties/config.rs"]
 pub mod properties;
 
 use std::collections::BTreeMap;

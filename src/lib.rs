@@ -71,11 +71,4 @@ pub mod tls;
 pub mod token;
 
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/harness.rs"]
-mod fuzz;
-#[cfg(test)]
-#[path = "../tests/standin/certificates.rs"]
-mod certificates;
-#[cfg(test)]
-#[path = "../tests/it/dice.rs"]
-mod dice;
+mod testing;

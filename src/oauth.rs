@@ -10,7 +10,6 @@ mod answer;
 mod discovery;
 mod keys;
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/properties/oauth.rs"]
 pub mod properties;
 
 use std::path::Path;

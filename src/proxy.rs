@@ -8,7 +8,6 @@ mod headers;
 mod replay;
 pub mod upstream;
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/properties/proxy.rs"]
 pub mod properties;
 
 use std::collections::HashMap;

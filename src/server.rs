@@ -16,7 +16,6 @@ mod service;
 mod socket;
 mod supervisor;
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/properties/server.rs"]
 pub mod properties;
 
 use std::collections::BTreeMap;

@@ -9,7 +9,6 @@ mod keeper;
 mod mailbox;
 mod plan;
 #[cfg(test)]
-#[path = "../tests/histories/main.rs"]
 mod histories;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -20,7 +20,6 @@
 mod files;
 mod record;
 #[cfg(any(test, fuzzing))]
-#[path = "../tests/fuzz/properties/store.rs"]
 pub mod properties;
 
 use std::collections::BTreeSet;

@@ -356,7 +356,7 @@ mod tests {
     const CODE: &str = "c38fee53637dea2967f123e1c92184d854b03db03dcd87323ea60675b8125b2e";
     /// A million seconds after 1970.
     const NOW: Moment = Moment::new(1_000_000_000, 0);
-    const RSA_KEY: &[u8] = include_bytes!("../../tests/standin/key-1.pk8");
+    const RSA_KEY: &[u8] = include_bytes!("../testing/key-1.pk8");
 
     fn claims_of(json: Value) -> Claims {
         serde_json::from_value(json).unwrap()

@@ -9,7 +9,6 @@ mod network;
 mod pool;
 mod tunnel;
 #[cfg(any(test, fuzzing))]
-#[path = "../../tests/fuzz/properties/upstream.rs"]
 pub mod properties;
 
 use std::future::poll_fn;

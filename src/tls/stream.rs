@@ -337,8 +337,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio_rustls::TlsAcceptor;
 
-    use crate::certificates::{Authority, TlsDefect};
-    use crate::dice::Dice;
+    use crate::testing::certificates::{Authority, TlsDefect};
+    use crate::testing::dice::Dice;
 
     type Client = TlsStream<DuplexStream>;
     type Server = tokio_rustls::server::TlsStream<DuplexStream>;

@@ -16,6 +16,7 @@ mod commands;
 mod configuration;
 mod containers;
 mod deployed;
+#[path = "../../src/testing/dice.rs"]
 mod dice;
 mod forwarding;
 mod house;

@@ -39,8 +39,11 @@ pub(crate) enum KeyName {
 
 impl Keys {
     pub(crate) fn load() -> Self {
-        let all =
-            [&include_bytes!("key-1.pk8")[..], include_bytes!("key-2.pk8"), include_bytes!("key-3.pk8")];
+        let all = [
+            &include_bytes!("../../src/testing/key-1.pk8")[..],
+            include_bytes!("../../src/testing/key-2.pk8"),
+            include_bytes!("../../src/testing/key-3.pk8"),
+        ];
         let load = |key: &[u8]| RsaKeyPair::from_pkcs8(key).expect("the test keys are RSA in PKCS #8");
         Self(all.into_iter().map(load).collect())
     }

@@ -9,6 +9,7 @@ mod api;
 mod auth;
 mod authorize;
 mod blog;
+#[path = "../../src/testing/certificates.rs"]
 mod certificates;
 mod cnblogs;
 mod door;

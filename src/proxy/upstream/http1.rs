@@ -497,9 +497,9 @@ mod tests {
     use tokio::time::timeout;
     use tokio_util::task::AbortOnDropHandle;
 
-    use crate::certificates::Authority;
     use crate::metrics::Metrics;
     use crate::proxy::replay::{Begun, CallerBody};
+    use crate::testing::certificates::Authority;
     use crate::token::{Lifetime, now};
 
     /// Both ends of a connection.

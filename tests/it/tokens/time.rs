@@ -1,5 +1,5 @@
 //! Clocks that somebody sets, and weeks that pass: libfaketime beneath the real program. Suspends, which move the
-//! boot-time clock as well, are part of the histories in simulated time (`tests/histories`).
+//! boot-time clock as well, are part of the histories in simulated time (`src/session/histories.rs`).
 
 use std::path::PathBuf;
 

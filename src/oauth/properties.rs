@@ -18,7 +18,7 @@ use super::id_token::{self, Claims, Expected, IdTokenError};
 use super::keys::{Key, key};
 use super::{GrantError, Granted, answer};
 use crate::config::ResponseMode;
-use crate::fuzz::{Input, at_once};
+use crate::testing::fuzz::{Input, at_once};
 use crate::token::{Moment, now};
 
 const AT: &str = "https://oauth.cnblogs.com/auth/callback";
@@ -30,8 +30,8 @@ const NOW_SECS: i64 = 1_700_000_000;
 /// Longer than any word that a message may repeat.
 const CANARY: &str = "canary-0123456789-0123456789-0123456789-0123456789";
 
-static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../../standin/key-1.pk8")));
-static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../../standin/key-2.pk8")));
+static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../testing/key-1.pk8")));
+static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../testing/key-2.pk8")));
 static PUBLISHED: LazyLock<Vec<Key>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
 
 /// What is taken for a callback is one, wherever it was found: written as an address again it says the same, and nothing
@@ -428,7 +428,7 @@ fn is_harmless(error: &GrantError, retry_after: &str, before: Moment) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn callback_has_one_state_and_one_code() {

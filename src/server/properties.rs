@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{LARGEST_HEAD, MOST_FIELDS};
 use super::socket::{ConnectionState, Ended, Phase, Transport, WatchedSocket};
-use crate::fuzz::Input;
+use crate::testing::fuzz::Input;
 
 const NAMES: [&str; 8] = [
     "Content-Length",
@@ -240,7 +240,7 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn requests_of_a_stream_are_hypers_requests() {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use reqwest::Response;
 
 use super::stored_refresh_token;
-use crate::dice::Dice;
 use crate::oauth::simulated::Network;
 use crate::oauth::{GrantError, Loss};
 use crate::session::NoToken;
 use crate::store::Store;
+use crate::testing::dice::Dice;
 use crate::token::{Moment, now};
 
 /// The client gives up that long after it asked.

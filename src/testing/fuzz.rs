@@ -1,5 +1,5 @@
-//! What parses bytes that strangers send has properties, and they are written once: `tests/fuzz/properties` has a
-//! function of bytes for each, which panics when its property does not hold. Two things call them.
+//! What parses bytes that strangers send has properties, and they are written once: `properties.rs` beside the code
+//! has a function of bytes for each, which panics when its property does not hold. Two things call them.
 //!
 //! `cargo test` plays a fixed number of damaged seeds from `tests/fuzz/seeds`, and of random bytes. `FUZZ_RUNS` says
 //! how many for each property, `FUZZ_SEED` and `FUZZ_FIRST` which: every input depends on the seed and its number

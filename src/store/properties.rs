@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::record::{Binding, Damage, Generation, Person, Record};
 use crate::config::Grant;
-use crate::fuzz::Input;
+use crate::testing::fuzz::Input;
 
 /// What is read as a store was whole, and is read the same after it was written again.
 pub fn record(bytes: &[u8]) {
@@ -110,7 +110,7 @@ fn fields(generation: &Generation) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn record_that_is_read_was_whole() {

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::catch_unwind;
 use std::path::Path;
 
-use crate::dice::Dice;
+use crate::testing::dice::Dice;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz");
 
@@ -91,8 +91,15 @@ fn every_seed_and_every_target_is_played() {
         entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     };
     let read = |path: &str| fs::read_to_string(Path::new(FOLDER).join(path)).unwrap();
-    let properties: String =
-        names("properties").iter().map(|module| read(&format!("properties/{module}.rs"))).collect();
+    let properties = [
+        include_str!("../../config/properties.rs"),
+        include_str!("../../oauth/properties.rs"),
+        include_str!("../../proxy/properties.rs"),
+        include_str!("../../proxy/upstream/properties.rs"),
+        include_str!("../../server/properties.rs"),
+        include_str!("../../store/properties.rs"),
+    ]
+    .concat();
     let (targets, manifest) = (names("targets"), read("Cargo.toml"));
 
     assert!(targets.len() > 10, "{targets:?}");

@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 
 use super::reader::{Reader, Source};
 use super::{Config, ConfigError, Environment, Grant, LIMITS, Listen, ROOT};
-use crate::fuzz::Input;
+use crate::testing::fuzz::Input;
 
 const FILE: &str = "config.toml";
 const CANARY: &str = "canary-of-a-secret";
@@ -222,7 +222,7 @@ fn is_here(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn configuration_is_refused_in_words_or_can_be_used() {

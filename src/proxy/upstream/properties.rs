@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::http1::framing::{Body, Head, Next};
-use crate::fuzz::Input;
 use crate::proxy::properties::listed;
+use crate::testing::fuzz::Input;
 
 /// What was read of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Read {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn answer_is_the_same_in_all_pieces() {

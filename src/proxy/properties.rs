@@ -7,7 +7,7 @@ use super::guard::Admitted;
 use super::headers::{self, AllowedOrigin};
 use super::rebase;
 use crate::config::{Key, Secret, Upstream};
-use crate::fuzz::Input;
+use crate::testing::fuzz::Input;
 use crate::token::{Lifetime, Moment, Token};
 
 const TOKEN: &str = "the-token-of-the-person";
@@ -460,7 +460,7 @@ fn leads_to_the_same(before: &str, after: &str, prefix: &str, upstream: &Upstrea
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::holds;
+    use crate::testing::fuzz::holds;
 
     #[test]
     fn upstream_fields_are_ours_and_what_may_pass() {

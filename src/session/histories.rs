@@ -31,11 +31,11 @@ use super::{AskError, LoginOutcome, Session, State};
 use crate::config::{
     Account, Address, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode, ResponseType, Secret,
 };
-use crate::dice::Dice;
 use crate::notify::{self, Event, Notice};
 use crate::oauth::callback::Code;
 use crate::oauth::{Pending, simulated};
 use crate::store::Store;
+use crate::testing::dice::Dice;
 use crate::token::{self, Moment};
 
 /// Played when `HISTORIES` says nothing.
