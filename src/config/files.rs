@@ -45,7 +45,7 @@ pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError
 
 /// A secret from a file, without the white space at its end. Messages do not repeat the path: it may be the
 /// secret itself, in the wrong place.
-pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
+pub(crate) fn secret_file(path: &Path) -> Result<Secret, String> {
     let bytes = read(path, LARGEST_SECRET).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => "the file is too large for a secret".to_owned(),
         _ => format!("the file can't be read: {error}"),

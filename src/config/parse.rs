@@ -13,7 +13,8 @@ use super::{Listen, RedirectUri, Upstream};
 /// Longer than any login and any time-out, and far from overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
-pub(super) fn listen(text: &str) -> Result<Listen, String> {
+/// An address to accept callers on.
+pub(crate) fn listen(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = PathBuf::from(path);
         return if path.is_absolute() {

@@ -9,7 +9,7 @@ mod case;
 mod judge;
 mod line;
 mod local;
-mod memory;
+pub(crate) mod memory;
 mod mutate;
 mod network;
 mod stage;

@@ -27,6 +27,7 @@ mod provider;
 mod providers;
 mod rereading;
 mod release;
+mod run;
 mod sandbox;
 mod shells;
 mod soak;

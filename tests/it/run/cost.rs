@@ -1,0 +1,78 @@
+//! Many requests, large bodies and many connections at a time go through `run` as through the daemon, in little memory.
+
+use super::Named;
+
+/// Where `tests/run` puts Python with the packages.
+const PYTHON: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../test-tools/venv/bin/python");
+const LARGE: usize = 64 << 20;
+
+#[test]
+fn a_thousand_requests_take_one_connection() {
+    let named = Named::start();
+    let script = "
+import sys, requests
+session = requests.Session()
+for number in range(1000):
+    answer = session.get(f'{sys.argv[1]}/echo/{number}')
+    assert answer.status_code == 200 and f'/echo/{number}' in answer.text, answer.text
+print('done')";
+    let before = named.world.standin.api_connection_count();
+
+    assert_eq!(named.printed(&["--", PYTHON, "-c", script, &named.api]), "done\n");
+
+    assert_eq!(named.world.standin.api_requests().len(), 1000);
+    assert!(named.world.standin.api_connection_count() - before <= 2);
+}
+
+#[test]
+fn large_bodies_stream_both_ways_in_constant_memory() {
+    let named = Named::start();
+    let file = named.world.home.path().join("large");
+    std::fs::write(&file, crate::standin::pattern(LARGE)).unwrap();
+    let script = "
+curl -sSf -T \"$0\" \"$1/echo?raw\" | cmp - \"$0\" && curl -sSf \"$1/bytes/$2\" | cmp - \"$0\" &&
+curl -sSf -T - \"$1/echo?raw\" <\"$0\" | cmp - \"$0\" && grep VmHWM /proc/$PPID/status";
+    let (file, large) = (file.display().to_string(), LARGE.to_string());
+
+    let printed = named.printed(&["--", "sh", "-c", script, &file, &named.api, &large]);
+
+    let peak_kib: usize = printed.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(peak_kib < LARGE / 1024, "{peak_kib} KiB");
+}
+
+#[test]
+fn five_hundred_at_once_are_answered() {
+    let limits = "[limits]\nconnect_timeout = \"60s\"\nresponse_timeout = \"120s\"\n";
+    let named = Named::with("", "", limits);
+    let script = "
+import aiohttp, asyncio, sys
+async def main():
+    connector = aiohttp.TCPConnector(limit=500)
+    async with aiohttp.ClientSession(trust_env=True, connector=connector) as session:
+        async def ask(number):
+            async with session.get(f'{sys.argv[1]}/slow?ms=2000&n={number}') as answer:
+                return answer.status, await answer.text()
+        answers = await asyncio.gather(*map(ask, range(500)))
+    assert answers == [(200, 'slow\\n')] * 500, answers
+    print('done')
+asyncio.run(main())";
+
+    assert_eq!(named.printed(&["--", PYTHON, "-c", script, &named.api]), "done\n");
+
+    assert_eq!(named.world.standin.api_requests().len(), 500);
+}
+
+#[test]
+fn a_connection_that_the_daemon_closed_meanwhile_is_made_again() {
+    let named = Named::with("", "", "[limits]\nidle_timeout = \"1s\"\n");
+    let script = "
+import os, sys, time, requests
+session = requests.Session()
+for number in range(3):
+    answer = session.post(f'{sys.argv[1]}/echo/{number}', data='x')
+    assert answer.status_code == 200, answer.text
+    time.sleep(1.5)
+print('done')";
+
+    assert_eq!(named.printed(&["--", PYTHON, "-c", script, &named.api]), "done\n");
+}
