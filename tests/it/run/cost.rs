@@ -15,10 +15,11 @@ session = requests.Session()
 for number in range(1000):
     answer = session.get(f'{sys.argv[1]}/echo/{number}')
     assert answer.status_code == 200 and f'/echo/{number}' in answer.text, answer.text
-print('done')";
+managers = session.get_adapter('https://').proxy_manager.values()
+print([pools[key].num_connections for pools in [m.pools for m in managers] for key in pools.keys()])";
     let before = named.world.standin.api_connection_count();
 
-    assert_eq!(named.printed(&["--", PYTHON, "-c", script, &named.api]), "done\n");
+    assert_eq!(named.printed(&["--", PYTHON, "-c", script, &named.api]), "[1]\n");
 
     assert_eq!(named.world.standin.api_requests().len(), 1000);
     assert!(named.world.standin.api_connection_count() - before <= 2);
