@@ -1,8 +1,8 @@
 //! `run`: a program whose address can't be changed. It is started with an HTTP proxy and a certificate authority of its
 //! own; what it asks of the configured upstreams goes to the daemon, and all else goes where it went before.
 //!
-//! The daemon knows nothing of this: to it, we are a caller. No token passes here. The authority's key, the proxy's
-//! password and the caller key are in our memory alone; of these, the program has the password.
+//! The daemon knows nothing of this: to it, we are a caller. No token passes here. The authority's key is gone
+//! before the program starts; the caller key is in our memory alone, and the proxy's password in the program's, too.
 
 mod authority;
 mod child;
@@ -12,7 +12,7 @@ mod trust;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,13 +24,14 @@ use clap::Args;
 use http::HeaderValue;
 use hyper_util::client::proxy::matcher::Matcher;
 use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::pki_types::CertificateDer;
 use secrecy::ExposeSecret as _;
 
 use super::daemon::{Daemon, runtime};
 use super::{Exit, Failure};
 use crate::config::{self, Config, Environment, Listen, Upstream};
 use authority::Authority;
-use proxy::Proxy;
+use proxy::{Certified, Proxy};
 use site::{Routes, Way};
 use trust::Trust;
 
@@ -61,11 +62,11 @@ pub(super) fn run(asked: &Run, config: &Config, environment: &Environment) -> Re
             .with_hint("`run` is for upstreams like https://api.cnblogs.com"));
     }
 
-    let authority = Authority::new(&hosts).context("making a certificate authority")?;
+    let (authority, certified) = certify(&hosts).context("making certificates")?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening on a loopback port")?;
     let address = listener.local_addr().context("listening on a loopback port")?;
     let password = random();
-    let trust = Trust::write(authority.certificate(), address, environment)
+    let trust = Trust::write(&authority, address, environment)
         .context("writing the certificates that the program trusts")?;
     let mut variables = trust.variables().to_vec();
     variables.extend(proxy_variables(address, &password, &hosts, environment));
@@ -76,7 +77,7 @@ pub(super) fn run(asked: &Run, config: &Config, environment: &Environment) -> Re
     runtime()?.block_on(async {
         let mut child = child::start(&asked.command, &variables)?;
         raise_open_files();
-        let proxy = Proxy::new(&credential, child.id, authority, routes, way);
+        let proxy = Proxy::new(&credential, child.id, certified, routes, way);
         let ended = tokio::select! {
             ended = child.wait() => ended,
             never = Arc::new(proxy).serve(listener) => never,
@@ -98,24 +99,10 @@ fn find_daemon(config: &Config) -> Result<Listen, Failure> {
             texts.filter_map(|text| config::listen(text.trim_start_matches("http://")).ok()).collect()
         }
     };
-    let mut local = listening.into_iter().map(on_this_machine);
-    local.find(answers).ok_or_else(|| {
+    listening.into_iter().find(answers).ok_or_else(|| {
         Failure::new(Exit::Failed, "no listener of the daemon can be connected to from here")
             .with_hint("`cnblogs-proxy status` names them")
     })
-}
-
-fn on_this_machine(listen: Listen) -> Listen {
-    match listen {
-        Listen::Tcp(address) if address.ip().is_unspecified() => {
-            let ip = match address.ip() {
-                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            Listen::Tcp(SocketAddr::new(ip, address.port()))
-        }
-        other => other,
-    }
 }
 
 fn answers(listen: &Listen) -> bool {
@@ -132,6 +119,13 @@ fn caller_key(path: &Path) -> Result<HeaderValue, Failure> {
     let mut value = HeaderValue::try_from(format!("Basic {basic}")).expect("base64 is a field value");
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// The certificate of an authority, and what it certifies. Its key is gone when this returns.
+fn certify(hosts: &BTreeSet<String>) -> anyhow::Result<(CertificateDer<'static>, Certified)> {
+    let authority = Authority::new(hosts)?;
+    let certified = hosts.iter().map(|host| Ok((host.clone(), authority.server(host)?)));
+    Ok((authority.certificate().clone(), certified.collect::<anyhow::Result<_>>()?))
 }
 
 /// True when a certificate of our own can be for it: none is for an address.

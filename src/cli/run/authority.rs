@@ -1,5 +1,5 @@
-//! A certificate authority for one run. Its key is in memory alone, and what it signs is believed for the upstreams'
-//! names only: its own certificate says so (RFC 5280, section 4.2.1.10).
+//! A certificate authority for one run. Its key is in memory alone, and no longer than it takes to sign. What it signs
+//! is believed for the upstreams' names only: its own certificate says so (RFC 5280, section 4.2.1.10).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -31,7 +31,6 @@ use tokio::sync::Mutex;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-use super::authority::Authority;
 use super::child;
 use super::site::{self, Routes, Visit, Way};
 use crate::problem::{Code, Problem};
@@ -43,12 +42,14 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// Between attempts to accept when there is no descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
+/// TLS as each of the upstreams' hosts.
+pub(super) type Certified = HashMap<String, Arc<ServerConfig>>;
+
 /// The proxy of one run.
 pub(super) struct Proxy {
     credential: Digest,
     child: Pid,
-    authority: Authority,
-    certified: std::sync::Mutex<HashMap<String, Arc<ServerConfig>>>,
+    certified: Certified,
     routes: Arc<Routes>,
     way: Arc<Way>,
     outer: Matcher,
@@ -57,12 +58,11 @@ pub(super) struct Proxy {
 impl Proxy {
     /// For who presents the credential, and for that process and its descendants. Tunnels go through the proxy that our
     /// own environment names.
-    pub(super) fn new(credential: &str, child: Pid, authority: Authority, routes: Routes, way: Way) -> Self {
+    pub(super) fn new(credential: &str, child: Pid, certified: Certified, routes: Routes, way: Way) -> Self {
         Self {
             credential: digest(&SHA256, credential.as_bytes()),
             child,
-            authority,
-            certified: std::sync::Mutex::default(),
+            certified,
             routes: Arc::new(routes),
             way: Arc::new(way),
             outer: Matcher::from_env(),
@@ -106,8 +106,8 @@ impl Proxy {
             return Problem::new(Code::BadRequest, detail).closing().into_response().map(Full::new);
         };
         let upgrade = upgrade::on(&mut request);
-        if self.routes.lead_to(&authority) {
-            tokio::spawn(Arc::clone(self).terminate(authority, upgrade));
+        if let Some(tls) = self.certified.get(&authority.0).filter(|_| self.routes.lead_to(&authority)) {
+            tokio::spawn(Arc::clone(self).terminate(Arc::clone(tls), authority, upgrade));
             return Response::default();
         }
         match self.tunnel(&authority).await {
@@ -134,27 +134,21 @@ impl Proxy {
     }
 
     /// TLS as the upstream, and HTTP/1.1 in it.
-    async fn terminate(self: Arc<Self>, authority: site::Authority, upgrade: OnUpgrade) {
-        let Ok(config) = self.certified(&authority.0) else { return };
+    async fn terminate(
+        self: Arc<Self>,
+        tls: Arc<ServerConfig>,
+        authority: site::Destination,
+        upgrade: OnUpgrade,
+    ) {
         let Ok(upgraded) = upgrade.await else { return };
-        let accepting = TlsAcceptor::from(config).accept(TokioIo::new(upgraded));
+        let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(upgraded));
         // A program that does not trust us says so itself.
         let Ok(Ok(stream)) = tokio::time::timeout(HEAD_WITHIN, accepting).await else { return };
         let (routes, way) = (Arc::clone(&self.routes), Arc::clone(&self.way));
         Visit { routes, way, authority, daemon: Mutex::default() }.serve(stream).await;
     }
 
-    fn certified(&self, host: &str) -> anyhow::Result<Arc<ServerConfig>> {
-        let mut certified = self.certified.lock().expect("no thread panics while it holds the certificates");
-        if let Some(config) = certified.get(host) {
-            return Ok(Arc::clone(config));
-        }
-        let config = self.authority.server(host)?;
-        certified.insert(host.to_owned(), Arc::clone(&config));
-        Ok(config)
-    }
-
-    async fn tunnel(&self, (host, port): &site::Authority) -> anyhow::Result<TcpStream> {
+    async fn tunnel(&self, (host, port): &site::Destination) -> anyhow::Result<TcpStream> {
         let target: Uri = format!("https://{host}:{port}").parse()?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
@@ -182,7 +176,7 @@ async fn splice(upgrade: OnUpgrade, mut stream: TcpStream) {
 }
 
 /// Host and port of a CONNECT.
-fn connect_target(request: &Request<Incoming>) -> Option<site::Authority> {
+fn connect_target(request: &Request<Incoming>) -> Option<site::Destination> {
     let authority = request.uri().authority().filter(|_| request.method() == Method::CONNECT)?;
     Some((authority.host().to_ascii_lowercase(), authority.port_u16()?))
 }

@@ -30,7 +30,7 @@ const MOST_FIELDS: usize = 256;
 type Body = Either<Incoming, Full<Bytes>>;
 
 /// An upstream's host, in lower case, and port.
-pub(super) type Authority = (String, u16);
+pub(super) type Destination = (String, u16);
 
 /// The routes of the configuration.
 pub(super) struct Routes(Vec<Route>);
@@ -46,7 +46,7 @@ pub(super) struct Way {
 pub(super) struct Visit {
     pub(super) routes: Arc<Routes>,
     pub(super) way: Arc<Way>,
-    pub(super) authority: Authority,
+    pub(super) authority: Destination,
     pub(super) daemon: Mutex<Option<SendRequest<Incoming>>>,
 }
 
@@ -56,12 +56,12 @@ impl Routes {
     }
 
     /// True when requests to that host and port are the daemon's.
-    pub(super) fn lead_to(&self, authority: &Authority) -> bool {
+    pub(super) fn lead_to(&self, authority: &Destination) -> bool {
         self.0.iter().any(|route| is_for(route, authority))
     }
 
     /// The route for what is asked of the upstream, and the target to ask the daemon for.
-    fn find(&self, authority: &Authority, asked: &Uri) -> Result<(&Route, PathAndQuery), Problem> {
+    fn find(&self, authority: &Destination, asked: &Uri) -> Result<(&Route, PathAndQuery), Problem> {
         let path = asked.path();
         let bases = self.0.iter().filter(|route| is_for(route, authority));
         let bases = bases.filter(|route| is_below(path, &route.upstream.base_path));
@@ -99,7 +99,7 @@ impl Routes {
     }
 }
 
-fn is_for(route: &Route, (host, port): &Authority) -> bool {
+fn is_for(route: &Route, (host, port): &Destination) -> bool {
     let upstream = &route.upstream;
     is_interceptable(upstream) && upstream.port == *port && upstream.host.eq_ignore_ascii_case(host)
 }

@@ -1,5 +1,7 @@
 //! Many requests, large bodies and many connections at a time go through `run` as through the daemon, in little memory.
 
+use std::process::{Command, Output};
+
 use super::Named;
 
 /// Where `tests/run` puts Python with the packages.
@@ -23,6 +25,39 @@ print([pools[key].num_connections for pools in [m.pools for m in managers] for k
 
     assert_eq!(named.world.standin.api_requests().len(), 1000);
     assert!(named.world.standin.api_connection_count() - before <= 2);
+}
+
+#[test]
+fn answers_of_every_kind_come_as_through_the_daemon() {
+    let named = Named::start();
+    let direct = format!("http://{}", named.world.daemon.authority);
+    for (target, arguments) in [
+        ("/echo/%E5%8D%9A//x/../y?a=%2F&&b", &["-X", "PROPFIND"][..]),
+        ("/echo", &["-d", "x=1"]),
+        ("/echo", &["-I"]),
+        ("/trailers", &["--raw", "-H", "TE: trailers"]),
+        ("/events?n=1", &[]),
+        ("/bytes/100000?chunked", &[]),
+        ("/bytes/0", &[]),
+        ("/status/204", &[]),
+        ("/status/304", &[]),
+        ("/status/418", &[]),
+        ("/early?status=413", &["-d", "x"]),
+    ] {
+        let curl = [&["curl", "-sS", "-i", "--suppress-connect-headers", "--path-as-is"], arguments].concat();
+        let through_run = named.output(&[&["--"], &curl[..], &[&named.url(target)]].concat());
+        let of_daemon = Command::new("curl").args(&curl[1..]).arg(format!("{direct}{target}")).output();
+
+        let of_daemon = told(&of_daemon.unwrap());
+        assert_eq!(told(&through_run), of_daemon, "{target} {arguments:?}");
+        assert!(of_daemon[0].starts_with("HTTP/1.1 "), "{of_daemon:?}");
+    }
+}
+
+/// An answer, without what differs each time.
+fn told(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter(|line| !line.starts_with("date:")).map(str::to_owned).collect()
 }
 
 #[test]
