@@ -113,7 +113,8 @@ fn answers(listen: &Listen) -> bool {
 }
 
 fn caller_key(path: &Path) -> Result<HeaderValue, Failure> {
-    let unusable = |why| Failure::new(Exit::Failed, format!("the caller key in {}: {why}", path.display()));
+    // The path may be the key itself, in the wrong place.
+    let unusable = |why| Failure::new(Exit::Failed, format!("--key: {why}"));
     let secret = config::secret_file(path).map_err(unusable)?;
     let basic = STANDARD.encode(format!("run:{}", secret.value.expose_secret()));
     let mut value = HeaderValue::try_from(format!("Basic {basic}")).expect("base64 is a field value");

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Named, Running, STAYS};
-use crate::support::{Home, eventually};
+use super::{Named, Running, STAYS, with_hosts};
+use crate::support::{Daemon, Home, eventually};
 
 #[test]
 fn the_exit_status_is_the_programs_as_a_shell_tells_it() {
@@ -169,6 +169,30 @@ fn the_files_are_for_their_owner_and_go_away_also_after_run_was_killed() {
     let status = eventually("it ends", || alive.process.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
     assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_daemon_that_stops_is_told_of_and_one_that_comes_back_is_used() {
+    let mut named = Named::start();
+    let running = Running::start(named.run(&STAYS));
+    let url = named.url("/api/users");
+    let curl = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--proxy", &running.proxy, "--cacert", &running.bundle, &url]);
+        String::from_utf8(curl.output().unwrap().stdout).unwrap()
+    };
+    assert!(curl().contains("DisplayName"));
+
+    let config = fs::read_to_string(named.world.home.config()).unwrap();
+    let again = config.replace("127.0.0.1:0\"", &format!("{}\"", named.world.daemon.authority));
+    fs::write(named.world.home.config(), again).unwrap();
+    named.world.daemon.stop();
+    let said = curl();
+    assert!(said.contains("upstream-unreachable") && said.contains("the daemon does not answer"), "{said}");
+
+    named.world.daemon = Daemon::spawn(with_hosts(&named.world));
+    assert!(curl().contains("DisplayName"));
+    named.assert_answered_with_the_token();
 }
 
 #[test]

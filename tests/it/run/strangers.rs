@@ -240,6 +240,8 @@ fn a_caller_key_is_presented_and_its_limits_hold() {
     assert!(!named.printed(&["--key", &secret, "--", "env"]).contains("the-readers-key"));
     let missing = named.output(&["--key", "/there/is/no/key", "--", "true"]);
     assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(said.starts_with("error: --key: ") && !said.contains("/there/is"), "{said}");
     assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
 }
 
