@@ -119,6 +119,19 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // When `run` has ended, the program has, too, or does with its standard input.
+        if let Ok(Some(_)) = self.process.try_wait() {
+            return;
+        }
+        if let Some(pid) = self.pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        let _waited = self.process.wait();
+    }
+}
+
 /// The program of [`Running`].
 pub(crate) const STAYS: [&str; 4] =
     ["--", "sh", "-c", "echo $HTTPS_PROXY; echo $SSL_CERT_FILE; echo $$; read -r _; exit 0"];

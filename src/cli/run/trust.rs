@@ -1,5 +1,5 @@
-//! The files that tell the program what to trust: the certificates that it trusted before, and our authority's. They are
-//! in a directory that only its owner enters. It goes away with us; when we are killed, the next run removes it.
+//! The files that tell the program what to trust: the certificates that it trusted before, and our authority's. They
+//! are in a directory that only its owner enters. It goes away with us; when we are killed, the next run removes it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;

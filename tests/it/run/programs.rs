@@ -107,7 +107,9 @@ fn a_rust_program_that_takes_https_only_reads_a_fixed_address_with_openssl() {
 fn what_the_readme_says_can_not_is_refused_by_the_program_itself() {
     let named = Named::start();
     let url = named.url("/api/users");
-    let roots = "import sys, ssl, certifi, urllib.request as r; r.urlopen(sys.argv[1], context=ssl.create_default_context(cafile=certifi.where()))";
+    let roots = "
+import sys, ssl, certifi, urllib.request as r
+r.urlopen(sys.argv[1], context=ssl.create_default_context(cafile=certifi.where()))";
     let output = named.output(&["--", PYTHON, "-c", roots, &url]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("CERTIFICATE_VERIFY_FAILED"), "{output:?}");
 
