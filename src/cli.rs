@@ -6,6 +6,7 @@ mod status_line;
 mod log;
 mod login;
 mod man_pages;
+mod run;
 mod serve;
 mod show;
 
@@ -73,6 +74,11 @@ enum Command {
     Token(OneAccount),
     /// Revoke the refresh token at the server and erase the stored login
     Logout(OneAccount),
+    /// Run a program whose address can't be changed: its HTTPS requests to the API go through the daemon
+    ///
+    /// The program, and what it starts, trust a certificate authority that exists only as long as this command. Its
+    /// exit status is the program's: 127 when there is no such program, 126 when it can't be started.
+    Run(run::Run),
     /// Read the configuration and everything it names, and say what would be used; connects to nothing
     Check {
         /// Try the API and the authorization server as well: names, connections, certificates; sends no secret
@@ -122,11 +128,13 @@ enum Doer {
 /// How the program ends (sysexits has 78 for a configuration error).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
-    Done = 0,
-    Failed = 1,
-    Usage = 2,
-    LoginRequired = 3,
-    Configuration = 78,
+    Done,
+    Failed,
+    Usage,
+    LoginRequired,
+    Configuration,
+    /// As the program that `run` ran.
+    Child(u8),
 }
 
 /// What is told on standard error before the program ends.
@@ -157,7 +165,6 @@ pub fn run() -> ExitCode {
     if arguments.next().is_some_and(|name| name == notify::LAUNCHER) {
         return notify::launch(arguments);
     }
-    keep_to_ourselves();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -167,6 +174,7 @@ pub fn run() -> ExitCode {
             return code(if is_help { Exit::Done } else { Exit::Usage });
         }
     };
+    keep_to_ourselves(&cli);
     let environment = Environment::new(
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
@@ -203,6 +211,10 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
         Command::Check { connect } => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return check::check(&config, connect, environment);
+        }
+        Command::Run(ref asked) => {
+            let config = Config::load(common.config.as_deref(), &environment.without_secrets())?;
+            return run::run(asked, &config, environment);
         }
         _ => {}
     }
@@ -324,15 +336,26 @@ impl From<anyhow::Error> for Failure {
 }
 
 /// No core dumps, and nothing of ours in /proc for other programs of the same user.
-fn keep_to_ourselves() {
+fn keep_to_ourselves(cli: &Cli) {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     // Where the kernel refuses, the program works all the same.
     let _set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // A program is run with the limits that we were started with, and what may not be dumped leaves no core anyway.
+    if matches!(cli.command, Some(Command::Run(_))) {
+        return;
+    }
     let _set = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
 fn code(exit: Exit) -> ExitCode {
-    ExitCode::from(exit as u8)
+    ExitCode::from(match exit {
+        Exit::Done => 0,
+        Exit::Failed => 1,
+        Exit::Usage => 2,
+        Exit::LoginRequired => 3,
+        Exit::Configuration => 78,
+        Exit::Child(status) => status,
+    })
 }
 
 fn say(text: &str) {

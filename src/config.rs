@@ -27,8 +27,9 @@ use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
-pub(crate) use parse::endpoint;
+pub(crate) use parse::{endpoint, listen};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
 

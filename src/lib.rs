@@ -52,8 +52,9 @@
 //! - Room for a successor is on disk before a refresh token is spent; the successor is durable before it is used.
 //! - Scheme and authority of an upstream request are constants; nothing of the request changes them.
 //! - Exactly one Authorization leaves, behind everything else, and none of the caller's.
-//! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections; only
-//!   [`token::now`] reads the wall clock; only `cli` reads the environment and prints.
+//! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections; those
+//!   of `cli::run`, a process of its own, end with the program that it runs. Only [`token::now`]
+//!   reads the wall clock; only `cli` reads the environment and prints.
 
 pub mod cli;
 pub mod server;

@@ -10,7 +10,7 @@ mod accept;
 mod connection;
 mod limit;
 pub mod listen;
-mod peer;
+pub mod peer;
 mod reload;
 mod service;
 mod socket;

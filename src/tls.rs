@@ -91,7 +91,8 @@ fn read_system_roots() -> RootCertStore {
     roots
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// The crypto provider of the whole program.
+pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let made = || {
         let mut provider = rustls::crypto::ring::default_provider();

@@ -69,7 +69,7 @@ fn extra_ca(file: PathBuf, pem: &[u8]) -> Result<ExtraCa, String> {
 
 /// A secret from a file. The path is named only when a file was there: else it may be the secret itself, in the wrong
 /// place.
-pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
+pub(crate) fn secret_file(path: &Path) -> Result<Secret, String> {
     let bytes = read(path, LARGEST_SECRET).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => "the file is too large for a secret".to_owned(),
         _ => format!("the file can't be read: {error}"),

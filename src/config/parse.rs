@@ -16,7 +16,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// What is wrong with a path that begins with `~`.
 pub(super) const HOME_UNEXPANDED: &str = "`~` is not expanded here: write the whole path";
 
-pub(super) fn listen(text: &str) -> Result<Listen, String> {
+/// An address to accept callers on.
+pub(crate) fn listen(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = PathBuf::from(path);
         return if path.is_absolute() {

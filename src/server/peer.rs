@@ -27,7 +27,7 @@ struct Found {
 
 /// Asks the kernel about TCP sockets. One a worker.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub struct Kernel {
     netlink: OwnedFd,
 }
 
@@ -36,7 +36,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel gives none.
-    pub(super) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let netlink =
             socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
         Ok(Self { netlink })
@@ -47,6 +47,11 @@ impl Kernel {
         self.ask(peer, own)
             .filter(|socket| socket.state != TIME_WAIT && socket.inode != 0)
             .map(|socket| socket.uid)
+    }
+
+    /// The number by which `/proc/PID/fd` names that socket; none when no process has it.
+    pub fn inode(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+        self.ask(peer, own).map(|socket| socket.inode).filter(|inode| *inode != 0)
     }
 
     /// True when that socket is known, and no process has it any more: it was closed, not only shut down.

@@ -10,7 +10,7 @@ mod differential;
 mod judge;
 mod line;
 mod local;
-mod memory;
+pub(crate) mod memory;
 mod mutate;
 pub(crate) mod network;
 mod reading;

@@ -49,6 +49,7 @@ fn secrets_are_exposed_in_few_files() {
     assert_eq!(
         files_with("expose_secret()"),
         names(&[
+            "cli/run.rs",
             "cli/show.rs",
             "config.rs",
             "config/accounts.rs",
@@ -70,7 +71,14 @@ fn secrets_are_exposed_in_few_files() {
 fn only_a_few_files_start_tasks() {
     assert_eq!(
         files_with("tokio::spawn("),
-        names(&["proxy/upstream.rs", "server.rs", "session.rs"]),
+        names(&[
+            "cli/run/child.rs",
+            "cli/run/proxy.rs",
+            "cli/run/site.rs",
+            "proxy/upstream.rs",
+            "server.rs",
+            "session.rs"
+        ]),
         "a task outlives what started it: the keeper, the server and the drivers of connections own theirs"
     );
 }

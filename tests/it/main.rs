@@ -33,6 +33,7 @@ mod proxies;
 mod readme;
 mod rereading;
 mod release;
+mod run;
 mod sandbox;
 mod secrets;
 mod shells;

@@ -125,7 +125,7 @@ fn a_dump_has_the_tokens_in_use_and_hardly_any_before() {
 }
 
 /// Which secrets are in a process's memory, by their place in the list, and how often.
-fn found_in_memory(victim: u32, secrets: &[String]) -> std::collections::BTreeMap<usize, usize> {
+pub(crate) fn found_in_memory(victim: u32, secrets: &[String]) -> std::collections::BTreeMap<usize, usize> {
     let known: HashMap<&[u8], usize> =
         secrets.iter().enumerate().map(|(at, secret)| (&secret.as_bytes()[..KNOWN_BY], at)).collect();
     let memory = File::open(format!("/proc/{victim}/mem")).unwrap();
