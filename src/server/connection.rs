@@ -110,7 +110,8 @@ impl<'a> Deadlines<'a> {
         if Pin::new(&mut *connection).poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if self.has_to_leave(cx) || self.slot.state.takes_end() {
+        let is_last = self.slot.state.takes_end();
+        if self.has_to_leave(cx) || is_last {
             Pin::new(&mut *connection).graceful_shutdown();
             if Pin::new(connection).poll(cx).is_ready() {
                 return Poll::Ready(());

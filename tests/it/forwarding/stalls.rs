@@ -9,12 +9,13 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rustix::process::Signal;
 
 use super::bodies::until_it_stands_still;
 use super::caller::Caller;
 use super::{one_worker, resident_kib};
 use crate::standin::{self, Gate, Scripted, pieces};
-use crate::support::{Daemon, PATIENCE, Setup, World};
+use crate::support::{Daemon, PATIENCE, Setup, World, eventually};
 
 /// What the contract gives a body that stalls, and what a busy machine may add.
 const STALL: Duration = Duration::from_secs(60);
@@ -340,6 +341,24 @@ fn an_upload_goes_on_behind_its_answer_after_a_pause() {
 
     assert_eq!(taking.join().unwrap(), rest.len());
     assert!(caller.ends_within(PATIENCE), "nothing is read behind chunks that end after their answer");
+}
+
+/// The same while the daemon stops: the connection ends with the answer.
+#[test]
+fn an_answer_comes_before_its_upload_ends_while_the_daemon_stops() {
+    let (upstream, mut world) = with_upstream();
+    let mut caller = Caller::connect(&world.daemon);
+    caller.send_head("POST /x", "Transfer-Encoding: chunked\r\n");
+    caller.send_chunk(&vec![b'x'; PIECE]);
+    let mut taken = accepted(&upstream);
+
+    world.daemon.signal(Signal::TERM);
+    let address = world.daemon.authority.clone();
+    eventually("nobody is accepted any more", || TcpStream::connect(&address).is_err().then_some(()));
+    taken.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").unwrap();
+
+    assert_eq!(caller.answer("POST").text(), "early");
+    assert!(world.daemon.wait().success(), "nothing is waited for any more");
 }
 
 /// A world whose API is this listener.
