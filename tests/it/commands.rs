@@ -204,7 +204,7 @@ fn the_status_document_has_the_members_that_the_readme_names() {
     let world = World::logged_in();
     done(&run(&world.home, &["refresh"]));
     let status: Value = serde_json::from_str(&done(&run(&world.home, &["status", "--json"]))).unwrap();
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/README.md")).unwrap();
     let (_, table) = readme.split_once("### The status document\n").unwrap();
     let table = table.split_once("\n### ").unwrap().0;
 

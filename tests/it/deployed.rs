@@ -98,22 +98,3 @@ fn a_replica_with_a_personal_access_token_starts_on_an_empty_directory() {
         fs::remove_dir_all(home.state()).unwrap();
     }
 }
-
-#[test]
-fn the_guide_s_contents_and_links_lead_somewhere() {
-    let headings: Vec<_> = GUIDE.lines().filter_map(|line| line.strip_prefix("## ")).collect();
-    assert!(headings.len() > 4, "{headings:?}");
-    for heading in headings {
-        let keep = |letter: &char| letter.is_alphanumeric() || *letter == ' ';
-        let anchor = heading.to_lowercase().chars().filter(keep).collect::<String>().replace(' ', "-");
-        assert!(GUIDE.contains(&format!("- [{heading}](#{anchor})\n")), "{heading} is not in the contents");
-    }
-    let mut count = 0;
-    for link in GUIDE.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-        let path = link.split('#').next().unwrap();
-        assert!(Path::new(ROOT).join("deploy").join(path).exists(), "{link} leads nowhere");
-        count += 1;
-    }
-    assert!(count > 8, "only {count} links were followed");
-    assert_eq!(GUIDE.lines().find(|line| line.chars().count() > 120), None);
-}

@@ -54,7 +54,7 @@ fn a_release_is_the_static_program_its_parts_list_and_their_sums() {
 
     done(&run(made.path(), "tar", &["xzf", archive]));
     let content = self::names(&made.path().join(whole));
-    let top = ["CHANGELOG.md", "LICENSE", "README.md", "cnblogs-proxy", "config", "deploy"];
+    let top = ["CHANGELOG.md", "LICENSE", "README.md", "cnblogs-proxy", "config", "deploy", "tests"];
     assert_eq!(content, top.map(str::to_owned).into());
     assert_is_installed_as_told(&made.path().join(whole));
     let program = made.path().join(whole).join("cnblogs-proxy");
@@ -78,8 +78,18 @@ fn a_release_has_the_same_bytes_wherever_it_is_made() {
     // Cargo writes the package's id another way where the directory has its name.
     let copy = there.path().join("another place/cnblogs-proxy");
     fs::create_dir_all(&copy).unwrap();
-    for part in [".cargo", "Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy"] {
-        done(&run(Path::new(ROOT), "cp", &["-a", part, copy.to_str().unwrap()]));
+    for part in [
+        ".cargo",
+        "Cargo.toml",
+        "Cargo.lock",
+        "LICENSE",
+        "README.md",
+        "config",
+        "src",
+        "deploy",
+        "tests/README.md",
+    ] {
+        done(&run(Path::new(ROOT), "cp", &["-a", "--parents", part, copy.to_str().unwrap()]));
     }
     // Dependencies are compiled once for both, unless all is to be as it is shipped.
     done(&run(&copy, "touch", &["src/lib.rs", "src/main.rs"]));
@@ -142,10 +152,10 @@ fn the_version_names_the_commit_of_a_release_build_in_its_own_repository() {
     assert_eq!(says(built.path(), "release", &[("CNBLOGS_PROXY_COMMIT", "")]), plain, "an image without");
 }
 
-/// What the README says for a machine without the package, in the unpacked archive and in an empty `/etc`.
+/// What `deploy/README.md` says for a machine without the package, in the unpacked archive and in an empty `/etc`.
 #[track_caller]
 fn assert_is_installed_as_told(unpacked: &Path) {
-    let readme = fs::read_to_string(unpacked.join("README.md")).unwrap();
+    let readme = fs::read_to_string(unpacked.join("deploy/README.md")).unwrap();
     let commands = readme.split("**The other two without the package,**").nth(1).unwrap();
     let commands = commands.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
     let commands = commands.replace("systemctl daemon-reload\n", "");
@@ -165,11 +175,13 @@ fn assert_is_installed_as_told(unpacked: &Path) {
     assert_eq!(installed, expected.map(|file| format!("./{file}")).iter().map(String::as_str).collect());
     // What its users, and the links of the README, look for.
     for file in [
+        "config/README.md",
         "config/complete.toml",
         "deploy/README.md",
         "deploy/notify/mail",
         "deploy/prometheus/alerts.yaml",
         "deploy/systemd/user/cnblogs-proxy.service",
+        "tests/README.md",
     ] {
         let (packed, ours) = (unpacked.join(file), Path::new(ROOT).join(file));
         assert_eq!(fs::read(&packed).unwrap(), fs::read(&ours).unwrap(), "{file}");

@@ -23,7 +23,7 @@ use machine::{Machine, account, get, try_get};
 const PORT: u16 = 8262;
 /// As the daemon is told to, instead of the 30 s of the units: what is not stuck gets a turn in it on a busy machine.
 const WATCHED: &str = "[Service]\nWatchdogSec=8\n";
-const README: &str = include_str!("../../README.md");
+const GUIDE: &str = include_str!("../../deploy/README.md");
 /// As an administrator hands a secret over.
 const KEEP_SECRET: &str = "install -D -m 600 /dev/stdin /etc/credstore/cnblogs-proxy.client_secret";
 const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/..");
@@ -48,10 +48,10 @@ fn pasted_secret(standin: &Standin) -> String {
     format!("{}\n", standin.options().client_secret)
 }
 
-/// What the README tells to do or to write, to the letter.
+/// What `deploy/README.md` tells to do or to write, to the letter.
 #[track_caller]
 fn told(words: &str) -> &str {
-    assert!(README.contains(words), "the README does not tell this: {words}");
+    assert!(GUIDE.contains(words), "deploy/README.md does not tell this: {words}");
     words
 }
 
@@ -140,7 +140,9 @@ fn assert_is_whole(machine: &Machine) {
         "/usr/share/man/man1/cnblogs-proxy.1.gz",
         "/usr/share/man/man5/cnblogs-proxy.toml.5.gz",
         "/usr/share/doc/cnblogs-proxy/prometheus/alerts.yaml",
+        "/usr/share/doc/cnblogs-proxy/config/README.md",
         "/usr/share/doc/cnblogs-proxy/deploy/README.md",
+        "/usr/share/doc/cnblogs-proxy/tests/README.md",
     ] {
         assert!(files.lines().any(|line| line == file), "{file} is not in {files}");
     }
@@ -506,7 +508,7 @@ fn a_service_with_a_personal_access_token_needs_no_login() {
     });
 }
 
-/// `systemctl edit`, at a terminal, with an editor that writes what the README shows.
+/// `systemctl edit`, at a terminal, with an editor that writes what the guide shows.
 #[track_caller]
 fn edit(machine: &Machine, unit: &str, text: &str) {
     told(&format!("systemctl edit {unit}"));
