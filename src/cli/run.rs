@@ -143,7 +143,7 @@ fn proxy_variables(
 ) -> Vec<(&'static str, String)> {
     let url = format!("http://run:{password}@{address}");
     let outer = environment.var("no_proxy").or_else(|| environment.var("NO_PROXY")).unwrap_or_default();
-    let unproxied = LOOPBACK.split(',').chain(outer.split(',')).map(str::trim);
+    let unproxied = LOOPBACK.split(',').chain(outer.split([',', ' '])).map(str::trim);
     let unproxied: Vec<_> =
         unproxied.filter(|entry| !entry.is_empty() && !covers_any(entry, hosts)).collect();
     let unproxied = unproxied.join(",");
@@ -156,9 +156,12 @@ fn proxy_variables(
     ]
 }
 
-/// True when an entry of `NO_PROXY` would keep one of the hosts from our proxy.
+/// True when an entry of `NO_PROXY` would keep one of the hosts from our proxy. Some programs take `*.` for a dot, and
+/// a port behind the name.
 fn covers_any(entry: &str, hosts: &BTreeSet<String>) -> bool {
-    let matcher = Matcher::builder().all("http://proxy.invalid").no(entry).build();
+    let name = entry.split(':').next().unwrap_or_default();
+    let name = name.strip_prefix('*').filter(|rest| !rest.is_empty()).unwrap_or(name);
+    let matcher = Matcher::builder().all("http://proxy.invalid").no(name).build();
     hosts
         .iter()
         .any(|host| format!("https://{host}").parse().is_ok_and(|url| matcher.intercept(&url).is_none()))
@@ -192,6 +195,7 @@ mod tests {
                 "localhost,127.0.0.1,::1,intern.example,.example.org,10.0.0.0/8",
             ),
             ("*", "localhost,127.0.0.1,::1"),
+            ("a.example *.cnblogs.com api.cnblogs.com:443", "localhost,127.0.0.1,::1,a.example"),
             (".cnblogs.com,cnblogs.com,API.cnblogs.com,blogs.com", "localhost,127.0.0.1,::1,blogs.com"),
         ] {
             let environment = Environment::new([("NO_PROXY".to_owned(), outer.to_owned())]);

@@ -42,12 +42,10 @@ impl Trust {
         proxy: SocketAddr,
         environment: &Environment,
     ) -> io::Result<Self> {
-        let base = match environment.var("XDG_RUNTIME_DIR").map(Path::new) {
-            Some(directory) if directory.is_dir() => directory.to_owned(),
-            _ => std::env::temp_dir(),
-        };
-        sweep(&base);
-        let (directory, lock) = make(&base)?;
+        // After `su`, the first may be another user's. The program may change its directory.
+        let runtime = environment.var("XDG_RUNTIME_DIR").map(Path::new).filter(|path| path.is_absolute());
+        let temporary = || make(&std::path::absolute(std::env::temp_dir())?);
+        let (directory, lock) = runtime.and_then(|base| make(base).ok()).map_or_else(temporary, Ok)?;
         let mut trust = Self { directory, variables: Vec::new(), _lock: lock };
         trust.fill(authority, proxy, environment)?;
         Ok(trust)
@@ -68,8 +66,12 @@ impl Trust {
         all.push(authority.clone());
         let bundle = self.file("ca.pem", all.iter().map(pem).collect::<String>())?;
         for name in BUNDLES {
-            let path = match environment.var(name).and_then(|path| fs::read_to_string(path).ok()) {
-                Some(theirs) => self.file(&format!("{name}.pem"), format!("{theirs}\n{}", pem(authority)))?,
+            let path = match environment.var(name).and_then(|path| fs::read(path).ok()) {
+                // What stands between certificates is in any encoding.
+                Some(theirs) => {
+                    let both = [&theirs, "\n".as_bytes(), pem(authority).as_bytes()].concat();
+                    self.file(&format!("{name}.pem"), both)?
+                }
                 None => bundle.clone(),
             };
             self.variables.push((name, path));
@@ -91,8 +93,9 @@ impl Trust {
 
         let own = environment.var("HOME").map(|home| format!("{home}/.wgetrc"));
         let theirs = environment.var("WGETRC").map(str::to_owned).or(own);
-        let theirs = theirs.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        let settings = self.file("wgetrc", format!("{theirs}\nca_certificate = {bundle}\n"))?;
+        let theirs = theirs.and_then(|path| fs::read(path).ok()).unwrap_or_default();
+        let ours = format!("\nca_certificate = {bundle}\n");
+        let settings = self.file("wgetrc", [&theirs, ours.as_bytes()].concat())?;
         self.variables.push(("WGETRC", settings));
 
         fs::create_dir(self.directory.join("php"))?;
@@ -119,6 +122,7 @@ impl Drop for Trust {
 
 /// A new directory, and the lock that says that its owner lives.
 fn make(base: &Path) -> io::Result<(PathBuf, File)> {
+    sweep(base);
     loop {
         let directory = base.join(format!("{NAME}{}", random()));
         DirBuilder::new().mode(0o700).create(&directory)?;

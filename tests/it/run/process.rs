@@ -171,6 +171,35 @@ fn the_files_are_for_their_owner_and_go_away_also_after_run_was_killed() {
     assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
 }
 
+/// After `su`, `XDG_RUNTIME_DIR` is another user's; root is refused by /proc alone.
+#[test]
+fn where_the_runtime_directory_is_of_no_use_the_temporary_one_is_taken() {
+    let named = Named::start();
+    let home = named.world.home.path();
+    for (runtime, temporary) in [("/proc", named.runtime.to_str().unwrap()), ("runtime", "runtime")] {
+        let mut command = named.run(&["--", "sh", "-c", "cd / && wc -c \"$SSL_CERT_FILE\""]);
+        command.current_dir(home).env("XDG_RUNTIME_DIR", runtime).env("TMPDIR", temporary);
+        let output = command.output().unwrap();
+
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains(&format!(" {}/", named.runtime.display())), "{runtime}: {output:?}");
+        assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+#[test]
+fn files_of_the_programs_own_are_kept_in_whatever_encoding() {
+    let named = Named::start();
+    let own = named.world.home.path().join("own");
+    fs::write(&own, b"# caf\xe9\n").unwrap();
+    for variable in ["CURL_CA_BUNDLE", "WGETRC"] {
+        let mut command = named.run(&["--", "sh", "-c", &format!("cat \"${variable}\"")]);
+        let output = command.env(variable, &own).output().unwrap();
+
+        assert!(output.stdout.starts_with(b"# caf\xe9\n"), "{variable}: {output:?}");
+    }
+}
+
 #[test]
 fn a_daemon_that_stops_is_told_of_and_one_that_comes_back_is_used() {
     let mut named = Named::start();
