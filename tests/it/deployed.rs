@@ -2,11 +2,10 @@
 //! daemon's kernel knows none of its sockets.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use crate::attacks::network::{FOREIGN_LISTENER, personal};
-use crate::release::{ROOT, done};
+use crate::release::done;
 use crate::support::{Home, Setup, config, in_a_network_of_its_own};
 
 const GUIDE: &str = include_str!("../../deploy/README.md");
