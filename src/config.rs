@@ -29,10 +29,13 @@ use url::Url;
 
 pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
+pub(crate) use http_proxy::basic;
 pub(crate) use parse::{endpoint, listen};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
 
+/// Variables that hold secrets: no program that we start gets them.
+pub const SECRET_VARIABLES: [&str; 2] = ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT"];
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8262", "[::1]:8262"];
 const ROOT: Known = &[
     "listen",
@@ -46,6 +49,7 @@ const ROOT: Known = &[
     "limits",
     "notify",
 ];
+const NOTIFY: Known = &["command", "webhook"];
 const LIMITS: Known = &[
     "connections",
     "header_timeout",
@@ -699,7 +703,7 @@ fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
 }
 
 fn read_notify(root: &Reader<'_>) -> Result<Notify, ConfigError> {
-    let Some(table) = root.table("notify", &["command", "webhook"])? else { return Ok(Notify::default()) };
+    let Some(table) = root.table("notify", NOTIFY)? else { return Ok(Notify::default()) };
     let entries = table.strings("command")?.unwrap_or_default();
     let command: Result<_, _> = entries.iter().map(Entry::string).collect();
     Ok(Notify { command: command?, webhook: table.parsed("webhook", endpoint)? })

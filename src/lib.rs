@@ -17,7 +17,7 @@
 //! | 6 | [`oauth`] | the authorization server's client; keeps nothing |
 //! | 7 | [`notify`], [`metrics`] | events to a person, counters |
 //! | 8 | [`config`] | the file becomes a [`config::Config`]; holding one means that it is valid |
-//! | 9 | [`heartbeat`], [`tls`], [`token`] | heartbeats of threads; TLS to servers that are trusted; a token and the arithmetic of its expiry |
+//! | 9 | [`heartbeat`], [`processes`], [`tls`], [`token`] | heartbeats of threads; other processes; TLS to servers that are trusted; a token and the arithmetic of its expiry |
 //!
 //! # The walk of a request
 //!
@@ -68,6 +68,7 @@ pub mod notify;
 pub mod metrics;
 pub mod config;
 pub mod heartbeat;
+pub mod processes;
 pub mod tls;
 pub mod token;
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -25,7 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use crate::config::{Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
+use crate::config::{self, Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
 use crate::tls;
 use crate::token::{Moment, now};
 use callback::{Callback, Code, Outcome};
@@ -213,17 +213,10 @@ impl Oauth {
         let extra = account.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
         // Encoded answers are not asked for, and read when they come all the same.
         let identity = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
-        let builder = reqwest::Client::builder()
+        let builder = tls::http_client(extra)?
             .default_headers(identity)
-            .tls_backend_preconfigured(tls::client(extra, &[])?)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(timeout)
-            .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")));
+            .timeout(timeout);
         let http = account.proxy.iter().map(tunnels).fold(builder, reqwest::ClientBuilder::proxy);
         let http = http.build().expect("constants make a valid client");
         Ok(Self {
@@ -681,10 +674,7 @@ fn tunnels(proxy: &HttpProxy) -> reqwest::Proxy {
 fn basic(client_id: &str, secret: &str) -> HeaderValue {
     let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(format!("{}:{}", encode(client_id), encode(secret)));
-    let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair.as_bytes())))
-        .expect("base64 is a valid field value");
-    value.set_sensitive(true);
-    value
+    config::basic(&pair)
 }
 
 /// A network that is not there, for histories in simulated time.

@@ -52,6 +52,7 @@ use crate::store::{Findings, Store};
 use crate::token::now;
 use accept::Worker;
 use limit::ConnectionLimit;
+pub use limit::raise_open_files;
 use listen::{Bound, Inherited};
 use reload::Reloads;
 pub use reload::Reread;
@@ -157,7 +158,8 @@ async fn serve(
     read: reload::Read,
 ) -> anyhow::Result<Ended> {
     let started_with = getrlimit(Resource::Nofile);
-    limit::raise_open_files(config.limits.connections);
+    raise_open_files();
+    limit::warn_of_few_files(config.limits.connections);
     let mut signals = Signals::new().context("asking for signals")?;
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify.clone(), started_with));

@@ -56,6 +56,22 @@ pub fn client(extra: &[CertificateDer<'static>], alpn: &[&str]) -> Result<Client
     Ok(client)
 }
 
+/// An HTTP client over [`client`]: it follows no redirect, knows no proxy of the environment, sends nothing twice, and
+/// makes a new connection for every request.
+///
+/// # Errors
+/// When a certificate in `extra` is not one.
+pub fn http_client(extra: &[CertificateDer<'static>]) -> Result<reqwest::ClientBuilder, TlsError> {
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(client(extra, &[])?)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION"))))
+}
+
 /// Reads the system's certificates again, for the clients that are made from now on.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use http::HeaderValue;
 use hyper_util::client::proxy::matcher::Matcher;
@@ -30,6 +30,7 @@ use secrecy::ExposeSecret as _;
 use super::daemon::{Daemon, runtime};
 use super::{Exit, Failure};
 use crate::config::{self, Config, Environment, Listen, Upstream};
+use crate::server::raise_open_files;
 use authority::Authority;
 use proxy::{Certified, Proxy};
 use site::{Routes, Way};
@@ -73,7 +74,7 @@ pub(super) fn run(asked: &Run, config: &Config, environment: &Environment) -> Re
 
     let routes = Routes::new(config.routes.clone());
     let way = Way::new(daemon, key);
-    let credential = format!("Basic {}", STANDARD.encode(format!("run:{password}")));
+    let credential = config::basic(&format!("run:{password}"));
     runtime()?.block_on(async {
         let mut child = child::start(&asked.command, &variables)?;
         raise_open_files();
@@ -117,10 +118,7 @@ fn caller_key(path: &Path) -> Result<HeaderValue, Failure> {
     // The path may be the key itself, in the wrong place.
     let unusable = |why| Failure::new(Exit::Failed, format!("--key: {why}"));
     let secret = config::secret_file(path).map_err(unusable)?;
-    let basic = STANDARD.encode(format!("run:{}", secret.value.expose_secret()));
-    let mut value = HeaderValue::try_from(format!("Basic {basic}")).expect("base64 is a field value");
-    value.set_sensitive(true);
-    Ok(value)
+    Ok(config::basic(&format!("run:{}", secret.value.expose_secret())))
 }
 
 /// The certificate of an authority, and what it certifies. Its key is gone when this returns.
@@ -165,13 +163,6 @@ fn covers_any(entry: &str, hosts: &BTreeSet<String>) -> bool {
     hosts
         .iter()
         .any(|host| format!("https://{host}").parse().is_ok_and(|url| matcher.intercept(&url).is_none()))
-}
-
-/// Each connection of the program takes two of ours. The program itself has the limit that we were started with.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let _as_it_was = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// What nobody can guess, in characters that mean nothing in URLs and paths.

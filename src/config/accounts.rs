@@ -18,7 +18,7 @@ use crate::token::is_b64token;
 
 /// The account that variables and the shortest set-up speak of.
 const MAIN: &str = "main";
-const ACCOUNT: Known = &[
+pub(super) const ACCOUNT: Known = &[
     "grant",
     "client_id",
     "client_secret_file",

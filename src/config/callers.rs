@@ -9,8 +9,8 @@ use super::files::secret_file;
 use super::reader::{Entry, Known, Reader, Source};
 use super::{Callers, ConfigError, Environment, Key, Listen, Route, User, parse, users};
 
-const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
-const KEY: Known = &["name", "file", "methods", "paths", "routes"];
+pub(super) const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
+pub(super) const KEY: Known = &["name", "file", "methods", "paths", "routes"];
 
 pub(super) fn read(
     root: &Reader<'_>,

@@ -27,12 +27,16 @@ pub struct HttpProxy {
 impl HttpProxy {
     /// The value of `Proxy-Authorization`: Basic (RFC 7617), in UTF-8.
     pub fn authorization(&self) -> Option<HeaderValue> {
-        let pair = self.auth.as_ref()?.value.expose_secret();
-        let basic = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair)));
-        let mut value = HeaderValue::from_str(&basic).expect("base64 is a valid field value");
-        value.set_sensitive(true);
-        Some(value)
+        self.auth.as_ref().map(|auth| basic(auth.value.expose_secret()))
     }
+}
+
+/// The value of a field for Basic authentication (RFC 7617) with a pair `user:password`.
+pub(crate) fn basic(pair: &str) -> HeaderValue {
+    let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair)));
+    let mut value = HeaderValue::from_str(&text).expect("base64 is a valid field value");
+    value.set_sensitive(true);
+    value
 }
 
 /// The proxy of an account or a route, if it has one.

@@ -6,69 +6,29 @@ use std::path::Path;
 
 use rustls::pki_types::ServerName;
 
+use super::accounts::ACCOUNT;
+use super::callers::{CALLERS, KEY};
 use super::reader::{Reader, Source};
-use super::{Config, ConfigError, Environment, Grant, LIMITS, Listen, ROOT};
+use super::routes::ROUTE;
+use super::{Config, ConfigError, Environment, Grant, Known, LIMITS, Listen, NOTIFY, ROOT};
 use crate::testing::fuzz::Input;
 
 const FILE: &str = "config.toml";
 const CANARY: &str = "canary-of-a-secret";
-/// Where a value may stand: a table's header, and the keys below it.
-const KEYS: [(&str, &[&str]); 8] = [
+/// Where a value may stand: a table's header, the keys below it, and some that are none.
+const KEYS: [(&str, Known, &[&str]); 8] = [
+    ("", ROOT, &["lsten"]),
+    ("[account.main]", ACCOUNT, &["client_secret", "token", "password"]),
     (
-        "",
-        &[
-            "listen",
-            "state_dir",
-            "workers",
-            "log",
-            "log_format",
-            "account",
-            "route",
-            "callers",
-            "limits",
-            "lsten",
-        ],
+        "[account.other]",
+        &["grant", "client_id", "client_secret_file", "token_file", "scope", "refresh_at"],
+        &[],
     ),
-    (
-        "[account.main]",
-        &[
-            "grant",
-            "client_id",
-            "client_secret_file",
-            "token_file",
-            "scope",
-            "redirect_uri",
-            "pkce",
-            "response_type",
-            "response_mode",
-            "issuer",
-            "authorization_url",
-            "token_url",
-            "revocation_url",
-            "jwks_url",
-            "client_auth",
-            "ca_file",
-            "proxy",
-            "proxy_auth_file",
-            "refresh_at",
-            "identity_url",
-            "login_lifetime",
-            "expires",
-            "required",
-            "client_secret",
-            "token",
-            "password",
-        ],
-    ),
-    ("[account.other]", &["grant", "client_id", "client_secret_file", "token_file", "scope", "refresh_at"]),
-    (
-        "[[route]]",
-        &["prefix", "name", "upstream", "account", "ca_file", "proxy", "proxy_auth_file", "http", "upstraem"],
-    ),
-    ("[callers]", &["users", "hosts", "allowed_origins", "allow_remote", "key"]),
-    ("[[callers.key]]", &["name", "file", "methods", "paths", "routes", "secret"]),
-    ("[limits]", LIMITS),
-    ("[notify]", &["command", "webhook", "comand"]),
+    ("[[route]]", ROUTE, &["upstraem"]),
+    ("[callers]", CALLERS, &[]),
+    ("[[callers.key]]", KEY, &["secret"]),
+    ("[limits]", LIMITS, &[]),
+    ("[notify]", NOTIFY, &["comand"]),
 ];
 /// Values with a place for the secret.
 const VALUES: [&str; 24] = [
@@ -142,8 +102,9 @@ fn names_files(text: &str) -> bool {
 fn with_canary(input: &mut Input<'_>) -> String {
     let (mut top, mut tables) = (String::new(), "[account.good]\nclient_id = \"id\"\n".to_owned());
     for _ in 0..=input.below(4) {
-        let (header, keys) = input.one_of(&KEYS);
-        let (key, value) = (input.one_of(keys), input.one_of(&VALUES).replace('?', CANARY));
+        let (header, known, unknown) = input.one_of(&KEYS);
+        let key = input.one_of(&[known, unknown].concat());
+        let value = input.one_of(&VALUES).replace('?', CANARY);
         let behind = input.one_of(&["", "", "", "", "\"", " x", "]", ","]);
         let needed = if header == "[account.main]" && key != "client_id" { "client_id = 'id'\n" } else { "" };
         let text = if header.is_empty() { &mut top } else { &mut tables };

@@ -10,7 +10,7 @@ use super::{Account, ConfigError, Environment, Route, parse};
 /// The API that is served when no route says otherwise.
 const DEFAULT_UPSTREAM: &str = "https://api.cnblogs.com";
 const ONLY_TLS: &str = "a route with a `proxy` needs an https:// upstream";
-const ROUTE: Known =
+pub(super) const ROUTE: Known =
     &["prefix", "name", "upstream", "account", "ca_file", "proxy", "proxy_auth_file", "http"];
 
 pub(super) fn read(

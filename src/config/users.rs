@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::io::ioctl_fionbio;
 use zeroize::Zeroizing;
 
-use super::files;
+use super::{SECRET_VARIABLES, files};
 
 /// A directory service that does not answer holds up no start and no reload.
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
@@ -41,7 +41,10 @@ pub(super) fn uid_of(name: &str) -> Result<u32, String> {
 /// What it prints, which is nothing when there is no such user.
 fn getent(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut command = Command::new("getent");
-    command.args(["passwd", "--", name]).env_remove("CNBLOGS_CLIENT_SECRET").env_remove("CNBLOGS_PAT");
+    for secret in SECRET_VARIABLES {
+        command.env_remove(secret);
+    }
+    command.args(["passwd", "--", name]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let output = OwnedFd::from(child.stdout.take().expect("it is piped"));
     ioctl_fionbio(&output, true)?;

@@ -1,7 +1,7 @@
 //! The command that is told of events, and what becomes of what it starts.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write as _, stderr};
+use std::io::{Write as _, stderr};
 use std::os::unix::process::CommandExt as _;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -13,16 +13,14 @@ use tokio::process::Command;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::Notice;
+use crate::config::SECRET_VARIABLES;
+use crate::processes::{NOT_EXECUTABLE, NOT_FOUND, Process, unstarted_status};
 
 /// A command that takes longer is ended.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The program under this name only lowers its limit of open files, the first argument, and becomes the program that
 /// the others name. Between fork and exec a process may not do so itself without unsafe code.
 pub const LAUNCHER: &str = "cnblogs-proxy-launch";
-/// As `env(1)` and shells end: the command is not there, or can't be executed.
-const NOT_FOUND: u8 = 127;
-const NOT_EXECUTABLE: u8 = 126;
-
 /// Runs the command.
 pub(super) struct Runner {
     command: Vec<String>,
@@ -38,14 +36,15 @@ impl Runner {
 
     pub(super) async fn tell(&self, notice: &Notice) {
         let Some((program, arguments)) = self.command.split_first() else { return };
-        let child = self
-            .start(program)
+        let mut command = self.start(program);
+        for secret in SECRET_VARIABLES {
+            command.env_remove(secret);
+        }
+        let child = command
             .args(arguments)
             .env("CNBLOGS_PROXY_EVENT", notice.event.as_str())
             .env("CNBLOGS_PROXY_ACCOUNT", &notice.account)
             .env("CNBLOGS_PROXY_MESSAGE", notice.message.to_string())
-            .env_remove("CNBLOGS_CLIENT_SECRET")
-            .env_remove("CNBLOGS_PAT")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .process_group(0)
@@ -95,7 +94,7 @@ pub fn launch(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => error.into(),
     };
     let _written = writeln!(stderr(), "{LAUNCHER}: {}: {error}", program.display());
-    ExitCode::from(if error.kind() == ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+    ExitCode::from(unstarted_status(&error))
 }
 
 /// Processes whose parents have ended: they are the first process's, which has to ask how each ends. Nobody's when we
@@ -119,23 +118,14 @@ impl Strays {
     }
 }
 
-/// Children that have ended in process groups other than ours (`proc_pid_stat(5)`). `getpgid` can't say so: a group that
-/// is none of our PID namespace is 0 there, which `rustix` takes for impossible.
-fn ended_strays() -> Vec<Pid> {
-    let stat_of = |process: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        let mut fields = stat.rsplit(") ").next()?.split(' ').map(str::to_owned);
-        Some([fields.next()?, fields.next()?, fields.next()?])
-    };
-    let Some([_, _, own_group]) = stat_of("self") else { return Vec::new() };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let strays = entries.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let pid = Pid::from_raw(name.parse().ok()?)?;
-        let [state, parent, group] = stat_of(&name)?;
-        (state == "Z" && parent == "1" && group != own_group).then_some(pid)
+/// Children that have ended in process groups other than ours. `getpgid` can't say so: a group that is none of our PID
+/// namespace is 0 there, which `rustix` takes for impossible.
+fn ended_strays() -> impl Iterator<Item = Pid> {
+    let own_group = Process::own().map(|own| own.group);
+    let strays = Process::all().filter(move |process| {
+        process.is_zombie && process.parent == 1 && own_group.is_some_and(|own| own != process.group)
     });
-    strays.collect()
+    strays.filter_map(|stray| Pid::from_raw(stray.id))
 }
 
 /// A running command with all that it has started: ended together when nobody waits for it any more.

@@ -21,18 +21,10 @@ pub(super) struct Webhook {
 impl Webhook {
     /// None, and a line in the log, when TLS can't be set up.
     pub(super) fn new(url: Url) -> Option<Self> {
-        let tls = tls::client(&[], &[])
+        let http = tls::http_client(&[])
             .inspect_err(|error| tracing::warn!(%error, "the webhook can't be used"))
-            .ok()?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .pool_max_idle_per_host(0)
+            .ok()?
             .timeout(ANSWERS_WITHIN)
-            .user_agent(concat!("cnblogs-proxy/", env!("CARGO_PKG_VERSION")))
             .build()
             .expect("constants make a valid client");
         Some(Self { http, url })

@@ -37,10 +37,14 @@ enum CarriedOut {
 }
 
 impl Entry {
-    /// None when nobody reads it.
-    pub fn of<B>(caller: &Caller, request: &Request<B>) -> Option<Box<Self>> {
+    /// None when nobody reads it: at info, only what came with a key is written.
+    pub fn of<B>(
+        caller: &Caller,
+        request: &Request<B>,
+        has_keys: impl FnOnce() -> bool,
+    ) -> Option<Box<Self>> {
         let is_read = tracing::enabled!(tracing::Level::DEBUG)
-            || !request.method().is_safe() && tracing::enabled!(tracing::Level::INFO);
+            || !request.method().is_safe() && tracing::enabled!(tracing::Level::INFO) && has_keys();
         is_read.then(|| {
             Box::new(Self {
                 method: request.method().clone(),

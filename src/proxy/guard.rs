@@ -146,6 +146,11 @@ impl Guard {
         }
     }
 
+    /// Whether callers present keys.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
     /// The whole admission of a request that would be forwarded.
     ///
     /// # Errors

@@ -81,12 +81,16 @@ impl ConnectionLimit {
     }
 }
 
-/// Raises the limit of open files as far as we may, as other servers do, and says when that is too low.
-pub(super) fn raise_open_files(connections: usize) {
+/// Raises the limit of open files as far as we may, as other servers do.
+pub fn raise_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// Says when fewer files may be open than there may be connections.
+pub(super) fn warn_of_few_files(connections: usize) {
     let limit = getrlimit(Resource::Nofile).current;
     if let Some(limit) = limit.filter(|limit| *limit < connections as u64 + OWN_DESCRIPTORS) {
         tracing::warn!(

@@ -96,7 +96,7 @@ impl Service {
             began,
             bytes: 0,
             is_whole: false,
-            entry: Entry::of(caller, &request),
+            entry: Entry::of(caller, &request, || self.shared.guard.load().has_keys()),
             counters: Arc::clone(&self.counters),
             busy,
         };

@@ -495,7 +495,7 @@ impl<T: Transport> AsyncWrite for WatchedSocket<T> {
 }
 
 /// The target is longer than is passed on.
-pub(super) fn target_too_long() -> Problem {
+fn target_too_long() -> Problem {
     Problem::new(Code::TargetTooLong, "the request target is longer than 64 KiB")
 }
 

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 9] = [
     &["store", "oauth"],
     &["notify", "metrics"],
     &["config"],
-    &["heartbeat", "tls", "token"],
+    &["heartbeat", "processes", "tls", "token"],
 ];
 
 #[test]

@@ -262,7 +262,7 @@ fn another_address_of_the_machine_costs_no_connection() {
 }
 
 /// The daemon, with this file in the place of `/etc/hosts`.
-fn with_hosts(home: &Home, hosts: &Path) -> Command {
+pub(crate) fn with_hosts(home: &Home, hosts: &Path) -> Command {
     let command = home.command(&["serve"]);
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";

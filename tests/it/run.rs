@@ -10,8 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::network;
 use crate::standin::{Options, Standin};
-use crate::support::{Daemon, PROGRAM, Setup, World};
+use crate::support::{Daemon, Setup, World};
 
 /// Reaches the API by a name, as the real one: `https://api.cnblogs.com` with the stand-in's port. Only the daemon is
 /// told where that is.
@@ -140,13 +141,7 @@ pub(crate) const STAYS: [&str; 4] =
 fn with_hosts(world: &World) -> Command {
     let hosts = world.home.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost api.cnblogs.com\n").unwrap();
-    let command = world.home.command(&["serve"]);
-    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-    let mut unshared = Command::new("unshare");
-    unshared.args(["--mount", "sh", "-c", script]).arg(hosts).arg(PROGRAM).args(arguments);
-    unshared.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    unshared
+    network::with_hosts(&world.home, &hosts)
 }
 
 /// A script or source in `tests/clients/fixed`.

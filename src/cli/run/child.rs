@@ -12,9 +12,9 @@ use tokio::process::Command;
 use tokio::signal::unix::{Signal as Arriving, SignalKind, signal};
 
 use crate::cli::{Exit, Failure};
+use crate::config::SECRET_VARIABLES;
+use crate::processes::{Process, unstarted_status};
 
-/// Secrets that configure the daemon from the environment are not the program's.
-const SECRETS: [&str; 2] = ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT"];
 /// What is passed on. The terminal sends the last two to its whole foreground group, in which the program is, too.
 const FORWARDED: [Signal; 6] =
     [Signal::TERM, Signal::HUP, Signal::USR1, Signal::USR2, Signal::INT, Signal::QUIT];
@@ -33,12 +33,11 @@ pub(super) fn start(command: &[OsString], variables: &[(&'static str, String)]) 
     let caught = catch().map_err(|error| Failure::new(Exit::Failed, format!("catching signals: {error}")))?;
     let mut command = Command::new(program);
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
-    for secret in SECRETS {
+    for secret in SECRET_VARIABLES {
         command.env_remove(secret);
     }
     let process = command.spawn().map_err(|error| {
-        let status = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-        Failure::new(Exit::Child(status), format!("{}: {error}", program.display()))
+        Failure::new(Exit::Child(unstarted_status(&error)), format!("{}: {error}", program.display()))
     })?;
     let id = process.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("nobody waited for it yet");
     for (signal, arriving) in caught {
@@ -97,24 +96,13 @@ pub(super) fn has_socket(ancestor: Pid, inode: u32) -> bool {
 
 /// The process and all that descend from it.
 fn family(ancestor: Pid) -> HashSet<i32> {
-    let processes: Vec<(i32, i32)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // The name is in parentheses and may hold anything; then come the state and the parent.
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            Some((pid, parent))
-        })
-        .collect();
+    let processes: Vec<_> = Process::all().collect();
     let mut family = HashSet::from([ancestor.as_raw_nonzero().get()]);
     // A parent may stand behind its children.
     let is_new =
-        |family: &HashSet<i32>, (pid, parent): &(i32, i32)| family.contains(parent) && !family.contains(pid);
-    while let Some((pid, _)) = processes.iter().find(|process| is_new(&family, process)) {
-        family.insert(*pid);
+        |family: &HashSet<i32>, one: &Process| family.contains(&one.parent) && !family.contains(&one.id);
+    while let Some(process) = processes.iter().find(|process| is_new(&family, process)) {
+        family.insert(process.id);
     }
     family
 }

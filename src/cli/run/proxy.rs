@@ -58,7 +58,13 @@ pub(super) struct Proxy {
 impl Proxy {
     /// For who presents the credential, and for that process and its descendants. Tunnels go through the proxy that our
     /// own environment names.
-    pub(super) fn new(credential: &str, child: Pid, certified: Certified, routes: Routes, way: Way) -> Self {
+    pub(super) fn new(
+        credential: &HeaderValue,
+        child: Pid,
+        certified: Certified,
+        routes: Routes,
+        way: Way,
+    ) -> Self {
         Self {
             credential: digest(&SHA256, credential.as_bytes()),
             child,
