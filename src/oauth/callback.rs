@@ -349,8 +349,20 @@ mod tests {
     fn an_address_is_found_however_it_is_wrapped() {
         let mail = address().replace('=', "=3D");
         for column in 1..=address().len() {
-            for with in ["\n", "\r\n", "\n    ", "\n> ", " \n\t", "=\n", "\\\n", "\u{2028}", "\n\n", " │\n│ "]
-            {
+            for with in [
+                "\n",
+                "\r\n",
+                "\n    ",
+                "\n> ",
+                " \n\t",
+                "=\n",
+                "\\\n",
+                "\\\u{85}",
+                "\u{2028}",
+                "\\\u{2028}",
+                "\n\n",
+                " │\n│ ",
+            ] {
                 let text = wrapped(&address(), column, with);
                 assert_found(&text);
                 assert_found(&format!("See\n{text}\nThanks"));

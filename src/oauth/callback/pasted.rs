@@ -458,7 +458,7 @@ fn escape(rest: &str) -> Option<(char, usize)> {
         'u' => Some((number(4)?, 5)),
         'x' => Some((number(2)?, 3)),
         'n' | 'r' => Some(('\n', 1)),
-        _ if first.is_ascii_punctuation() || is_line_break(first) => Some((first, 1)),
+        _ if first.is_ascii_punctuation() || is_line_break(first) => Some((first, first.len_utf8())),
         _ => None,
     }
 }
