@@ -10,7 +10,7 @@ use rustix::process::Rlimit;
 use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
-use crate::token::{At, now};
+use crate::token::At;
 use crate::{config, tls};
 pub use command::{LAUNCHER, launch};
 use command::{Runner, Strays};
@@ -179,14 +179,14 @@ impl Serialize for Text {
 
 impl Notifier {
     /// Logs an event and passes it on.
-    pub fn emit(&self, event: Event, account: &str, message: Text) -> Notice {
+    pub fn emit(&self, at: At, event: Event, account: &str, message: Text) -> Notice {
         let name = event.as_str();
         if event == Event::Recovered {
             tracing::info!(event = name, account, "{message}");
         } else {
             tracing::warn!(event = name, account, "{message}");
         }
-        let notice = Notice { at: At(now().wall_ms()), event, account: account.to_owned(), message };
+        let notice = Notice { at, event, account: account.to_owned(), message };
         // Nobody listens while the program stops.
         let _listening = self.notices.send(notice.clone());
         notice

@@ -13,6 +13,7 @@ mod keys;
 pub mod properties;
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
 use crate::tls;
-use crate::token::{Moment, now};
+use crate::token::{Clock, Moment};
 use callback::{Callback, Code, Outcome};
 use discovery::{Discovery, Metadata};
 use id_token::{Claims, Expected, IdTokenError};
@@ -191,16 +192,20 @@ pub struct LoggedIn {
 /// The parameters of a request to the server, but for the client's authentication.
 type Form = Vec<(&'static str, String)>;
 
+/// Sends a form to the server.
+pub type Transport = Box<dyn Fn(reqwest::Request) -> Answered + Send + Sync>;
+/// The server's answer as it was received, or how it was lost.
+pub type Answered = Pin<Box<dyn Future<Output = Result<reqwest::Response, GrantError>> + Send>>;
+
 /// The client of one account's authorization server.
-#[derive(Debug)]
 pub struct Oauth {
     account: Account,
     timeout: Duration,
     http: reqwest::Client,
     keys: Keys,
     discovery: Discovery,
-    #[cfg(test)]
-    simulated: Option<simulated::Network>,
+    transport: Transport,
+    clock: Clock,
 }
 
 impl Oauth {
@@ -219,15 +224,15 @@ impl Oauth {
             .timeout(timeout);
         let http = account.proxy.iter().map(tunnels).fold(builder, reqwest::ClientBuilder::proxy);
         let http = http.build().expect("constants make a valid client");
-        Ok(Self {
-            account,
-            timeout,
-            http,
-            keys: Keys::default(),
-            discovery: Discovery::default(),
-            #[cfg(test)]
-            simulated: None,
-        })
+        let (keys, discovery) = (Keys::default(), Discovery::default());
+        let transport = over_http(http.clone());
+        Ok(Self { account, timeout, http, keys, discovery, transport, clock: Clock::default() })
+    }
+
+    /// The same client, whose forms go another way and whose time is read elsewhere.
+    #[must_use]
+    pub fn through(self, transport: Transport, clock: Clock) -> Self {
+        Self { transport, clock, ..self }
     }
 
     /// The same client, which keeps what it discovers in a state directory.
@@ -242,12 +247,18 @@ impl Oauth {
     /// # Errors
     /// When the TLS set-up is not usable.
     pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
-        Ok(Self { discovery: self.discovery.clone(), ..Self::new(account, self.timeout)? })
+        let (discovery, clock) = (self.discovery.clone(), self.clock.clone());
+        Ok(Self { discovery, clock, ..Self::new(account, self.timeout)? })
     }
 
     /// How long an answer is waited for.
     pub const fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Where the time is read.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The account that this client acts for.
@@ -328,12 +339,12 @@ impl Oauth {
             };
         };
         let jwks_url = self.jwks_url().await?;
-        let expected = self.expected(pending, code);
-        let mut keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
-        let mut checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
-        if matches!(checked, Err(IdTokenError::Signature)) && self.keys.forget_older(now()) {
-            keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token).await?;
-            checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now());
+        let (expected, now) = (self.expected(pending, code), self.clock.now());
+        let mut keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token, now).await?;
+        let mut checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now);
+        if matches!(checked, Err(IdTokenError::Signature)) && self.keys.forget_older(now) {
+            keys = self.keys.fetch(&self.http, jwks_url.as_ref(), id_token, now).await?;
+            checked = id_token::check(id_token, keys.as_deref().map(Vec::as_slice), expected, now);
         }
         if keys.is_none() {
             remarks.push(
@@ -365,7 +376,8 @@ impl Oauth {
         match &granted.claims {
             Some(claims) => {
                 let expected = self.expected(pending, code);
-                if let Err(error) = id_token::check_later(claims, front.as_ref(), expected, now()) {
+                if let Err(error) = id_token::check_later(claims, front.as_ref(), expected, self.clock.now())
+                {
                     self.discard(granted.refresh_token.as_ref()).await;
                     return Err(LoginError::Answer(error));
                 }
@@ -514,7 +526,7 @@ impl Oauth {
 
     async fn metadata(&self, is_new_login: bool) -> Result<Arc<Metadata>, String> {
         let issuer = self.account.issuer.as_deref().unwrap_or_default();
-        self.discovery.metadata(&self.http, issuer, is_new_login).await
+        self.discovery.metadata(&self.http, issuer, is_new_login, self.clock.now()).await
     }
 
     /// Where an endpoint is; none when there is none.
@@ -575,7 +587,7 @@ impl Oauth {
     async fn ask(&self, form: Form, secrets: &[&SecretString]) -> Result<Granted, GrantError> {
         let url = self.token_url().await.map_err(unsent)?;
         let answer = self.post(&url, form).await?;
-        answer::read_grant(answer).await.map_err(|error| self.without_secrets(error, secrets))
+        answer::read_grant(answer, &self.clock).await.map_err(|error| self.without_secrets(error, secrets))
     }
 
     /// Some servers repeat in their descriptions what was presented to them.
@@ -594,11 +606,8 @@ impl Oauth {
     }
 
     async fn post(&self, url: &Url, form: Form) -> Result<reqwest::Response, GrantError> {
-        #[cfg(test)]
-        if let Some(network) = &self.simulated {
-            return network.post(form).await;
-        }
-        self.authenticated(url, form).send().await.map_err(|error| answer::not_answered(&error))
+        let request = self.authenticated(url, form).build().map_err(|error| answer::not_answered(&error))?;
+        (self.transport)(request).await
     }
 
     /// A form post that carries the client's authentication one way, never both (RFC 6749, section 2.3.1).
@@ -657,6 +666,13 @@ pub fn random(bytes: usize) -> String {
     URL_SAFE_NO_PAD.encode(buffer)
 }
 
+fn over_http(http: reqwest::Client) -> Transport {
+    Box::new(move |request| {
+        let sent = http.execute(request);
+        Box::pin(async { sent.await.map_err(|error| answer::not_answered(&error)) })
+    })
+}
+
 fn unsent(reason: String) -> GrantError {
     GrantError::Unavailable { reason, was_sent: false, retry_after: None }
 }
@@ -675,44 +691,4 @@ fn basic(client_id: &str, secret: &str) -> HeaderValue {
     let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(format!("{}:{}", encode(client_id), encode(secret)));
     config::basic(&pair)
-}
-
-/// A network that is not there, for histories in simulated time.
-#[cfg(test)]
-pub(crate) mod simulated {
-    use std::fmt;
-    use std::pin::Pin;
-    use std::sync::{Arc, OnceLock};
-
-    use super::{Account, Form, GrantError, Keys, Oauth};
-
-    /// How long an answer is waited for.
-    pub(crate) const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
-
-    /// What comes back for a form: an answer as it was received, or how it was lost.
-    pub(crate) type Answered = Pin<Box<dyn Future<Output = Result<reqwest::Response, GrantError>> + Send>>;
-
-    /// Carries forms to a simulated server.
-    #[derive(Clone)]
-    pub(crate) struct Network(pub(crate) Arc<dyn Fn(Form) -> Answered + Send + Sync>);
-
-    impl Network {
-        pub(super) async fn post(&self, form: Form) -> Result<reqwest::Response, GrantError> {
-            (self.0)(form).await
-        }
-    }
-
-    impl fmt::Debug for Network {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("Network")
-        }
-    }
-
-    /// A client whose forms go there.
-    pub(crate) fn client(account: Account, network: Network) -> Oauth {
-        static HTTP: OnceLock<reqwest::Client> = OnceLock::new();
-        let http = HTTP.get_or_init(|| Oauth::new(account.clone(), TIMEOUT).unwrap().http).clone();
-        let (keys, discovery) = (Keys::default(), super::Discovery::default());
-        Oauth { account, timeout: TIMEOUT, http, keys, discovery, simulated: Some(network) }
-    }
 }

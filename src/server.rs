@@ -112,6 +112,7 @@ impl Accounts {
                 Arc::clone(&store),
                 is_in_flight,
                 notifier.clone(),
+                fastrand::Rng::new(),
                 stop.clone(),
             );
             sessions.insert(account.name.clone(), session);

@@ -26,7 +26,7 @@ use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::store::Store;
-use crate::token::{At, Moment, Token, now};
+use crate::token::{At, Clock, Moment, Token};
 use mailbox::{Ask, Mailbox, Reply};
 
 /// A person is warned that long before the server ends the login.
@@ -174,6 +174,7 @@ pub struct Confirmation {
 
 struct Shared {
     account: String,
+    clock: Clock,
     oauth: ArcSwap<Oauth>,
     current: ArcSwapOption<Token>,
     mailbox: Mailbox,
@@ -196,39 +197,41 @@ struct Published {
 
 impl Published {
     /// How long until the next try, from now on.
-    fn retry_in(&self) -> Duration {
-        self.retry_in.saturating_sub(now().since(self.at))
+    fn retry_in(&self, now: Moment) -> Duration {
+        self.retry_in.saturating_sub(now.since(self.at))
     }
 
     /// True when a token will not come from the try that was under way, or not in time.
-    fn is_hopeless(&self, seen_tries: u64, patience: Duration) -> bool {
+    fn is_hopeless(&self, seen_tries: u64, patience: Duration, now: Moment) -> bool {
         let state = self.status.state;
-        let is_late = state != State::Refreshing && self.retry_in() > patience;
+        let is_late = state != State::Refreshing && self.retry_in(now) > patience;
         self.tries > seen_tries || state == State::LoginRequired || is_late
     }
 }
 
 /// Starts the keeper of a client's account on the current runtime and returns its session. The keeper ends
 /// after `stop`, when what it has begun is done. `is_in_flight` says that a refresh was under way when the last
-/// process ended.
+/// process ended, `random` spreads refreshes.
 pub fn start(
     oauth: Oauth,
     store: Arc<Store>,
     is_in_flight: bool,
     notifier: Notifier,
+    random: fastrand::Rng,
     stop: CancellationToken,
 ) -> (Session, JoinHandle<()>) {
-    let status = Arc::new(keeper::first_status(oauth.account()));
-    let first = Published { tries: 0, turned_down: 0, retry_in: Duration::ZERO, at: now(), status };
+    let (clock, status) = (oauth.clock().clone(), Arc::new(keeper::first_status(oauth.account())));
+    let first = Published { tries: 0, turned_down: 0, retry_in: Duration::ZERO, at: clock.now(), status };
     let shared = Arc::new(Shared {
         account: oauth.account().name.clone(),
+        clock,
         oauth: ArcSwap::from_pointee(oauth),
         current: ArcSwapOption::empty(),
         mailbox: Mailbox::default(),
         heartbeat: Heartbeat::new(),
         published: watch::Sender::new(first),
     });
-    let keeper = keeper::Keeper::new(Arc::clone(&shared), store, is_in_flight, notifier);
+    let keeper = keeper::Keeper::new(Arc::clone(&shared), store, is_in_flight, notifier, random);
     let task = tokio::spawn(keeper.keep(stop));
     (Session { shared }, task)
 }
@@ -261,7 +264,8 @@ impl Session {
     /// The token in use, if it can be: one load and two looks at clocks.
     pub fn current(&self) -> Option<Guard<Option<Arc<Token>>>> {
         let token = self.shared.current.load();
-        let is_usable = token.as_ref().is_some_and(|token| token.lifetime().is_usable(now()));
+        let is_usable =
+            token.as_ref().is_some_and(|token| token.lifetime().is_usable(self.shared.clock.now()));
         is_usable.then_some(token)
     }
 
@@ -384,7 +388,7 @@ impl Session {
             if let Some(token) = self.usable() {
                 return Some(token);
             }
-            if published.borrow_and_update().is_hopeless(seen, patience) {
+            if published.borrow_and_update().is_hopeless(seen, patience, self.shared.clock.now()) {
                 return None;
             }
             published.changed().await.ok()?;
@@ -419,7 +423,9 @@ impl Session {
         let published = self.shared.published.borrow();
         match published.status.state {
             State::LoginRequired => NoToken::LoginRequired,
-            _ => NoToken::Unavailable { retry_after_secs: published.retry_in().as_secs().saturating_add(1) },
+            _ => NoToken::Unavailable {
+                retry_after_secs: published.retry_in(self.shared.clock.now()).as_secs().saturating_add(1),
+            },
         }
     }
 

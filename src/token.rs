@@ -1,6 +1,7 @@
 //! An access token and the arithmetic of its expiry. No I/O but the two clocks.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,12 +20,37 @@ pub struct Moment {
     boot_ms: i64,
 }
 
+/// Where a session and its client read the time.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Moment + Send + Sync>);
+
+impl Clock {
+    /// Time as `read` tells it.
+    pub fn new(read: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// Reads it.
+    pub fn now(&self) -> Moment {
+        (self.0)()
+    }
+}
+
+/// The machine's clocks.
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(now)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
 /// Reads both clocks. Nothing else in the program reads the wall clock.
 pub fn now() -> Moment {
-    #[cfg(test)]
-    if let Some(now) = simulated::now() {
-        return now;
-    }
     Moment { wall_ms: wall_clock_ms(), boot_ms: boot_clock_ms() }
 }
 
@@ -315,42 +341,6 @@ fn millis(ms: i64) -> Duration {
 
 fn as_millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
-}
-
-/// Clocks that a test moves, on its own thread: they follow the runtime's time, which may be paused.
-#[cfg(test)]
-pub(crate) mod simulated {
-    use std::cell::Cell;
-    use std::time::Duration;
-
-    use tokio::time::Instant;
-
-    use super::Moment;
-
-    thread_local! {
-        static CLOCKS: Cell<Option<(Instant, Moment)>> = const { Cell::new(None) };
-    }
-
-    pub(super) fn now() -> Option<Moment> {
-        CLOCKS.get().map(|(started, at_start)| at_start.plus(started.elapsed()))
-    }
-
-    /// From now on this thread's clocks are simulated.
-    pub(crate) fn start(at: Moment) {
-        CLOCKS.set(Some((Instant::now(), at)));
-    }
-
-    /// Somebody sets the wall clock.
-    pub(crate) fn set_wall_clock(by_ms: i64) {
-        let (started, at) = CLOCKS.get().expect("the clocks are simulated");
-        CLOCKS.set(Some((started, Moment { wall_ms: at.wall_ms + by_ms, ..at })));
-    }
-
-    /// The machine sleeps: both clocks go on, the runtime's does not.
-    pub(crate) fn suspend(by: Duration) {
-        let (started, at) = CLOCKS.get().expect("the clocks are simulated");
-        CLOCKS.set(Some((started, at.plus(by))));
-    }
 }
 
 #[cfg(test)]

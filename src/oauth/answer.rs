@@ -16,7 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{GrantError, Granted, Identity, Loss, id_token, unsent};
 use crate::notify::with_causes;
-use crate::token::{Moment, is_b64token, now};
+use crate::token::{Clock, Moment, is_b64token};
 
 /// Answers are read up to here and not further.
 const LARGEST_ANSWER: usize = 64 * 1024;
@@ -35,7 +35,8 @@ pub(super) struct Members(pub(super) Map<String, Value>);
 struct Answer {
     status: StatusCode,
     content_type: String,
-    retry_after: Option<Duration>,
+    /// As it was received.
+    retry_after: Option<String>,
     body: Result<Zeroizing<Vec<u8>>, BodyError>,
 }
 
@@ -46,14 +47,14 @@ enum BodyError {
     Lost { reason: String, loss: Loss },
 }
 
-pub(super) async fn read_grant(response: Response) -> Result<Granted, GrantError> {
+pub(super) async fn read_grant(response: Response, clock: &Clock) -> Result<Granted, GrantError> {
     let answer = Answer::read(response).await;
-    judge(&answer, now())
+    judge(&answer, clock.now())
 }
 
 /// What an answer says of the token that was presented.
 fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
-    let Answer { status, retry_after, .. } = *answer;
+    let (status, retry_after) = (answer.status, answer.retry_after(received));
     let is_elsewhere = status.is_server_error() || status.is_redirection() || status.is_informational();
     if is_elsewhere || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
         let reason = format!("the token endpoint answered {status}");
@@ -107,10 +108,21 @@ fn judge(answer: &Answer, received: Moment) -> Result<Granted, GrantError> {
 
 impl Answer {
     async fn read(response: Response) -> Self {
-        let (status, retry_after) = (response.status(), retry_after(&response));
-        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content_type = content_type.unwrap_or_default().to_ascii_lowercase();
+        let status = response.status();
+        let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let content_type = field(CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
+        let retry_after = field(RETRY_AFTER).map(|text| text.trim().to_owned());
         Self { status, content_type, retry_after, body: body(response).await }
+    }
+
+    /// Seconds, or a date (RFC 9110, section 10.2.3).
+    fn retry_after(&self, received: Moment) -> Option<Duration> {
+        let text = self.retry_after.as_deref()?;
+        let secs = text.parse().map(Duration::from_secs);
+        secs.ok().or_else(|| {
+            let at = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+            Some(at.saturating_sub(Duration::from_secs(u64::try_from(received.wall_secs()).unwrap_or(0))))
+        })
     }
 }
 
@@ -266,19 +278,6 @@ fn expires_in(value: Option<&Value>) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(secs.floor().min(LONGEST_EXPIRES_IN.as_secs_f64())))
 }
 
-/// Seconds, or a date (RFC 9110, section 10.2.3).
-fn retry_after(answer: &Response) -> Option<Duration> {
-    let text = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(secs) => Duration::from_secs(secs),
-        Err(_date) => {
-            let at = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-            at.saturating_sub(Duration::from_secs(u64::try_from(now().wall_secs()).unwrap_or(0)))
-        }
-    };
-    Some(wait)
-}
-
 async fn body(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, BodyError> {
     if answer.content_length().is_some_and(|length| length > LARGEST_ANSWER as u64) {
         return Err(BodyError::TooLarge);
@@ -359,7 +358,7 @@ mod tests {
             retry_after: None,
             body: body.map(|body| Zeroizing::new(body.to_vec())),
         };
-        match judge(&answer, now()) {
+        match judge(&answer, Moment::new(0, 0)) {
             Ok(_) => "granted",
             Err(GrantError::Refused { .. }) => "last word",
             Err(GrantError::Misconfigured { .. }) => "misconfigured",
@@ -493,7 +492,7 @@ mod tests {
     fn an_answer_without_its_parts_is_not_taken() {
         let read = |json: &str| {
             let Value::Object(members) = serde_json::from_str(json).unwrap() else { panic!("{json}") };
-            granted(&members, now())
+            granted(&members, Moment::new(0, 0))
         };
         assert!(read(r#"{"access_token":"a","token_type":"bearer"}"#).is_ok());
         for bad in [

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::{Identity, METADATA_TIMEOUT, answer};
 use crate::config::endpoint;
-use crate::token::{Moment, now};
+use crate::token::Moment;
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// A login looks again at most this often.
@@ -90,13 +90,14 @@ impl Discovery {
         http: &reqwest::Client,
         issuer: &str,
         is_new_login: bool,
+        now: Moment,
     ) -> Result<Arc<Metadata>, String> {
         let known = self.known(issuer).await;
-        let is_due = self.seen().asked_at.is_none_or(|at| now().since(at) >= LOOK_AGAIN_AFTER);
+        let is_due = self.seen().asked_at.is_none_or(|at| now.since(at) >= LOOK_AGAIN_AFTER);
         if let Some(known) = known.clone().filter(|_| !(is_new_login && is_due)) {
             return Ok(known);
         }
-        self.seen().asked_at = Some(now());
+        self.seen().asked_at = Some(now);
         let (document, metadata) = match fetch(http, issuer).await {
             Ok(fetched) => fetched,
             Err(reason) => {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{LoginError, METADATA_TIMEOUT, answer};
-use crate::token::{Moment, now};
+use crate::token::Moment;
 
 /// An unknown key id leads to another look at most this often.
 const REFETCH_AFTER: Duration = Duration::from_secs(60);
@@ -70,23 +70,22 @@ impl Keys {
         http: &reqwest::Client,
         url: Option<&Url>,
         id_token: &SecretString,
+        now: Moment,
     ) -> Result<Option<Arc<Vec<Key>>>, LoginError> {
         let Some(url) = url else { return Ok(None) };
         let kid = jsonwebtoken::decode_header(id_token.expose_secret()).ok().and_then(|header| header.kid);
         let cached = self.cache.lock().expect("no thread panics while it holds the keys").clone();
-        let looked_at = now();
         if let Some(fetched) = &cached
-            && !fetched.needs_another_look(kid.as_deref(), looked_at)
+            && !fetched.needs_another_look(kid.as_deref(), now)
         {
             return Ok(fetched.keys.clone());
         }
 
         let keys = download(http, url).await.map_err(LoginError::Keys)?.map(Arc::new);
         let is_unknown = keys.as_ref().is_some_and(|keys| !knows(keys, kid.as_deref()));
-        let unknown_at =
-            if is_unknown { Some(looked_at) } else { cached.and_then(|fetched| fetched.unknown_at) };
+        let unknown_at = if is_unknown { Some(now) } else { cached.and_then(|fetched| fetched.unknown_at) };
         *self.cache.lock().expect("no thread panics while it holds the keys") =
-            Some(Fetched { at: looked_at, unknown_at, keys: keys.clone() });
+            Some(Fetched { at: now, unknown_at, keys: keys.clone() });
         Ok(keys)
     }
 

@@ -19,7 +19,7 @@ use super::keys::{Key, key};
 use super::{GrantError, Granted, answer};
 use crate::config::ResponseMode;
 use crate::testing::fuzz::{Input, at_once};
-use crate::token::{Moment, now};
+use crate::token::{Clock, Moment, now};
 
 const AT: &str = "https://oauth.cnblogs.com/auth/callback";
 /// What the `id_token`s here are about.
@@ -137,7 +137,7 @@ pub fn token_answer(bytes: &[u8]) {
     };
 
     let before = now();
-    let grant = at_once(answer::read_grant(answer()));
+    let grant = at_once(answer::read_grant(answer(), &Clock::default()));
     match &grant {
         Ok(granted) => is_what_was_said(granted, status, &body),
         Err(error) => is_harmless(error, &String::from_utf8_lossy(&retry_after), before),

@@ -10,9 +10,9 @@
 //! `HISTORIES=10000 cargo test --lib histories` plays so many; a failure names its seed, and
 //! `HISTORY_SEED=17 cargo test --lib histories` plays that one and prints what happened.
 
+mod clocks;
 mod server;
 
-use std::cell::RefCell;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -26,17 +26,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use self::server::{Books, Weather, network};
+use self::clocks::Clocks;
+use self::server::{ANSWER_TIMEOUT, Books, Weather, network};
 use super::{AskError, LoginOutcome, Session, State};
 use crate::config::{
     Account, Address, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode, ResponseType, Secret,
 };
 use crate::notify::{self, Event, Notice};
 use crate::oauth::callback::Code;
-use crate::oauth::{Pending, simulated};
+use crate::oauth::{Oauth, Pending};
 use crate::store::Store;
 use crate::testing::dice::Dice;
-use crate::token::{self, Moment};
+use crate::token::Moment;
 
 /// Played when `HISTORIES` says nothing.
 const HISTORIES: u64 = 100;
@@ -46,15 +47,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// How long a request waits for a token.
 const PATIENCE: Duration = Duration::from_secs(10);
 const ACCOUNT: &str = "main";
-
-thread_local! {
-    static DICE: RefCell<Option<Dice>> = const { RefCell::new(None) };
-}
-
-/// The keeper's jitter, from 0 to 1, on a thread that plays a history.
-pub(super) fn dice() -> Option<f64> {
-    DICE.with_borrow_mut(|dice| dice.as_mut().map(|dice| dice.below(1001) as f64 / 1000.0))
-}
 
 #[test]
 #[expect(clippy::print_stdout, reason = "what was played is worth telling")]
@@ -108,8 +100,6 @@ fn in_simulated_time(seed: u64, history: impl AsyncFnOnce(&mut History)) -> Resu
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let told = runtime.block_on(async {
-        token::simulated::start(START);
-        DICE.set(Some(Dice(seed ^ 0xd1ce)));
         let mut played = History::begin(seed).await;
         history(&mut played).await;
         played.end().await;
@@ -146,7 +136,7 @@ fn after_26_hours_of_suspend_a_request_succeeds_within_3_seconds_of_the_network(
             let granted = history.books().granted();
 
             history.books().weather = Weather::unreachable();
-            token::simulated::suspend(26 * HOUR);
+            history.clocks.suspend(26 * HOUR);
             // Somebody asks while there is no network yet, and is told so.
             tokio::time::sleep(Duration::from_millis(700 * seed)).await;
             history.request();
@@ -293,7 +283,7 @@ fn a_login_that_only_a_person_can_renew_is_asked_for_once_however_long_it_takes(
             match minute % (6 * 60) {
                 10 => drop(history.daemon.session.refresh().await),
                 20 => history.jump(),
-                30 => token::simulated::suspend(2 * HOUR),
+                30 => history.clocks.suspend(2 * HOUR),
                 40 => history.books().weather = Weather::unreachable(),
                 50 => history.books().weather = Weather::clear(),
                 _ => {}
@@ -317,6 +307,7 @@ fn a_login_that_only_a_person_can_renew_is_asked_for_once_however_long_it_takes(
 struct History {
     dice: Dice,
     length: usize,
+    clocks: Arc<Clocks>,
     books: Arc<Mutex<Books>>,
     root: tempfile::TempDir,
     directories: usize,
@@ -337,14 +328,15 @@ struct Daemon {
 impl History {
     async fn begin(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let books = Arc::new(Mutex::new(Books::new(&mut dice)));
+        let clocks = Clocks::start(START);
+        let books = Arc::new(Mutex::new(Books::new(&mut dice, &clocks)));
         // Memory where there is some: these stores need not outlive a power cut.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let daemon = Daemon::start(&books, root.path().join("0"));
+        let daemon = Daemon::start(&books, &clocks, root.path().join("0"));
         let length = 20 + dice.below(60);
-        let mut history =
-            Self { dice, length, books, root, directories: 0, daemon, requests: Vec::new(), backup: None };
+        let (directories, requests, backup) = (0, Vec::new(), None);
+        let mut history = Self { dice, length, clocks, books, root, directories, daemon, requests, backup };
         history.log_in().await;
         history
     }
@@ -453,13 +445,13 @@ impl History {
     fn start_again(&mut self, directory: PathBuf) {
         // Requests end with their process.
         self.requests.drain(..).for_each(|request| request.abort());
-        self.daemon = Daemon::start(&self.books, directory);
+        self.daemon = Daemon::start(&self.books, &self.clocks, directory);
     }
 
     fn jump(&mut self) {
         let hours = self.dice.pick(&[-25, -1, 1, 25]);
         let by_ms = hours * 3_600_000;
-        token::simulated::set_wall_clock(by_ms);
+        self.clocks.set_wall_clock(by_ms);
         self.books().jumped(by_ms);
     }
 
@@ -470,7 +462,7 @@ impl History {
             self.books().weather = Weather::clear();
         }
         let was_well = self.daemon.session.status().state == State::Ready && self.books().is_login_alive();
-        token::simulated::suspend(HOUR * hours);
+        self.clocks.suspend(HOUR * hours);
         // Nothing sleeps longer than 30 s: so soon it is noticed, without anybody asking.
         tokio::time::sleep(Duration::from_secs(32)).await;
         let is_well = self.daemon.session.current().is_some();
@@ -508,7 +500,8 @@ impl History {
     async fn present_code(&mut self) -> Result<LoginOutcome, AskError> {
         self.books().weather = Weather::clear();
         self.books().forgive();
-        let pending = Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), token::now());
+        let pending =
+            Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), self.clocks.now());
         let code = Code { code: "code".into(), id_token: None };
         let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
         self.daemon.session.log_in(pending, code, verified).await
@@ -570,16 +563,19 @@ impl History {
 }
 
 impl Daemon {
-    fn start(books: &Arc<Mutex<Books>>, directory: PathBuf) -> Self {
+    fn start(books: &Arc<Mutex<Books>>, clocks: &Arc<Clocks>, directory: PathBuf) -> Self {
         let (store, findings) = Store::open(&directory).unwrap();
         books.lock().unwrap().check_stored(&store);
         let (notifier, notices) = notify::channel();
         let stop = CancellationToken::new();
+        let oauth = Oauth::new(account(), ANSWER_TIMEOUT).unwrap().through(network(books), clocks.clock());
+        let seed = books.lock().unwrap().seed();
         let (session, keeper) = super::start(
-            simulated::client(account(), network(books)),
+            oauth,
             Arc::new(store),
             findings.in_flight.contains(ACCOUNT),
             notifier,
+            fastrand::Rng::with_seed(seed),
             stop.clone(),
         );
         Self { session, keeper, stop, directory, notices, told: Vec::new() }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::{Refresh, RefreshOutcome};
 use crate::notify::{Event, Notice, Notifier, Text};
-use crate::token::{At, now};
+use crate::token::{At, Clock};
 
 /// How many events the status shows.
 const EVENTS_KEPT: usize = 20;
@@ -15,6 +15,7 @@ const REFRESHES_KEPT: usize = 10;
 #[derive(Debug)]
 pub(super) struct Journal {
     account: String,
+    clock: Clock,
     notifier: Notifier,
     refreshes: VecDeque<Refresh>,
     events: VecDeque<Notice>,
@@ -25,9 +26,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn new(account: String, notifier: Notifier) -> Self {
+    pub(super) fn new(account: String, clock: Clock, notifier: Notifier) -> Self {
         Self {
             account,
+            clock,
             notifier,
             refreshes: VecDeque::new(),
             events: VecDeque::new(),
@@ -57,7 +59,8 @@ impl Journal {
     /// Tells a person of an event.
     pub(super) fn note(&mut self, event: Event, message: Text) {
         *self.event_counts.entry(event).or_default() += 1;
-        self.events.push_back(self.notifier.emit(event, &self.account, message));
+        let at = At(self.clock.now().wall_ms());
+        self.events.push_back(self.notifier.emit(at, event, &self.account, message));
         if self.events.len() > EVENTS_KEPT {
             self.events.pop_front();
         }
@@ -70,7 +73,7 @@ impl Journal {
             Some(reason) => tracing::warn!(account = self.account, ?outcome, reason, "the refresh failed"),
         }
         *self.refresh_counts.entry(outcome).or_default() += 1;
-        self.refreshes.push_back(Refresh { at: At(now().wall_ms()), outcome, error });
+        self.refreshes.push_back(Refresh { at: At(self.clock.now().wall_ms()), outcome, error });
         if self.refreshes.len() > REFRESHES_KEPT {
             self.refreshes.pop_front();
         }

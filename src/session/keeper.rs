@@ -10,7 +10,6 @@ mod report;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +21,7 @@ use crate::config::Grant;
 use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
 use crate::store::{Binding, Record, Reservation, Store};
-use crate::token::{Lifetime, Moment, Token, now};
+use crate::token::{Lifetime, Moment, Token};
 pub(super) use login::log_out_unconfigured;
 pub(super) use report::first_status;
 
@@ -43,7 +42,9 @@ pub(super) struct Keeper {
     replaced: Vec<Record>,
     awaiting: Option<Awaiting>,
     plan: Plan,
+    /// From 0 to 1; spreads the refreshes of many accounts.
     jitter: f64,
+    random: fastrand::Rng,
     is_in_doubt: bool,
     is_refreshing: bool,
     /// The API takes the token in use no more, and no refresh replaces it.
@@ -65,8 +66,8 @@ struct Awaiting {
 
 impl Awaiting {
     /// Nobody can say yes to it any more.
-    fn is_over(&self) -> bool {
-        now().since(self.since) >= CONFIRM_WITHIN
+    fn is_over(&self, now: Moment) -> bool {
+        now.since(self.since) >= CONFIRM_WITHIN
     }
 }
 
@@ -84,8 +85,9 @@ impl Keeper {
         store: Arc<Store>,
         is_in_flight: bool,
         notifier: Notifier,
+        mut random: fastrand::Rng,
     ) -> Self {
-        let journal = Journal::new(shared.account.clone(), notifier);
+        let journal = Journal::new(shared.account.clone(), shared.clock.clone(), notifier);
         let mut keeper = Self {
             shared,
             store,
@@ -94,7 +96,8 @@ impl Keeper {
             replaced: Vec::new(),
             awaiting: None,
             plan: Plan::default(),
-            jitter: dice(),
+            jitter: random.f64(),
+            random,
             is_in_doubt: is_in_flight,
             is_refreshing: false,
             is_dead: false,
@@ -143,8 +146,8 @@ impl Keeper {
         let oauth = self.oauth();
         let account = oauth.account();
         let token = if account.grant == Grant::PersonalAccessToken {
-            let ends = |at_ms| Lifetime::until(at_ms, now());
-            let lifetime = account.expires_at_ms.map_or_else(|| Lifetime::endless(now()), ends);
+            let ends = |at_ms| Lifetime::until(at_ms, self.now());
+            let lifetime = account.expires_at_ms.map_or_else(|| Lifetime::endless(self.now()), ends);
             Some((account.secret.value.clone(), lifetime))
         } else {
             self.record = self.stored();
@@ -163,7 +166,7 @@ impl Keeper {
     /// Counted from the receipt of the answer, in this process or an earlier one.
     fn lifetime_of(&self, record: &Record) -> Lifetime {
         let expires_in = Duration::from_secs(record.expires_in_secs);
-        Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth().account().refresh_at, now())
+        Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth().account().refresh_at, self.now())
     }
 
     fn publish_token(&mut self, access_token: &SecretString, lifetime: Lifetime) {
@@ -176,7 +179,7 @@ impl Keeper {
             Ok(token) => self.shared.current.store(Some(Arc::new(token))),
             Err(error) => tracing::error!(account = self.shared.account, %error, "the token can't be used"),
         }
-        self.jitter = dice();
+        self.jitter = self.random.f64();
     }
 
     async fn act_on(&mut self, message: Message) {
@@ -209,7 +212,7 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
-        if self.awaiting.as_ref().is_some_and(Awaiting::is_over) {
+        if self.awaiting.as_ref().is_some_and(|awaiting| awaiting.is_over(self.now())) {
             self.drop_awaiting().await;
         }
         self.refresh_status();
@@ -221,7 +224,7 @@ impl Keeper {
         if is_current && self.has_last_token() {
             self.is_dead = true;
         } else if is_current && self.may_present() {
-            match self.plan.judge_rejection(serial, now()) {
+            match self.plan.judge_rejection(serial, self.now()) {
                 Verdict::Refresh => return self.refresh_rejected().await,
                 Verdict::Incurable => self.tell_incurable(),
                 Verdict::TooEarly => {}
@@ -264,7 +267,7 @@ impl Keeper {
                 "there is nothing to refresh: a login is required".to_owned(),
             ));
         }
-        let wait = self.plan.until_answered(now());
+        let wait = self.plan.until_answered(self.now());
         if !wait.is_zero() {
             return Err(AskError::Failed(format!(
                 "the authorization server may still work on the last refresh, so nothing is sent for {} s",
@@ -364,7 +367,7 @@ impl Keeper {
     }
 
     async fn spend(&mut self) -> Result<Granted, GrantError> {
-        self.plan.sending(now());
+        self.plan.sending(self.now());
         let oauth = self.oauth();
         let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
@@ -395,8 +398,10 @@ impl Keeper {
             self.plan.was_not_sent();
             self.forget_last_try();
         }
-        let remaining = self.lifetime().and_then(|lifetime| lifetime.remaining(now())).unwrap_or_default();
-        self.plan.failed(&error, remaining, self.oauth().timeout(), dice(), now());
+        let remaining =
+            self.lifetime().and_then(|lifetime| lifetime.remaining(self.now())).unwrap_or_default();
+        let jitter = self.random.f64();
+        self.plan.failed(&error, remaining, self.oauth().timeout(), jitter, self.now());
 
         match &error {
             GrantError::NotGranted { successor: Some(successor), .. } => {
@@ -413,7 +418,7 @@ impl Keeper {
             }
             _ => {}
         }
-        if self.plan.should_tell(retry_after, remaining, now()) {
+        if self.plan.should_tell(retry_after, remaining, self.now()) {
             self.journal.raise(Event::RefreshFailing, || {
                 let message = Text::from("refreshing fails: ").value(&error);
                 match retry_after {
@@ -511,7 +516,7 @@ impl Keeper {
                 Ok(reservation)
             }
             Err(error) => {
-                self.plan.postpone(STORE_RETRY, now());
+                self.plan.postpone(STORE_RETRY, self.now());
                 let message =
                     Text::from("the login can't be saved, so nothing is spent: ").value(with_causes(&error));
                 self.journal.raise(Event::StoreFailing, || message.clone());
@@ -603,14 +608,16 @@ impl Keeper {
         if self.may_present() {
             let in_doubt_at_start = self.is_in_doubt && self.journal.has_no_refresh();
             return Some(if in_doubt_at_start {
-                self.plan.until_allowed(now())
+                self.plan.until_allowed(self.now())
             } else {
-                self.plan.until_refresh(lifetime.as_ref(), self.jitter, now())
+                self.plan.until_refresh(lifetime.as_ref(), self.jitter, self.now())
             });
         }
         let may_try_once_more =
             self.record.as_ref().is_some_and(|record| record.is_refused && !record.is_retried);
-        lifetime.filter(|_| may_try_once_more).and_then(|lifetime| self.plan.until_last_try(&lifetime, now()))
+        lifetime
+            .filter(|_| may_try_once_more)
+            .and_then(|lifetime| self.plan.until_last_try(&lifetime, self.now()))
     }
 
     fn until_next(&self) -> Duration {
@@ -641,6 +648,10 @@ impl Keeper {
                 self.record.as_ref().is_some_and(|record| record.refresh_token.is_none())
             }
         }
+    }
+
+    fn now(&self) -> Moment {
+        self.shared.clock.now()
     }
 
     fn lifetime(&self) -> Option<Lifetime> {
@@ -684,15 +695,4 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         self.shared.mailbox.close();
     }
-}
-
-/// A number from 0 to 1.
-fn dice() -> f64 {
-    #[cfg(test)]
-    if let Some(number) = super::histories::dice() {
-        return number;
-    }
-    let mut bytes = [0; 4];
-    SystemRandom::new().fill(&mut bytes).expect("the operating system has random numbers");
-    f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
 }

@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use reqwest::Response;
 
+use super::clocks::Clocks;
 use super::stored_refresh_token;
-use crate::oauth::simulated::Network;
-use crate::oauth::{GrantError, Loss};
+use crate::oauth::{GrantError, Loss, Transport};
 use crate::session::NoToken;
 use crate::store::Store;
 use crate::testing::dice::Dice;
-use crate::token::{Moment, now};
+use crate::token::Moment;
 
 /// The client gives up that long after it asked.
-const ANSWER_TIMEOUT: Duration = crate::oauth::simulated::TIMEOUT;
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The parameters of a request.
+type Form = BTreeMap<String, String>;
+
 const WINDOW: Duration = Duration::from_secs(600);
 /// `promises.md`: a server that is down is asked that often in ten minutes.
 const MOST_TRIES: usize = 12;
@@ -54,6 +57,7 @@ pub(super) struct Books {
     pub(super) held: u64,
     pub(super) violation: Option<String>,
     pub(super) lines: Vec<String>,
+    clocks: Arc<Clocks>,
     dice: Dice,
     grace: Duration,
     kills_family: bool,
@@ -151,9 +155,13 @@ impl Weather {
 }
 
 /// A network to that server.
-pub(super) fn network(books: &Arc<Mutex<Books>>) -> Network {
+pub(super) fn network(books: &Arc<Mutex<Books>>) -> Transport {
     let books = Arc::clone(books);
-    Network(Arc::new(move |form| Box::pin(carry(Arc::clone(&books), form))))
+    Box::new(move |request| {
+        let body = request.body().and_then(reqwest::Body::as_bytes).expect("a form");
+        let form = url::form_urlencoded::parse(body).into_owned().collect();
+        Box::pin(carry(Arc::clone(&books), form))
+    })
 }
 
 /// The number in `rt-17` or `at-17`.
@@ -161,7 +169,7 @@ pub(super) fn number_of(text: &str) -> u64 {
     text[3..].parse().expect("a token of this server")
 }
 
-async fn carry(books: Arc<Mutex<Books>>, form: Vec<(&'static str, String)>) -> Result<Response, GrantError> {
+async fn carry(books: Arc<Mutex<Books>>, form: Form) -> Result<Response, GrantError> {
     let (fate, there, back) = books.lock().unwrap().begin(&form);
     let unreachable = |reason: &str| GrantError::Unavailable {
         reason: reason.to_owned(),
@@ -211,7 +219,12 @@ impl Answer {
 }
 
 impl Books {
-    pub(super) fn new(dice: &mut Dice) -> Self {
+    /// Of a daemon's random numbers.
+    pub(super) fn seed(&mut self) -> u64 {
+        self.dice.next()
+    }
+
+    pub(super) fn new(dice: &mut Dice, clocks: &Arc<Clocks>) -> Self {
         Self {
             weather: Weather::clear(),
             lifetime: Duration::from_secs(dice.pick(&[60, 600, 600, 3600, 3600, 3600, 3600, 7200])),
@@ -228,17 +241,18 @@ impl Books {
             previous: None,
             is_dead: true,
             refused: BTreeMap::new(),
-            works_until: now(),
+            works_until: clocks.now(),
             works_on: 0,
             access: Vec::new(),
             held_access: None,
-            held_since: now(),
+            held_since: clocks.now(),
+            clocks: Arc::clone(clocks),
             tries: Vec::new(),
         }
     }
 
     pub(super) fn tell(&mut self, what: &str) {
-        let at_ms = now().wall_ms() - super::START.wall_ms();
+        let at_ms = self.clocks.now().wall_ms() - super::START.wall_ms();
         self.lines.push(format!("{:>10}.{:03} {what}", at_ms.div_euclid(1000), at_ms.rem_euclid(1000)));
     }
 
@@ -257,7 +271,7 @@ impl Books {
         self.tries.clear();
     }
 
-    fn begin(&mut self, form: &[(&str, String)]) -> (Fate, Duration, Duration) {
+    fn begin(&mut self, form: &Form) -> (Fate, Duration, Duration) {
         let is_refresh = parameter(form, "grant_type") == Some("refresh_token");
         let fate = self.weather.fate(&mut self.dice);
         let slowest = self.weather.slowest_ms;
@@ -270,7 +284,7 @@ impl Books {
                 Fate::LostOnTheWay => there,
                 _ => there + back,
             };
-            (self.works_on, self.works_until) = (number_of(refresh_token), now().plus(works_for));
+            (self.works_on, self.works_until) = (number_of(refresh_token), self.clocks.now().plus(works_for));
         }
         (fate, there, back)
     }
@@ -283,20 +297,20 @@ impl Books {
         if self.refused.get(&number).is_some_and(|times| *times > 1) {
             self.violate(format!("rt-{number} was presented again after the server had refused it twice"));
         }
-        if self.works_on == number && self.works_until.since(now()) > Duration::ZERO {
+        if self.works_on == number && self.works_until.since(self.clocks.now()) > Duration::ZERO {
             self.violate(format!("rt-{number} was presented while the server works on an earlier request"));
         }
         if fate == Fate::Unreachable {
             return;
         }
-        self.tries.retain(|at| now().since(*at) < WINDOW);
-        self.tries.push(now());
+        self.tries.retain(|at| self.clocks.now().since(*at) < WINDOW);
+        self.tries.push(self.clocks.now());
         if self.tries.len() > MOST_TRIES {
             self.violate(format!("{} tries in ten minutes", self.tries.len()));
         }
     }
 
-    fn answer(&mut self, fate: Fate, form: &[(&str, String)]) -> Answer {
+    fn answer(&mut self, fate: Fate, form: &Form) -> Answer {
         let answer = match fate {
             Fate::Misconfigured => return Answer::new(401, r#"{"error": "invalid_client"}"#),
             Fate::Broken => {
@@ -364,8 +378,9 @@ impl Books {
     }
 
     fn refresh(&mut self, number: u64) -> Answer {
-        let in_grace =
-            self.previous.is_some_and(|(previous, at)| previous == number && now().since(at) < self.grace);
+        let in_grace = self
+            .previous
+            .is_some_and(|(previous, at)| previous == number && self.clocks.now().since(at) < self.grace);
         if self.is_dead || !(number == self.current || in_grace) {
             self.is_dead |= self.kills_family && number != self.current;
             self.tell(&format!("rt-{number} is refused"));
@@ -380,21 +395,21 @@ impl Books {
             return Answer::last_word(number);
         }
         if number == self.current && self.rotates {
-            self.previous = Some((number, now()));
+            self.previous = Some((number, self.clocks.now()));
             self.current += 1;
         }
         self.grant(self.current)
     }
 
     fn access_has_long_to_live(&self) -> bool {
-        let age = self.access.last().map_or(Duration::MAX, |access| now().since(access.received));
+        let age = self.access.last().map_or(Duration::MAX, |access| self.clocks.now().since(access.received));
         self.lifetime.saturating_sub(age) > (self.lifetime / 10).min(Duration::from_secs(120))
     }
 
     fn grant(&mut self, refresh_token: u64) -> Answer {
         let access = self.access.len();
         self.access.push(Access {
-            received: now(),
+            received: self.clocks.now(),
             forward_ms: 0,
             was_set_back: false,
             is_young: false,
@@ -415,10 +430,10 @@ impl Books {
         }
         let Some((refresh_token, access)) = answer.granted else { return };
         self.held = refresh_token;
-        self.held_since = now();
+        self.held_since = self.clocks.now();
         self.refused.remove(&refresh_token);
         if let Some(access) = access {
-            self.access[access].received = now();
+            self.access[access].received = self.clocks.now();
             self.held_access = Some(access);
             self.tries.clear();
         }
@@ -429,15 +444,15 @@ impl Books {
         let number = self.held_access?;
         let access = &self.access[number];
         let forward = Duration::from_millis(u64::try_from(access.forward_ms).unwrap_or(0));
-        let is_settled = now().since(self.held_since) > Duration::ZERO;
-        (is_settled && now().since(access.received) + forward < self.lifetime).then_some(number)
+        let is_settled = self.clocks.now().since(self.held_since) > Duration::ZERO;
+        (is_settled && self.clocks.now().since(access.received) + forward < self.lifetime).then_some(number)
     }
 
     /// What the API says to a token.
     pub(super) fn accepts(&mut self, token: &[u8]) -> bool {
         let number = number_of(std::str::from_utf8(token).unwrap());
         let access = &self.access[usize::try_from(number).unwrap()];
-        let is_expired = now().since(access.received) >= self.lifetime;
+        let is_expired = self.clocks.now().since(access.received) >= self.lifetime;
         let (is_young, is_revoked) = (access.is_young, access.is_revoked);
         if is_expired && !is_young {
             self.violate(format!("at-{number} was used after its end"));
@@ -471,7 +486,7 @@ impl Books {
 
     /// The next process does not know what the last one had sent: it tries at once.
     pub(super) fn process_ended(&mut self) {
-        self.works_until = now();
+        self.works_until = self.clocks.now();
     }
 
     /// Tokens last that long, and are refreshed at any time.
@@ -534,7 +549,7 @@ impl Books {
             return;
         }
         // What arrived at the very instant of the crash was not promised to anybody.
-        if self.held_since == now() {
+        if self.held_since == self.clocks.now() {
             self.tell(&format!("rt-{} did not reach the disk", self.held));
             self.held = number;
             self.held_access = None;
@@ -544,6 +559,6 @@ impl Books {
     }
 }
 
-fn parameter<'a>(form: &'a [(&str, String)], name: &str) -> Option<&'a str> {
-    form.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+fn parameter<'a>(form: &'a Form, name: &str) -> Option<&'a str> {
+    form.get(name).map(String::as_str)
 }

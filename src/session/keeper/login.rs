@@ -12,7 +12,6 @@ use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
 use crate::store::{Binding, Person, Record, Reservation, Store, StoreError};
-use crate::token::now;
 
 /// How long the server may take to revoke a token: a person waits for it.
 const REVOKED_WITHIN: Duration = Duration::from_secs(12);
@@ -41,7 +40,7 @@ impl Keeper {
             let name = |record: &Record| record.person.as_ref().map(|person| person.name.clone());
             let confirmation = Confirmation { id: random(18), stored: name(stored), new: name(&record) };
             let outcome = LoginOutcome::NeedsConfirmation(confirmation.clone());
-            self.awaiting = Some(Awaiting { confirmation, since: now(), record, remarks });
+            self.awaiting = Some(Awaiting { confirmation, since: self.now(), record, remarks });
             self.give_back(reservation).await;
             return Ok(outcome);
         }
@@ -74,7 +73,11 @@ impl Keeper {
 
     /// A yes takes room for the waiting login before it is taken, so that it can be said again on a full disk.
     pub(super) async fn confirm(&mut self, id: &str, yes: bool) -> Result<LoginOutcome, AskError> {
-        if self.awaiting.as_ref().is_none_or(|awaiting| awaiting.confirmation.id != id || awaiting.is_over())
+        let now = self.now();
+        if self
+            .awaiting
+            .as_ref()
+            .is_none_or(|awaiting| awaiting.confirmation.id != id || awaiting.is_over(now))
         {
             return Err(AskError::Failed("no login is waiting for a yes: please start again".to_owned()));
         }

@@ -8,7 +8,7 @@ use super::Keeper;
 use crate::config::{Account, Grant};
 use crate::notify::{Event, Text};
 use crate::session::{State, Status, WARN_BEFORE};
-use crate::token::{At, now, rfc3339};
+use crate::token::{At, rfc3339};
 
 /// A person is warned that long before the end of a personal access token.
 const WARN_OF_PERSONAL: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -33,11 +33,11 @@ pub(in crate::session) fn first_status(account: &Account) -> Status {
 
 impl Keeper {
     pub(super) fn state(&self) -> State {
-        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
+        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(self.now()));
         if self.has_last_token() {
             return if is_usable && !self.is_dead { State::Ready } else { State::LoginRequired };
         }
-        let needs_person = !self.may_present() || !is_usable && self.plan.needs_person(now());
+        let needs_person = !self.may_present() || !is_usable && self.plan.needs_person(self.now());
         if self.grant() == Grant::AuthorizationCode && needs_person {
             return State::LoginRequired;
         }
@@ -78,7 +78,7 @@ impl Keeper {
     fn warn_of_the_end(&mut self) {
         let is_soon = |at_ms: &i64, warn_before: Duration| {
             let warn_ms = i64::try_from(warn_before.as_millis()).unwrap_or(i64::MAX);
-            at_ms.saturating_sub(now().wall_ms()) < warn_ms
+            at_ms.saturating_sub(self.now().wall_ms()) < warn_ms
         };
         let personal_end = self.oauth().account().expires_at_ms.filter(|at| is_soon(at, WARN_OF_PERSONAL));
         let is_refreshed = self.record.as_ref().is_some_and(|record| record.refresh_token.is_some());
@@ -99,7 +99,7 @@ impl Keeper {
     }
 
     fn words_for_login_required(&self) -> Text {
-        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(now()));
+        let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(self.now()));
         if self.grant() == Grant::PersonalAccessToken {
             let message = Text::from("the personal access token serves no more");
             let message = match is_usable {
@@ -120,7 +120,7 @@ impl Keeper {
             Some(record) if record.refresh_token.is_none() && is_usable => {
                 message.words(": the API refuses the access token, and no refresh token came with it")
             }
-            Some(_) if self.plan.needs_person(now()) => {
+            Some(_) if self.plan.needs_person(self.now()) => {
                 message.words(": the server has given no token for ten minutes, and is asked on")
             }
             _ => message,
@@ -169,12 +169,12 @@ impl Keeper {
     }
 
     fn answer(&self, tries: u64, turned_down: u64) {
-        let (status, retry_in) = (Arc::new(self.status()), self.plan.until_allowed(now()));
+        let (status, retry_in) = (Arc::new(self.status()), self.plan.until_allowed(self.now()));
         self.shared.published.send_modify(|published| {
             published.tries += tries;
             published.turned_down += turned_down;
             published.retry_in = retry_in;
-            published.at = now();
+            published.at = self.now();
             published.status = status;
         });
     }
