@@ -7,7 +7,9 @@
 pub mod callback;
 pub mod id_token;
 mod answer;
+mod body;
 mod discovery;
+mod grant;
 mod keys;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
@@ -28,9 +30,12 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
 use crate::tls;
-use crate::token::{Clock, Moment};
+use crate::token::{Clock, Moment, Person};
+pub use body::Loss;
 use callback::{Callback, Code, Outcome};
 use discovery::{Discovery, Metadata};
+use grant::unsent;
+pub use grant::{GrantError, Granted};
 use id_token::{Claims, Expected, IdTokenError};
 use keys::Keys;
 
@@ -46,80 +51,6 @@ const OTHER_ISSUER: &str = "the id_token that came with the tokens names another
 const ONE_ID_TOKEN: &str = "no id_token came with the tokens: the first one was checked";
 const NO_ID_TOKEN: &str = "no id_token came with the tokens (is openid in the scope?): only TLS to the token endpoint \
     vouches for this login";
-
-/// What the token endpoint granted (RFC 6749, section 5.1).
-#[derive(Debug)]
-pub struct Granted {
-    /// The access token, of RFC 6750 characters.
-    pub access_token: SecretString,
-    /// How long it lasts from `received`.
-    pub expires_in: Duration,
-    /// When the answer was complete.
-    pub received: Moment,
-    /// None when the server sent none: the one that was presented stays good.
-    pub refresh_token: Option<SecretString>,
-    /// The claims of the `id_token`, when there is one.
-    pub claims: Option<Claims>,
-}
-
-/// Why a grant failed, and what that says about the token that was presented.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum GrantError {
-    /// The server's last word, `invalid_grant`: what was presented is good for nothing any more (RFC 6749,
-    /// section 5.2).
-    #[error("the authorization server refused: invalid_grant{description}")]
-    Refused {
-        /// Its description, with a separator in front, or nothing.
-        description: String,
-    },
-    /// The client is refused, whatever it presents: only another configuration helps.
-    #[error("the authorization server refused: {code}{description}")]
-    Misconfigured {
-        /// The `error` of RFC 6749, section 5.2.
-        code: String,
-        /// Its description, with a separator in front, or nothing.
-        description: String,
-    },
-    /// Answered with something that grants nothing and is no last word.
-    #[error("{reason}")]
-    NotGranted {
-        /// What is wrong with it.
-        reason: String,
-        /// What the server asked for in `Retry-After`.
-        retry_after: Option<Duration>,
-        /// The refresh token that replaces the one presented, if the answer had one.
-        successor: Option<SecretString>,
-    },
-    /// For now: the server is down, busy or can't be reached.
-    #[error("{reason}")]
-    Unavailable {
-        /// What happened.
-        reason: String,
-        /// False when nothing can have reached the server.
-        was_sent: bool,
-        /// What the server asked for in `Retry-After`.
-        retry_after: Option<Duration>,
-    },
-    /// Sent, and the answer is not known: the token presented may have been rotated.
-    #[error("{reason}")]
-    InDoubt {
-        /// What happened.
-        reason: String,
-        /// How the answer was lost.
-        loss: Loss,
-    },
-}
-
-/// How an answer was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// The connection ended before the answer did: the server does not work on the request any more.
-    Broken,
-    /// It came whole, and can't be read.
-    Unreadable,
-    /// It did not come in time: the server may still work on the request.
-    TimedOut,
-}
 
 /// A login in progress, between the authorization URL and its callback.
 #[derive(Clone, Debug)]
@@ -162,15 +93,6 @@ pub enum LoginError {
     /// The token endpoint said no, or its answer was lost. The code was sent, and is burnt.
     #[error(transparent)]
     Exchange(#[from] GrantError),
-}
-
-/// Who the API says that an access token belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Tells people apart.
-    pub id: String,
-    /// What the person is called.
-    pub name: String,
 }
 
 /// A callback whose `id_token` vouches for its login.
@@ -477,7 +399,7 @@ impl Oauth {
 
     /// Asks who logged in: the userinfo endpoint that was discovered, and the API when that does not say. None when
     /// nobody says.
-    pub async fn identity(&self, granted: &Granted) -> Option<Identity> {
+    pub async fn identity(&self, granted: &Granted) -> Option<Person> {
         if self.account.asks_userinfo
             && let Some(person) = self.userinfo(granted).await
         {
@@ -487,11 +409,11 @@ impl Oauth {
         answer::read_person(self.ask_as(&granted.access_token, url).await?).await
     }
 
-    async fn userinfo(&self, granted: &Granted) -> Option<Identity> {
+    async fn userinfo(&self, granted: &Granted) -> Option<Person> {
         let metadata = self.metadata(false).await.ok()?;
         let answer = self.ask_as(&granted.access_token, metadata.userinfo_endpoint.as_ref()?).await?;
         let subject = granted.claims.as_ref().map(|claims| claims.sub.as_str());
-        discovery::person(&answer::json(answer).await.ok()?.0, subject)
+        discovery::person(&body::json(answer).await.ok()?.0, subject)
     }
 
     async fn ask_as(&self, access_token: &SecretString, url: &Url) -> Option<reqwest::Response> {
@@ -648,17 +570,6 @@ impl LoginError {
     }
 }
 
-impl GrantError {
-    /// True when the server answered, and granted nothing.
-    pub const fn is_refusal(&self) -> bool {
-        match self {
-            Self::Refused { .. } | Self::Misconfigured { .. } | Self::NotGranted { .. } => true,
-            Self::InDoubt { loss, .. } => matches!(loss, Loss::Unreadable),
-            Self::Unavailable { .. } => false,
-        }
-    }
-}
-
 /// `bytes` random bytes in base64url: 24 are 192 bits.
 pub fn random(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
@@ -671,10 +582,6 @@ fn over_http(http: reqwest::Client) -> Transport {
         let sent = http.execute(request);
         Box::pin(async { sent.await.map_err(|error| answer::not_answered(&error)) })
     })
-}
-
-fn unsent(reason: String) -> GrantError {
-    GrantError::Unavailable { reason, was_sent: false, retry_after: None }
 }
 
 /// Tunnels for https:// URLs. What is http:// is of this machine, which a proxy elsewhere does not reach, and would be

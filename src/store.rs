@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use files::{Directory, failed, make, remove_if_there, rename};
-pub use record::{Binding, Person, Record};
+pub use record::{Binding, Record};
 use record::{Damage, Generation};
 
 const CURRENT: &str = "store";

@@ -1,4 +1,4 @@
-//! An access token and the arithmetic of its expiry. No I/O but the two clocks.
+//! An access token, whose it is, and the arithmetic of its expiry. No I/O but the two clocks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use rustix::time::{ClockId, clock_gettime};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// A point in time on two clocks: the wall clock, which people may set, and the boot-time clock, which
@@ -188,6 +188,15 @@ impl Lifetime {
 #[derive(Debug, thiserror::Error)]
 #[error("the access token has characters that RFC 6750 does not allow, or is empty")]
 pub struct NotAToken;
+
+/// Whose token it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Person {
+    /// Tells people apart.
+    pub id: String,
+    /// What the person is called.
+    pub name: String,
+}
 
 /// One access token, ready to be injected. Its bytes are wiped when the last request that carries it is done.
 pub struct Token {

@@ -16,9 +16,9 @@ use rustix::fs::OFlags;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{Identity, METADATA_TIMEOUT, answer};
+use super::{METADATA_TIMEOUT, body};
 use crate::config::endpoint;
-use crate::token::Moment;
+use crate::token::{Moment, Person};
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// A login looks again at most this often.
@@ -140,32 +140,31 @@ impl Discovery {
 
 /// Who a userinfo answer says it is (OpenID Connect Core, section 5.3.2): nobody when it is about another subject than
 /// the `id_token`, or about the all-zero one that stands for everybody.
-pub(super) fn person(members: &Map<String, Value>, subject: Option<&str>) -> Option<Identity> {
-    let text = |name| answer::text(members, name);
+pub(super) fn person(members: &Map<String, Value>, subject: Option<&str>) -> Option<Person> {
+    let text = |name| body::text(members, name);
     let id = text("sub").filter(|sub| subject.is_none_or(|subject| subject == *sub))?;
     if id.bytes().all(|byte| byte == b'0' || byte == b'-') {
         return None;
     }
     let name = ["name", "preferred_username", "nickname"].iter().find_map(|name| text(name)).unwrap_or(id);
     let short = |text: &str| text.chars().take(200).collect();
-    Some(Identity { id: short(id), name: short(name) })
+    Some(Person { id: short(id), name: short(name) })
 }
 
 /// The document, and what it says.
 async fn fetch(http: &reqwest::Client, issuer: &str) -> Result<(Vec<u8>, Metadata), String> {
     let url = format!("{}{WELL_KNOWN}", issuer.trim_end_matches('/'));
-    let answer =
-        http.get(&url).timeout(METADATA_TIMEOUT).send().await.map_err(|error| answer::why(&error))?;
+    let answer = http.get(&url).timeout(METADATA_TIMEOUT).send().await.map_err(|error| body::why(&error))?;
     if !answer.status().is_success() {
         return Err(format!("{url} answered {}", answer.status()));
     }
-    let read = |members: answer::Members| {
+    let read = |members: body::Members| {
         Ok((
             serde_json::to_vec(&members.0).expect("JSON can be written"),
             Metadata::read(&members.0, issuer)?,
         ))
     };
-    answer::json(answer).await.and_then(read).map_err(|reason| format!("{url}: {reason}"))
+    body::json(answer).await.and_then(read).map_err(|reason| format!("{url}: {reason}"))
 }
 
 /// What was kept; damage shows when it is read.

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
 
-use super::{LoginError, METADATA_TIMEOUT, answer};
+use super::{LoginError, METADATA_TIMEOUT, body};
 use crate::token::Moment;
 
 /// An unknown key id leads to another look at most this often.
@@ -118,13 +118,13 @@ fn knows(keys: &[Key], kid: Option<&str>) -> bool {
 
 async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>, String> {
     let asked = http.get(url.clone()).timeout(METADATA_TIMEOUT).send();
-    let answer = asked.await.map_err(|error| answer::why(&error))?;
+    let answer = asked.await.map_err(|error| body::why(&error))?;
     match answer.status() {
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
         status if !status.is_success() => return Err(format!("{url} answered {status}")),
         _ => {}
     }
-    let set = answer::json(answer).await.map_err(|reason| format!("{url}: {reason}"))?;
+    let set = body::json(answer).await.map_err(|reason| format!("{url}: {reason}"))?;
     let keys = set.0.get("keys").and_then(Value::as_array);
     let keys = keys.ok_or_else(|| format!("{url} answered no key set"))?;
     // A key of a kind that we do not know is no reason to refuse the others.

@@ -23,10 +23,11 @@ use crate::proxy::guard::{Caller, Door, Peer};
 
 /// After an accept that failed for want of descriptors, others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a worker serves connections with.
 pub(super) struct Worker {
-    pub(super) service: Service,
-    pub(super) kernel: Option<Arc<Kernel>>,
+    service: Arc<Service>,
+    kernel: Option<Arc<Kernel>>,
     limit: Arc<ConnectionLimit>,
 }
 
@@ -35,7 +36,7 @@ impl Worker {
         let kernel = Kernel::new()
             .inspect_err(|error| tracing::warn!(%error, "the kernel can't be asked who connects"))
             .ok();
-        Self { service, kernel: kernel.map(Arc::new), limit }
+        Self { service: Arc::new(service), kernel: kernel.map(Arc::new), limit }
     }
 
     fn peer(&self, peer: SocketAddr, stream: &TcpStream) -> Peer {
@@ -156,10 +157,11 @@ fn admit<T: Transport>(
         stream.try_write_some(&final_response(problem));
         return;
     };
-    let (worker, caller) = (Arc::clone(worker), Caller { peer, door: Arc::clone(door) });
+    let caller = Caller { peer, door: Arc::clone(door) };
+    let (service, kernel) = (Arc::clone(&worker.service), worker.kernel.clone());
     let open = counters.caller();
     served.spawn(async move {
-        connection::serve(stream, caller, worker, slot).await;
+        connection::serve(stream, caller, service, kernel, slot).await;
         drop(open);
     });
 }

@@ -16,9 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout};
 
-use super::accept::Worker;
 use super::limit::Slot;
-use super::service::AnswerBody;
+use super::peer::Kernel;
+use super::service::{AnswerBody, Service};
 use super::socket::{Phase, Transport, WatchedSocket};
 use crate::config::Limits;
 use crate::problem::Problem;
@@ -45,12 +45,18 @@ struct Deadlines<'a> {
 }
 
 /// Serves a caller until the connection ends, or, when it has to leave, until its current request is answered.
-pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<Worker>, slot: Slot) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (worker, state, caller) = (Arc::clone(&worker), Arc::clone(&slot.state), caller.clone());
-        async move { Ok::<_, Infallible>(worker.service.answer(&state, &caller, request).await) }
+pub(super) async fn serve<T: Transport>(
+    socket: T,
+    caller: Caller,
+    service: Arc<Service>,
+    kernel: Option<Arc<Kernel>>,
+    slot: Slot,
+) {
+    let answering = service_fn(|request: Request<Incoming>| {
+        let (service, state, caller) = (Arc::clone(&service), Arc::clone(&slot.state), caller.clone());
+        async move { Ok::<_, Infallible>(service.answer(&state, &caller, request).await) }
     });
-    let socket = WatchedSocket::new(socket, Arc::clone(&slot.state), worker.kernel.clone());
+    let socket = WatchedSocket::new(socket, Arc::clone(&slot.state), kernel);
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
@@ -58,9 +64,9 @@ pub(super) async fn serve<T: Transport>(socket: T, caller: Caller, worker: Arc<W
         .max_headers(MOST_FIELDS)
         .max_header_size(LARGEST_HEAD)
         .max_buf_size(LARGEST_HEAD)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(socket), answering);
     let leave = pin!(slot.leave.cancelled());
-    let mut deadlines = Deadlines::new(&slot, leave, worker.service.limits());
+    let mut deadlines = Deadlines::new(&slot, leave, service.limits());
     poll_fn(|cx| deadlines.poll(&mut connection, cx)).await;
 
     let (mut socket, refusal) = connection.into_parts().io.into_inner().into_parts();

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use ring::digest;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::record::{Binding, Damage, Generation, Person, Record};
+use super::record::{Binding, Damage, Generation, Record};
 use crate::config::Grant;
 use crate::testing::fuzz::Input;
+use crate::token::Person;
 
 /// What is read as a store was whole, and is read the same after it was written again.
 pub fn record(bytes: &[u8]) {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{Account, Grant};
+use crate::token::Person;
 
 /// The format that this program writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -58,15 +59,6 @@ pub struct Record {
     pub issuer: Option<String>,
     /// Who logged in, as far as the API said.
     pub person: Option<Person>,
-}
-
-/// Who logged in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Person {
-    /// Tells people apart.
-    pub id: String,
-    /// What the person is called.
-    pub name: String,
 }
 
 /// Everything that is stored, at one point.

@@ -1,9 +1,12 @@
 //! The rules of the house that a compiler does not check: imports point one way, and what only few may do stays
 //! with those few.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use syn::visit::{self, Visit};
+use syn::{ItemMod, UseTree};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Modules that stand on one layer and do not know each other, outermost first.
@@ -67,20 +70,154 @@ fn secrets_are_exposed_in_few_files() {
     );
 }
 
+/// A task, thread or process outlives what started it: whoever starts one owns it and waits for its end.
 #[test]
-fn only_a_few_files_start_tasks() {
+fn only_a_few_files_start_tasks_threads_and_processes() {
+    let starts = |file: &PathBuf| {
+        let mut calls = Calls::default();
+        calls.visit_file(&parsed(file));
+        calls.0.iter().any(|name| name == "spawn" || name.starts_with("spawn_"))
+    };
+    let starting: BTreeSet<_> =
+        sources().iter().filter(|file| starts(file)).map(|file| name_of(file)).collect();
     assert_eq!(
-        files_with("tokio::spawn("),
+        starting,
         names(&[
+            "cli.rs",
+            "cli/log/repeats.rs",
+            "cli/login/terminal.rs",
             "cli/run/child.rs",
             "cli/run/proxy.rs",
             "cli/run/site.rs",
+            "config/users.rs",
+            "notify/command.rs",
+            "oauth/discovery.rs",
             "proxy/upstream.rs",
             "server.rs",
-            "session.rs"
-        ]),
-        "a task outlives what started it: the keeper, the server and the drivers of connections own theirs"
+            "server/accept.rs",
+            "server/reload.rs",
+            "server/service.rs",
+            "session.rs",
+            "session/keeper.rs",
+        ])
     );
+}
+
+/// A file may know those in its own folder's face (`a.rs` for `a/b.rs`), and that its folder's files. Beside that, no
+/// two files know each other, in however many steps.
+#[test]
+fn no_files_import_each_other() {
+    let modules: BTreeSet<_> = sources().iter().map(|file| module_path(file)).collect();
+    let mut imports = BTreeMap::new();
+    for file in sources() {
+        let module = module_path(&file);
+        let mut paths = Paths::default();
+        paths.visit_file(&parsed(&file));
+        let known = paths.0.iter().filter_map(|path| resolved(&modules, &module, path));
+        let beside: BTreeSet<_> = known.filter(|known| !module.starts_with(known)).collect();
+        imports.insert(module, beside);
+    }
+    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "{imports:?}");
+
+    for module in imports.keys() {
+        let (mut known, mut next) = (BTreeSet::new(), Vec::from_iter(&imports[module]));
+        while let Some(module) = next.pop() {
+            if known.insert(module) {
+                next.extend(&imports[module]);
+            }
+        }
+        assert!(!known.contains(module), "{module:?} imports itself by way of {known:?}");
+    }
+}
+
+/// The methods and functions that code calls.
+#[derive(Default)]
+struct Calls(Vec<String>);
+
+impl<'ast> Visit<'ast> for Calls {
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        visit_unless_test(self, item);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        self.0.push(call.method.to_string());
+        visit::visit_expr_method_call(self, call);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0.extend(path.segments.last().map(|last| last.ident.to_string()));
+        visit::visit_path(self, path);
+    }
+}
+
+/// The paths that code names, in `use` and elsewhere.
+#[derive(Default)]
+struct Paths(Vec<Vec<String>>);
+
+impl Paths {
+    fn add_tree(&mut self, before: &[String], tree: &UseTree) {
+        let joined = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.add_tree(&joined(&path.ident), &path.tree),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.add_tree(before, tree)),
+            UseTree::Name(name) => self.0.push(joined(&name.ident)),
+            UseTree::Rename(rename) => self.0.push(joined(&rename.ident)),
+            UseTree::Glob(_) => self.0.push(before.to_vec()),
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        visit_unless_test(self, item);
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_tree(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+}
+
+fn visit_unless_test<'ast>(visitor: &mut impl Visit<'ast>, item: &'ast ItemMod) {
+    if item.ident != "tests" {
+        visit::visit_item_mod(visitor, item);
+    }
+}
+
+fn parsed(file: &Path) -> syn::File {
+    syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// The segments of a file's module below the crate.
+fn module_path(file: &Path) -> Vec<String> {
+    let name = name_of(file);
+    let segments = name.trim_end_matches(".rs").split('/').map(str::to_owned);
+    segments.filter(|segment| !["lib", "main"].contains(&segment.as_str())).collect()
+}
+
+/// The module whose file a path in `module` leads to; none when it leads out of the crate.
+fn resolved(modules: &BTreeSet<Vec<String>>, module: &[String], path: &[String]) -> Option<Vec<String>> {
+    let mut from = module.to_vec();
+    let mut rest = path;
+    while let [first, more @ ..] = rest {
+        match first.as_str() {
+            "crate" => from.clear(),
+            "super" => drop(from.pop()),
+            "self" => {}
+            _ => break,
+        }
+        rest = more;
+    }
+    let is_child = |name: &String| modules.contains(&[&from[..], std::slice::from_ref(name)].concat());
+    if rest.len() == path.len() && !path.first().is_some_and(is_child) {
+        return None;
+    }
+    let whole = [&from[..], rest].concat();
+    (0..=whole.len()).rev().map(|length| whole[..length].to_vec()).find(|path| modules.contains(path))
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::oauth::id_token::NOBODY;
 use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
-use crate::store::{Binding, Person, Record, Reservation, Store, StoreError};
+use crate::store::{Binding, Record, Reservation, Store, StoreError};
 
 /// How long the server may take to revoke a token: a person waits for it.
 const REVOKED_WITHIN: Duration = Duration::from_secs(12);
@@ -60,8 +60,7 @@ impl Keeper {
             Err(error) if error.is_unsent() => return Err(AskError::NotBegun(error.to_string())),
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let identity = self.held(oauth.identity(&granted)).await;
-        let person = identity.map(|identity| Person { id: identity.id, name: identity.name });
+        let person = self.held(oauth.identity(&granted)).await;
         let record = Record {
             subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
