@@ -43,10 +43,11 @@ const LONG_GRACE: Duration = Duration::from_millis(1500);
 const FAILURES: usize = 20;
 
 /// Differences that mutations have shown, as small as they get.
-const FOUND: [(&str, &str); 15] = [
+const FOUND: [(&str, &str); 16] = [
     ("a local route", "GET /-/nothing HTTP/1.1\r\nHost: {{HOST}}\r\n\r\n"),
     ("many fields", "GET {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\n{{REPEATN:X-%d: v\r\n:129}}\r\n"),
     ("an asterisk", "OPTHONS * HTTP/1.1\r\nHost: {{HOST}}\r\n\r\n"),
+    ("a scheme that is none", "GET *ttp://api.example:1/x HTTP/1.1\r\nHost: {{HOST}}\r\n\r\n"),
     ("a CR before CRLF", "GET {{P}} HTTP/1.1\r\nHost: {{HOST}}\r\nX: a\r\r\n\r\n"),
     (
         "a LF in the place of trailers",

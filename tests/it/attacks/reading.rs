@@ -299,7 +299,7 @@ fn refusal(request: &Request, is_1_0: bool) -> Option<Fault> {
     };
     let target = request.target.as_str();
     let is_target = target.starts_with('/')
-        || target.contains("://")
+        || target.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
         || (target == "*" && request.method == "OPTIONS")
         || request.method == "CONNECT";
     match (has_host, is_target) {
@@ -307,6 +307,12 @@ fn refusal(request: &Request, is_1_0: bool) -> Option<Fault> {
         (true, false) => Some(Fault::Target),
         (true, true) => None,
     }
+}
+
+/// RFC 3986, 3.1.
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char))
 }
 
 /// A name, an IPv4 or a bracketed IPv6 address, and a port (RFC 9110, 7.2; RFC 3986, 3.2.2). With a comma it may
