@@ -128,16 +128,73 @@ pub enum LogFormat {
     Json,
 }
 
-/// How an account obtains its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// How an account obtains its tokens, and with what.
+#[derive(Clone, Debug)]
 pub enum Grant {
     /// A person logs in with a browser (RFC 6749, section 4.1).
-    AuthorizationCode,
+    AuthorizationCode(Client, Box<BrowserLogin>),
     /// The application's own token (RFC 6749, section 4.4).
-    ClientCredentials,
+    ClientCredentials(Client),
     /// A static token from the account settings.
+    PersonalAccessToken {
+        /// Its end, in milliseconds since the Unix epoch; none when it is not known.
+        expires_at_ms: Option<i64>,
+    },
+}
+
+/// Which grant it is, as the configuration and the store name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantType {
+    /// [`Grant::AuthorizationCode`].
+    AuthorizationCode,
+    /// [`Grant::ClientCredentials`].
+    ClientCredentials,
+    /// [`Grant::PersonalAccessToken`].
     PersonalAccessToken,
+}
+
+/// A client (RFC 6749, section 2) and its authorization server.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Names the application.
+    pub client_id: String,
+    /// How it authenticates.
+    pub client_auth: ClientAuth,
+    /// The scope to ask for.
+    pub scope: Option<String>,
+    /// Compared with `iss` when set.
+    pub issuer: Option<String>,
+    /// Where the authorization server is.
+    pub endpoints: Endpoints,
+    /// The fraction of the lifetime after which a refresh is due.
+    pub refresh_at: f64,
+}
+
+/// How a person logs in.
+#[derive(Clone, Debug)]
+pub struct BrowserLogin {
+    /// The registered address that the browser is sent back to.
+    pub redirect_uri: RedirectUri,
+    /// True when the code is bound to this client by PKCE (RFC 7636).
+    pub pkce: bool,
+    /// What the authorization endpoint is asked for.
+    pub response_type: ResponseType,
+    /// How it answers.
+    pub response_mode: ResponseMode,
+    /// Who is asked after a login whose it is; none when nobody.
+    pub identity: Option<Identity>,
+    /// When the server ends a login; none when never.
+    pub lifetime: Option<Duration>,
+}
+
+/// Where it is asked who logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// True when the userinfo endpoint of the discovery document is asked first.
+    pub userinfo_first: bool,
+    /// The API's; none when no route leads to one.
+    pub url: Option<Url>,
 }
 
 /// What the authorization endpoint is asked for.
@@ -231,40 +288,12 @@ pub struct Account {
     pub name: String,
     /// How it obtains tokens.
     pub grant: Grant,
-    /// Empty for a personal access token.
-    pub client_id: String,
     /// The client secret, or the personal access token.
     pub secret: Secret,
-    /// The scope to ask for.
-    pub scope: Option<String>,
-    /// The registered address that the browser is sent back to.
-    pub redirect_uri: RedirectUri,
-    /// True when the code is bound to this client by PKCE (RFC 7636).
-    pub pkce: bool,
-    /// What the authorization endpoint is asked for.
-    pub response_type: ResponseType,
-    /// How it answers.
-    pub response_mode: ResponseMode,
-    /// Compared with `iss` when set.
-    pub issuer: Option<String>,
-    /// Where the authorization server is.
-    pub endpoints: Endpoints,
-    /// How the client authenticates.
-    pub client_auth: ClientAuth,
-    /// Trusted for these URLs.
+    /// Trusted for this account's URLs.
     pub ca: Option<ExtraCa>,
     /// Where https:// URLs of this account are reached through; http:// ones are of this machine, and no proxy's.
     pub proxy: Option<HttpProxy>,
-    /// The fraction of the lifetime after which a refresh is due.
-    pub refresh_at: f64,
-    /// Asked after a login who it is; none when not to be asked.
-    pub identity_url: Option<Url>,
-    /// True when the userinfo endpoint of the discovery document is asked first.
-    pub asks_userinfo: bool,
-    /// When the server ends a login; none when never.
-    pub login_lifetime: Option<Duration>,
-    /// The end of a personal access token, in milliseconds since the Unix epoch; none when it is not known.
-    pub expires_at_ms: Option<i64>,
     /// True when the daemon is not ready before this account is.
     pub required: bool,
 }
@@ -525,7 +554,7 @@ impl Upstream {
     }
 }
 
-impl Grant {
+impl GrantType {
     /// As it is written in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -537,6 +566,33 @@ impl Grant {
 }
 
 impl Account {
+    /// Which grant it has.
+    pub const fn grant_type(&self) -> GrantType {
+        match self.grant {
+            Grant::AuthorizationCode(..) => GrantType::AuthorizationCode,
+            Grant::ClientCredentials(_) => GrantType::ClientCredentials,
+            Grant::PersonalAccessToken { .. } => GrantType::PersonalAccessToken,
+        }
+    }
+
+    /// Its client; none for a personal access token.
+    pub const fn client(&self) -> Option<&Client> {
+        match &self.grant {
+            Grant::AuthorizationCode(client, _) | Grant::ClientCredentials(client) => Some(client),
+            Grant::PersonalAccessToken { .. } => None,
+        }
+    }
+
+    /// How a person logs in to it; none when none does.
+    pub const fn login(&self) -> Option<&BrowserLogin> {
+        match &self.grant {
+            Grant::AuthorizationCode(_, login) => Some(login),
+            _ => None,
+        }
+    }
+}
+
+impl Client {
     /// What a stored login is bound to beside client and grant: the token endpoint, or the issuer that names it.
     pub fn bound_to(&self) -> &str {
         match &self.endpoints.token {

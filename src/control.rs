@@ -152,16 +152,17 @@ impl Control {
     /// The login page of an account. The page's script asks in `query` for the `state` of a login.
     fn login_page(&self, reader: Reader, session: &Session, query: Option<&str>) -> Html<String> {
         let account = session.account();
-        let Some(redirect_uri) = self.logins.redirect_uri(account) else {
+        let source = session.source();
+        let Some((oauth, login)) = source.login() else {
             return pages::no_login_needed(reader, account);
         };
-        let configured = session.oauth();
-        let authorization_url = configured.account().endpoints.authorization.url().map(|url| {
+        let redirect_uri = &login.redirect_uri.url;
+        let authorization_url = oauth.client().endpoints.authorization.url().map(|url| {
             let mut url = url.clone();
             url.set_query(None);
             url.to_string()
         });
-        let authorization_url = authorization_url.or_else(|| configured.account().issuer.clone());
+        let authorization_url = authorization_url.or_else(|| oauth.client().issuer.clone());
         let state = field(query.unwrap_or_default(), "state");
         let page = LoginPage {
             account,
@@ -169,12 +170,12 @@ impl Control {
             status: &session.status(),
             redirect_uri: redirect_uri.as_str(),
             authorization_url: authorization_url.as_deref().unwrap_or_default(),
-            comes_back: login::is_local(&redirect_uri),
-            parts: match configured.account().response_type {
+            comes_back: login::is_local(redirect_uri),
+            parts: match login.response_type {
                 ResponseType::Hybrid => "code id_token state",
                 ResponseType::Code => "code state",
             },
-            mark: callback::mark(configured.account().response_mode),
+            mark: callback::mark(login.response_mode),
             newest: self.logins.newest(account),
             asked: state.as_deref().map(|state| (state, self.logins.look(state))),
             secret: &self.page_secret(),
@@ -465,7 +466,7 @@ async fn readyz(State(control): Shared) -> Response {
     if control.stuck().is_some() {
         return healthz(State(control)).await;
     }
-    let required = control.sessions.values().filter(|session| session.oauth().account().required);
+    let required = control.sessions.values().filter(|session| session.source().account.required);
     ready(required.filter(|session| !session.is_ready()))
 }
 

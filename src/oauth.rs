@@ -14,7 +14,7 @@ mod keys;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +28,15 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use crate::config::{self, Account, Address, ClientAuth, HttpProxy, ResponseMode, ResponseType};
+use crate::config::{
+    self, Account, Address, BrowserLogin, Client, ClientAuth, HttpProxy, Identity, ResponseMode,
+    ResponseType, Secret,
+};
 use crate::tls;
 use crate::token::{Clock, Moment, Person};
 pub use body::Loss;
 use callback::{Callback, Code, Outcome};
 use discovery::{Discovery, Metadata};
-use grant::unsent;
 pub use grant::{GrantError, Granted};
 use id_token::{Claims, Expected, IdTokenError};
 use keys::Keys;
@@ -121,7 +123,8 @@ pub type Answered = Pin<Box<dyn Future<Output = Result<reqwest::Response, GrantE
 
 /// The client of one account's authorization server.
 pub struct Oauth {
-    account: Account,
+    client: Client,
+    secret: Secret,
     timeout: Duration,
     http: reqwest::Client,
     keys: Keys,
@@ -136,7 +139,7 @@ impl Oauth {
     ///
     /// # Errors
     /// When the TLS set-up is not usable.
-    pub fn new(account: Account, timeout: Duration) -> Result<Self, tls::TlsError> {
+    pub fn new(account: &Account, client: &Client, timeout: Duration) -> Result<Self, tls::TlsError> {
         let extra = account.ca.as_ref().map(|ca| ca.certificates.as_slice()).unwrap_or_default();
         // Encoded answers are not asked for, and read when they come all the same.
         let identity = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
@@ -148,7 +151,8 @@ impl Oauth {
         let http = http.build().expect("constants make a valid client");
         let (keys, discovery) = (Keys::default(), Discovery::default());
         let transport = over_http(http.clone());
-        Ok(Self { account, timeout, http, keys, discovery, transport, clock: Clock::default() })
+        let (client, secret) = (client.clone(), account.secret.clone());
+        Ok(Self { client, secret, timeout, http, keys, discovery, transport, clock: Clock::default() })
     }
 
     /// The same client, whose forms go another way and whose time is read elsewhere.
@@ -157,10 +161,9 @@ impl Oauth {
         Self { transport, clock, ..self }
     }
 
-    /// The same client, which keeps what it discovers in a state directory.
+    /// The same client, which keeps what it discovers in a file.
     #[must_use]
-    pub fn keeping_in(self, state_dir: &Path) -> Self {
-        let file = state_dir.join(format!("discovery.{}", self.account.name));
+    pub fn keeping_in(self, file: PathBuf) -> Self {
         Self { discovery: Discovery::kept_in(file), ..self }
     }
 
@@ -168,9 +171,9 @@ impl Oauth {
     ///
     /// # Errors
     /// When the TLS set-up is not usable.
-    pub fn reconfigured(&self, account: Account) -> Result<Self, tls::TlsError> {
+    pub fn reconfigured(&self, account: &Account, client: &Client) -> Result<Self, tls::TlsError> {
         let (discovery, clock) = (self.discovery.clone(), self.clock.clone());
-        Ok(Self { discovery, clock, ..Self::new(account, self.timeout)? })
+        Ok(Self { discovery, clock, ..Self::new(account, client, self.timeout)? })
     }
 
     /// How long an answer is waited for.
@@ -178,46 +181,45 @@ impl Oauth {
         self.timeout
     }
 
-    /// Where the time is read.
-    pub const fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
-    /// The account that this client acts for.
-    pub const fn account(&self) -> &Account {
-        &self.account
+    /// As it is configured.
+    pub const fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The address that the person's browser is sent to (OpenID Connect Core, section 3.3.2.1).
     ///
     /// # Errors
     /// When the authorization endpoint is not known now.
-    pub async fn authorization_url(&self, pending: &Pending) -> Result<Url, LoginError> {
-        let account = &self.account;
+    pub async fn authorization_url(
+        &self,
+        login: &BrowserLogin,
+        pending: &Pending,
+    ) -> Result<Url, LoginError> {
+        let client = &self.client;
         self.look_again().await.map_err(LoginError::Discovery)?;
-        let endpoint = self.needed(&account.endpoints.authorization, "authorization_endpoint", |metadata| {
+        let endpoint = self.needed(&client.endpoints.authorization, "authorization_endpoint", |metadata| {
             &metadata.authorization_endpoint
         });
         let mut url = endpoint.await.map_err(LoginError::Discovery)?;
-        let response_type = match account.response_type {
+        let response_type = match login.response_type {
             ResponseType::Hybrid => "code id_token",
             ResponseType::Code => "code",
         };
         url.query_pairs_mut()
-            .append_pair("client_id", &account.client_id)
-            .append_pair("scope", account.scope.as_deref().unwrap_or_default())
+            .append_pair("client_id", &client.client_id)
+            .append_pair("scope", client.scope.as_deref().unwrap_or_default())
             .append_pair("response_type", response_type)
-            .append_pair("redirect_uri", &account.redirect_uri.text)
+            .append_pair("redirect_uri", &login.redirect_uri.text)
             .append_pair("state", &pending.state)
             .append_pair("nonce", &pending.nonce);
-        if account.pkce {
+        if login.pkce {
             let verifier = pending.code_verifier.expose_secret().as_bytes();
             let challenge = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, verifier));
             url.query_pairs_mut()
                 .append_pair("code_challenge", &challenge)
                 .append_pair("code_challenge_method", "S256");
         }
-        let mode = match account.response_mode {
+        let mode = match login.response_mode {
             ResponseMode::Fragment => Some("fragment"),
             ResponseMode::FormPost => Some("form_post"),
             ResponseMode::Query => None,
@@ -237,12 +239,12 @@ impl Oauth {
     /// # Errors
     /// When it is not the configured one, or none although the issuer says that it always names itself.
     pub async fn check_issuer(&self, callback: &Callback) -> Result<(), LoginError> {
-        let Some(issuer) = &self.account.issuer else { return Ok(()) };
+        let Some(issuer) = &self.client.issuer else { return Ok(()) };
         let is_bare_code = matches!(&callback.outcome, Outcome::Code(code) if code.id_token.is_none());
         match &callback.iss {
             Some(iss) if iss == issuer => Ok(()),
             Some(_) => Err(LoginError::ForeignCallback("not the configured one")),
-            None if !is_bare_code || !self.account.endpoints.are_discovered() => Ok(()),
+            None if !is_bare_code || !self.client.endpoints.are_discovered() => Ok(()),
             None if !self.metadata(false).await.map_err(LoginError::Discovery)?.sends_iss => Ok(()),
             None => Err(LoginError::ForeignCallback("missing")),
         }
@@ -252,10 +254,15 @@ impl Oauth {
     ///
     /// # Errors
     /// What does not vouch for this login, or that the server's keys can't be had now.
-    pub async fn verify(&self, pending: &Pending, code: &Code) -> Result<Verified, LoginError> {
+    pub async fn verify(
+        &self,
+        login: &BrowserLogin,
+        pending: &Pending,
+        code: &Code,
+    ) -> Result<Verified, LoginError> {
         let mut remarks = Vec::new();
         let Some(id_token) = &code.id_token else {
-            return match self.account.response_type {
+            return match login.response_type {
                 ResponseType::Hybrid => Err(IdTokenError::Missing.into()),
                 ResponseType::Code => Ok(Verified { claims: None, remarks }),
             };
@@ -283,12 +290,13 @@ impl Oauth {
     /// [`LoginError`]; the code is burnt then.
     pub async fn log_in(
         &self,
+        login: &BrowserLogin,
         pending: &Pending,
         code: &Code,
         verified: Verified,
     ) -> Result<LoggedIn, LoginError> {
         let Verified { claims: front, mut remarks } = verified;
-        let granted = match self.exchange(pending, code).await {
+        let granted = match self.exchange(login, pending, code).await {
             Err(GrantError::NotGranted { successor: Some(successor), reason, .. }) => {
                 self.discard(Some(&successor)).await;
                 return Err(GrantError::NotGranted { reason, retry_after: None, successor: None }.into());
@@ -336,7 +344,7 @@ impl Oauth {
             ("refresh_token", refresh_token.expose_secret().to_owned()),
         ];
         let granted = self.ask(form, &[refresh_token]).await?;
-        let client_id = &self.account.client_id;
+        let client_id = &self.client.client_id;
         match granted.claims.as_ref().map(|claims| id_token::check_renewed(claims, client_id, subject)) {
             // Nothing of it is this login's, and its refresh token is not either.
             Some(Err(error)) => {
@@ -353,8 +361,8 @@ impl Oauth {
     /// As [`Self::refresh`], without a token that could be lost.
     pub async fn client_credentials(&self) -> Result<Granted, GrantError> {
         let mut form = vec![("grant_type", "client_credentials".to_owned())];
-        form.extend(self.account.scope.clone().map(|scope| ("scope", scope)));
-        self.look_again().await.map_err(unsent)?;
+        form.extend(self.client.scope.clone().map(|scope| ("scope", scope)));
+        self.look_again().await.map_err(GrantError::unsent)?;
         self.ask(form, &[]).await.map_err(|error| match error {
             // Nothing was presented that could be dead.
             GrantError::Refused { description } => {
@@ -369,10 +377,13 @@ impl Oauth {
     /// # Errors
     /// When the server did not confirm it.
     pub async fn revoke(&self, token: &SecretString, hint: &str) -> Result<(), GrantError> {
-        let address = &self.account.endpoints.revocation;
-        let url = self.address(address, |metadata| &metadata.revocation_endpoint).await.map_err(unsent)?;
+        let address = &self.client.endpoints.revocation;
+        let url = self
+            .address(address, |metadata| &metadata.revocation_endpoint)
+            .await
+            .map_err(GrantError::unsent)?;
         let Some(url) = url else {
-            return Err(unsent("no revocation_url is configured".to_owned()));
+            return Err(GrantError::unsent("no revocation_url is configured"));
         };
         let form = vec![("token", token.expose_secret().to_owned()), ("token_type_hint", hint.to_owned())];
         let answer = self.post(&url, form).await?;
@@ -393,19 +404,18 @@ impl Oauth {
     /// # Errors
     /// When the issuer does not say.
     pub async fn token_url(&self) -> Result<Url, String> {
-        self.needed(&self.account.endpoints.token, "token_endpoint", |metadata| &metadata.token_endpoint)
-            .await
+        self.needed(&self.client.endpoints.token, "token_endpoint", |metadata| &metadata.token_endpoint).await
     }
 
     /// Asks who logged in: the userinfo endpoint that was discovered, and the API when that does not say. None when
     /// nobody says.
-    pub async fn identity(&self, granted: &Granted) -> Option<Person> {
-        if self.account.asks_userinfo
+    pub async fn person(&self, identity: &Identity, granted: &Granted) -> Option<Person> {
+        if identity.userinfo_first
             && let Some(person) = self.userinfo(granted).await
         {
             return Some(person);
         }
-        let url = self.account.identity_url.as_ref()?;
+        let url = identity.url.as_ref()?;
         answer::read_person(self.ask_as(&granted.access_token, url).await?).await
     }
 
@@ -431,8 +441,8 @@ impl Oauth {
     /// What an `id_token` of this login has to be for.
     fn expected<'a>(&'a self, pending: &'a Pending, code: &'a Code) -> Expected<'a> {
         Expected {
-            client_id: &self.account.client_id,
-            issuer: self.account.issuer.as_deref(),
+            client_id: &self.client.client_id,
+            issuer: self.client.issuer.as_deref(),
             nonce: &pending.nonce,
             code: &code.code,
         }
@@ -440,14 +450,14 @@ impl Oauth {
 
     /// What begins anew looks whether the endpoints are still where they were.
     async fn look_again(&self) -> Result<(), String> {
-        if self.account.endpoints.are_discovered() {
+        if self.client.endpoints.are_discovered() {
             self.metadata(true).await?;
         }
         Ok(())
     }
 
     async fn metadata(&self, is_new_login: bool) -> Result<Arc<Metadata>, String> {
-        let issuer = self.account.issuer.as_deref().unwrap_or_default();
+        let issuer = self.client.issuer.as_deref().unwrap_or_default();
         self.discovery.metadata(&self.http, issuer, is_new_login, self.clock.now()).await
     }
 
@@ -477,7 +487,7 @@ impl Oauth {
 
     /// Where the keys are; none when the configuration says that there are none.
     async fn jwks_url(&self) -> Result<Option<Url>, LoginError> {
-        match &self.account.endpoints.jwks {
+        match &self.client.endpoints.jwks {
             Address::None => Ok(None),
             address => {
                 let url = self.needed(address, "jwks_uri", |metadata| &metadata.jwks_uri).await;
@@ -494,27 +504,32 @@ impl Oauth {
     }
 
     /// Never twice: to a server that has seen the code, the second time is a theft (RFC 6749, section 4.1.2).
-    async fn exchange(&self, pending: &Pending, code: &Code) -> Result<Granted, GrantError> {
+    async fn exchange(
+        &self,
+        login: &BrowserLogin,
+        pending: &Pending,
+        code: &Code,
+    ) -> Result<Granted, GrantError> {
         let mut form = vec![
             ("grant_type", "authorization_code".to_owned()),
             ("code", code.code.expose_secret().to_owned()),
-            ("redirect_uri", self.account.redirect_uri.text.clone()),
+            ("redirect_uri", login.redirect_uri.text.clone()),
         ];
-        if self.account.pkce {
+        if login.pkce {
             form.push(("code_verifier", pending.code_verifier.expose_secret().to_owned()));
         }
         self.ask(form, &[&code.code, &pending.code_verifier]).await
     }
 
     async fn ask(&self, form: Form, secrets: &[&SecretString]) -> Result<Granted, GrantError> {
-        let url = self.token_url().await.map_err(unsent)?;
+        let url = self.token_url().await.map_err(GrantError::unsent)?;
         let answer = self.post(&url, form).await?;
         answer::read_grant(answer, &self.clock).await.map_err(|error| self.without_secrets(error, secrets))
     }
 
     /// Some servers repeat in their descriptions what was presented to them.
     fn without_secrets(&self, mut error: GrantError, presented: &[&SecretString]) -> GrantError {
-        let secrets = presented.iter().copied().chain([&self.account.secret.value]);
+        let secrets = presented.iter().copied().chain([&self.secret.value]);
         let secrets = secrets.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty());
         let (GrantError::Refused { description: words }
         | GrantError::Misconfigured { description: words, .. }
@@ -534,19 +549,19 @@ impl Oauth {
 
     /// A form post that carries the client's authentication one way, never both (RFC 6749, section 2.3.1).
     fn authenticated(&self, url: &Url, form: Form) -> reqwest::RequestBuilder {
-        let account = &self.account;
-        let secret = account.secret.value.expose_secret();
+        let client_id = &self.client.client_id;
+        let secret = self.secret.value.expose_secret();
         // Room for all of it, however it is encoded: what grows leaves copies behind.
         let values: usize = form.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-        let room = 3 * (values + account.client_id.len() + secret.len() + 32);
+        let room = 3 * (values + client_id.len() + secret.len() + 32);
         let mut body = form_urlencoded::Serializer::new(String::with_capacity(room));
         let mut request = self.http.post(url.clone()).header(ACCEPT, "application/json");
-        match account.client_auth {
+        match self.client.client_auth {
             ClientAuth::Body => {
-                body.append_pair("client_id", &account.client_id).append_pair("client_secret", secret);
+                body.append_pair("client_id", client_id).append_pair("client_secret", secret);
             }
-            ClientAuth::Basic => request = request.header(AUTHORIZATION, basic(&account.client_id, secret)),
-            ClientAuth::None => drop(body.append_pair("client_id", &account.client_id)),
+            ClientAuth::Basic => request = request.header(AUTHORIZATION, basic(client_id, secret)),
+            ClientAuth::None => drop(body.append_pair("client_id", client_id)),
         }
         for (name, value) in form {
             body.append_pair(name, &Zeroizing::new(value));

@@ -43,13 +43,12 @@ use crate::control::{self, Control};
 use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier};
-use crate::oauth::Oauth;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
-use crate::session::{self, Session, State};
+use crate::session::{self, Session, State, TokenSource};
 use crate::store::{Findings, Store};
-use crate::token::now;
+use crate::token::{Clock, now};
 use accept::Worker;
 use limit::ConnectionLimit;
 pub use limit::raise_open_files;
@@ -108,10 +107,11 @@ impl Accounts {
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
-                Oauth::new(account.clone(), config.limits.token_timeout)?.keeping_in(&config.state_dir),
+                TokenSource::new(account.clone(), config.limits.token_timeout, &config.state_dir)?,
                 Arc::clone(&store),
                 is_in_flight,
                 notifier.clone(),
+                Clock::default(),
                 fastrand::Rng::new(),
                 stop.clone(),
             );

@@ -12,6 +12,7 @@ mod plan;
 mod histories;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +22,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{Account, BrowserLogin};
 use crate::heartbeat::Heartbeat;
 use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
 use crate::store::Store;
+use crate::tls::TlsError;
 use crate::token::{At, Clock, Moment, Token};
 use mailbox::{Ask, Mailbox, Reply};
 
@@ -175,11 +178,47 @@ pub struct Confirmation {
 struct Shared {
     account: String,
     clock: Clock,
-    oauth: ArcSwap<Oauth>,
+    source: ArcSwap<TokenSource>,
     current: ArcSwapOption<Token>,
     mailbox: Mailbox,
     heartbeat: Heartbeat,
     published: watch::Sender<Published>,
+}
+
+/// Where the tokens of an account come from.
+pub struct TokenSource {
+    /// As it is configured.
+    pub account: Account,
+    /// The client of its authorization server; none for a personal access token.
+    pub oauth: Option<Oauth>,
+}
+
+impl TokenSource {
+    /// As an account is configured. A request to its server takes `timeout` at most; what is discovered of that is kept
+    /// in `state_dir`.
+    ///
+    /// # Errors
+    /// When the TLS set-up is not usable.
+    pub fn new(account: Account, timeout: Duration, state_dir: &Path) -> Result<Self, TlsError> {
+        let oauth = account.client().map(|client| Oauth::new(&account, client, timeout)).transpose()?;
+        let file = state_dir.join(format!("discovery.{}", account.name));
+        Ok(Self { oauth: oauth.map(|oauth| oauth.keeping_in(file)), account })
+    }
+
+    /// The same with re-read secrets and certificates.
+    ///
+    /// # Errors
+    /// When the TLS set-up is not usable.
+    pub fn reconfigured(&self, account: Account) -> Result<Self, TlsError> {
+        let client = self.oauth.as_ref().zip(account.client());
+        let oauth = client.map(|(oauth, client)| oauth.reconfigured(&account, client)).transpose()?;
+        Ok(Self { account, oauth })
+    }
+
+    /// Where and how a person logs in; none when none does.
+    pub fn login(&self) -> Option<(&Oauth, &BrowserLogin)> {
+        self.oauth.as_ref().zip(self.account.login())
+    }
 }
 
 /// What the keeper last said.
@@ -209,23 +248,24 @@ impl Published {
     }
 }
 
-/// Starts the keeper of a client's account on the current runtime and returns its session. The keeper ends
+/// Starts the keeper of an account on the current runtime and returns its session. The keeper ends
 /// after `stop`, when what it has begun is done. `is_in_flight` says that a refresh was under way when the last
 /// process ended, `random` spreads refreshes.
 pub fn start(
-    oauth: Oauth,
+    source: TokenSource,
     store: Arc<Store>,
     is_in_flight: bool,
     notifier: Notifier,
+    clock: Clock,
     random: fastrand::Rng,
     stop: CancellationToken,
 ) -> (Session, JoinHandle<()>) {
-    let (clock, status) = (oauth.clock().clone(), Arc::new(keeper::first_status(oauth.account())));
+    let status = Arc::new(keeper::first_status(&source.account));
     let first = Published { tries: 0, turned_down: 0, retry_in: Duration::ZERO, at: clock.now(), status };
     let shared = Arc::new(Shared {
-        account: oauth.account().name.clone(),
+        account: source.account.name.clone(),
         clock,
-        oauth: ArcSwap::from_pointee(oauth),
+        source: ArcSwap::from_pointee(source),
         current: ArcSwapOption::empty(),
         mailbox: Mailbox::default(),
         heartbeat: Heartbeat::new(),
@@ -246,8 +286,8 @@ pub async fn log_out_unconfigured(
     account: String,
     sessions: impl Iterator<Item = &Session>,
 ) -> Result<Option<String>, AskError> {
-    let clients: Vec<_> = sessions.map(Session::oauth).collect();
-    keeper::log_out_unconfigured(store, account, &clients).await
+    let sources: Vec<_> = sessions.map(Session::source).collect();
+    keeper::log_out_unconfigured(store, account, &sources).await
 }
 
 impl Session {
@@ -256,9 +296,9 @@ impl Session {
         &self.shared.account
     }
 
-    /// The client of its authorization server.
-    pub fn oauth(&self) -> Arc<Oauth> {
-        self.shared.oauth.load_full()
+    /// Where its tokens come from.
+    pub fn source(&self) -> Arc<TokenSource> {
+        self.shared.source.load_full()
     }
 
     /// The token in use, if it can be: one load and two looks at clocks.
@@ -368,10 +408,9 @@ impl Session {
         self.ask(|reply| self.shared.mailbox.ask(Ask::LogOut { reply })).await
     }
 
-    /// Takes over another client of the same authorization server, with re-read secrets and certificates: at once for
-    /// all that begins from now on. Never waits.
-    pub fn reconfigure(&self, oauth: Oauth) {
-        self.shared.oauth.store(Arc::new(oauth));
+    /// Takes over re-read secrets and certificates, at once for all that begins from now on. Never waits.
+    pub fn reconfigure(&self, source: TokenSource) {
+        self.shared.source.store(Arc::new(source));
         self.shared.mailbox.tell_reconfigured();
     }
 

@@ -11,7 +11,7 @@ pub(super) use lints::at_start;
 use super::daemon::Daemon;
 use super::{Exit, Failure, say};
 use crate::config::{
-    Account, Address, Callers, Config, Endpoints, Environment, Grant, HttpProxy, Key, Route, User,
+    Account, Address, Callers, Client, Config, Endpoints, Environment, HttpProxy, Key, Route, User,
 };
 
 const DAY_SECS: u64 = 24 * 3600;
@@ -89,22 +89,18 @@ fn row(label: &str, words: &str) {
 }
 
 fn words_for_account(account: &Account) -> String {
-    let (name, grant, from) = (&account.name, account.grant.as_str(), &account.secret.from);
-    match account.grant {
-        Grant::PersonalAccessToken => format!("{name}: {grant}, token from {from}"),
-        _ => {
-            let secret = if from.is_empty() { "no secret".to_owned() } else { format!("secret from {from}") };
-            let (endpoints, through) = (words_for_endpoints(account), through(account.proxy.as_ref()));
-            format!("{name}: {grant}, client {}, {secret}, {endpoints}{through}", account.client_id)
-        }
-    }
+    let (name, grant, from) = (&account.name, account.grant_type().as_str(), &account.secret.from);
+    let Some(client) = account.client() else { return format!("{name}: {grant}, token from {from}") };
+    let secret = if from.is_empty() { "no secret".to_owned() } else { format!("secret from {from}") };
+    let (endpoints, through) = (words_for_endpoints(client), through(account.proxy.as_ref()));
+    format!("{name}: {grant}, client {}, {secret}, {endpoints}{through}", client.client_id)
 }
 
 /// Where the authorization server is, and who says so.
-fn words_for_endpoints(account: &Account) -> String {
-    let (own, cnblogs) = (&account.endpoints, Endpoints::default());
+fn words_for_endpoints(client: &Client) -> String {
+    let (own, cnblogs) = (&client.endpoints, Endpoints::default());
     let is_default = |(own, default): (&Address, &Address)| own == default || *own == Address::None;
-    let source = match &account.issuer {
+    let source = match &client.issuer {
         Some(issuer) if own.are_discovered() => &format!("discovery at {issuer}"),
         _ if own.all().into_iter().zip(cnblogs.all()).all(is_default) => "defaults",
         _ => "configuration",
@@ -115,19 +111,17 @@ fn words_for_endpoints(account: &Account) -> String {
 
 /// When the account's token is replaced, and when a person is needed.
 fn words_for_lifetime(account: &Account) -> String {
-    let refreshed = format!(
-        "{}: tokens are refreshed after {:.0} % of their lifetime",
-        account.name,
-        account.refresh_at * 100.0
-    );
-    match (account.grant, account.login_lifetime.map(|lifetime| lifetime.as_secs())) {
-        (Grant::PersonalAccessToken, _) => format!("{}: the token is never replaced", account.name),
-        (Grant::ClientCredentials, _) => refreshed,
-        (Grant::AuthorizationCode, None) => format!("{refreshed}; a login never ends"),
-        (Grant::AuthorizationCode, Some(secs)) if secs % DAY_SECS == 0 => {
+    let name = &account.name;
+    let Some(client) = account.client() else { return format!("{name}: the token is never replaced") };
+    let percent = client.refresh_at * 100.0;
+    let refreshed = format!("{name}: tokens are refreshed after {percent:.0} % of their lifetime");
+    match account.login().map(|login| login.lifetime.map(|lifetime| lifetime.as_secs())) {
+        None => refreshed,
+        Some(None) => format!("{refreshed}; a login never ends"),
+        Some(Some(secs)) if secs % DAY_SECS == 0 => {
             format!("{refreshed}; a login lasts {} days", secs / DAY_SECS)
         }
-        (Grant::AuthorizationCode, Some(secs)) => {
+        Some(Some(secs)) => {
             format!("{refreshed}; a login lasts {}", humantime::format_duration(Duration::from_secs(secs)))
         }
     }

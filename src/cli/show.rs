@@ -12,7 +12,7 @@ use super::daemon::{Daemon, login_required, printable};
 use super::login::open;
 use super::status_line::StatusLine;
 use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
-use crate::config::{Config, Environment, Grant};
+use crate::config::{Config, Environment};
 use crate::server::Accounts;
 use crate::session::{AskError, NoToken};
 
@@ -107,7 +107,7 @@ pub(super) fn token(
         Doer::Here(config) => config,
     };
     let secret = &config.accounts[account].secret;
-    if config.accounts[account].grant == Grant::PersonalAccessToken && !secret.is_missing() {
+    if config.accounts[account].client().is_none() && !secret.is_missing() {
         return print_token(secret.value.expose_secret().as_bytes());
     }
     let token = here(config, common, environment, async |accounts| {

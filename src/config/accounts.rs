@@ -11,8 +11,8 @@ use super::files::{ca_file, secret, secret_file};
 use super::http_proxy;
 use super::reader::{Known, Reader};
 use super::{
-    Account, Address, ClientAuth, ConfigError, Endpoints, Environment, Grant, HttpProxy, ResponseMode,
-    ResponseType, Route, Secret, parse,
+    Account, Address, BrowserLogin, Client, ClientAuth, ConfigError, Endpoints, Environment, Grant,
+    GrantType, HttpProxy, Identity, ResponseMode, ResponseType, Route, Secret, parse,
 };
 use crate::token::is_b64token;
 
@@ -91,11 +91,13 @@ fn teaching(file: Option<&Path>, environment: &Environment) -> String {
 
 /// Where an account's person is asked for, when the file does not say: on the account's first upstream.
 pub(super) fn fill_identity(accounts: &mut BTreeMap<String, Account>, routes: &[Route]) {
-    let marker = unset_identity();
-    for account in accounts.values_mut().filter(|account| account.identity_url.as_ref() == Some(&marker)) {
-        let route = routes.iter().find(|route| route.account == account.name);
-        account.identity_url =
-            route.and_then(|route| Url::parse(&format!("{}/api/users", route.upstream.origin())).ok());
+    for account in accounts.values_mut() {
+        if let Grant::AuthorizationCode(_, login) = &mut account.grant
+            && let Some(identity) = login.identity.as_mut().filter(|identity| identity.url.is_none())
+            && let Some(route) = routes.iter().find(|route| route.account == account.name)
+        {
+            identity.url = Url::parse(&format!("{}/api/users", route.upstream.origin())).ok();
+        }
     }
 }
 
@@ -116,78 +118,90 @@ fn from_environment(environment: &Environment, alone: bool) -> Result<Option<Acc
 
 fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Result<Account, ConfigError> {
     let own = (name == MAIN).then_some(environment);
-    let grant = read_grant(table, own, environment)?;
+    let grant_type = read_grant_type(table, own, environment)?;
+    let secret = read_secret(grant_type, table, own, environment)?;
+    // Every key is checked, also where the grant does not need it.
     let client_id = table.string("client_id")?;
     let client_id = own.and_then(|env| env.var("CNBLOGS_CLIENT_ID")).map(str::to_owned).or(client_id);
-    let secret = read_secret(grant, table, own, environment)?;
-    let client_auth = read_client_auth(table, grant, &secret)?;
-    let (response_type, response_mode) = read_response(table)?;
-    let scope = table.string("scope")?.filter(|scope| !scope.trim().is_empty());
+    let client_id = client_id.filter(|id| !id.is_empty());
+    let client_auth = read_client_auth(table, grant_type, &secret)?;
     let issuer = table.string("issuer")?.filter(|issuer| !issuer.is_empty());
-    let endpoints = read_endpoints(table, grant, issuer.as_deref())?;
-    let identity_url = read_identity_url(table)?;
+    let endpoints = read_endpoints(table, grant_type, issuer.as_deref())?;
+    let login = read_login(table, client_auth, &endpoints)?;
+    let expires_at_ms = read_expires(table, grant_type)?;
+    let scope = table.string("scope")?.filter(|scope| !scope.trim().is_empty());
+    let refresh_at = read_refresh_at(table)?;
+    let client = |scope| {
+        let client_id = client_id.ok_or_else(|| {
+            table.error("needs a `client_id`").with_hint(
+                "the application has it at https://api.cnblogs.com; CNBLOGS_CLIENT_ID gives it, too",
+            )
+        })?;
+        Ok(Client { client_id, client_auth, scope, issuer, endpoints, refresh_at })
+    };
 
     Ok(Account {
         name: name.to_owned(),
-        grant,
-        client_id: match (grant, client_id.filter(|id| !id.is_empty())) {
-            (Grant::PersonalAccessToken, _) => String::new(),
-            (_, Some(client_id)) => client_id,
-            (_, None) => {
-                return Err(table.error("needs a `client_id`").with_hint(
-                    "the application has it at https://api.cnblogs.com; CNBLOGS_CLIENT_ID gives it, too",
-                ));
+        grant: match grant_type {
+            GrantType::AuthorizationCode => {
+                let scope = scope.unwrap_or_else(|| DEFAULT_SCOPE.to_owned());
+                Grant::AuthorizationCode(client(Some(scope))?, Box::new(login))
             }
+            GrantType::ClientCredentials => Grant::ClientCredentials(client(scope)?),
+            GrantType::PersonalAccessToken => Grant::PersonalAccessToken { expires_at_ms },
         },
         secret,
-        scope: match grant {
-            Grant::AuthorizationCode => Some(scope.unwrap_or_else(|| DEFAULT_SCOPE.to_owned())),
-            _ => scope,
-        },
-        redirect_uri: match table.parsed("redirect_uri", parse::redirect_uri)? {
-            Some(redirect_uri) => redirect_uri,
-            None => parse::redirect_uri(DEFAULT_REDIRECT_URI).expect("the default is a URL"),
-        },
-        pkce: read_pkce(table, client_auth)?,
-        response_type,
-        response_mode,
-        issuer,
-        asks_userinfo: identity_url.is_none() && endpoints.are_discovered(),
-        endpoints,
-        client_auth,
         ca: ca_file(table)?,
-        proxy: read_proxy(table, grant)?,
-        refresh_at: read_refresh_at(table)?,
-        identity_url: identity_url.unwrap_or_else(|| Some(unset_identity())),
-        login_lifetime: Some(
-            table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME),
-        )
-        .filter(|lifetime| !lifetime.is_zero()),
-        expires_at_ms: read_expires(table, grant)?,
+        proxy: read_proxy(table, grant_type)?,
         required: table.entry("required").map(|entry| entry.boolean()).transpose()?.unwrap_or(true),
     })
 }
 
-fn read_grant(
+fn read_login(
+    table: &Reader<'_>,
+    client_auth: ClientAuth,
+    endpoints: &Endpoints,
+) -> Result<BrowserLogin, ConfigError> {
+    let redirect_uri = table.parsed("redirect_uri", parse::redirect_uri)?;
+    let default = || parse::redirect_uri(DEFAULT_REDIRECT_URI).expect("the default is a URL");
+    let (response_type, response_mode) = read_response(table)?;
+    let lifetime = table.parsed("login_lifetime", parse::duration)?.unwrap_or(DEFAULT_LOGIN_LIFETIME);
+    let identity = table.parsed("identity_url", |text| match text {
+        "" => Ok(None),
+        text => parse::endpoint(text).map(|url| Some(Identity { userinfo_first: false, url: Some(url) })),
+    })?;
+    // The URL is that of the first route, which is not known yet.
+    let default_identity = Identity { userinfo_first: endpoints.are_discovered(), url: None };
+    Ok(BrowserLogin {
+        redirect_uri: redirect_uri.unwrap_or_else(default),
+        pkce: read_pkce(table, client_auth)?,
+        response_type,
+        response_mode,
+        identity: identity.unwrap_or(Some(default_identity)),
+        lifetime: Some(lifetime).filter(|lifetime| !lifetime.is_zero()),
+    })
+}
+
+fn read_grant_type(
     table: &Reader<'_>,
     own: Option<&Environment>,
     environment: &Environment,
-) -> Result<Grant, ConfigError> {
+) -> Result<GrantType, ConfigError> {
     let grant =
         table.parsed("grant", |text| match text {
-            "authorization_code" => Ok(Grant::AuthorizationCode),
-            "client_credentials" => Ok(Grant::ClientCredentials),
-            "personal_access_token" => Ok(Grant::PersonalAccessToken),
+            "authorization_code" => Ok(GrantType::AuthorizationCode),
+            "client_credentials" => Ok(GrantType::ClientCredentials),
+            "personal_access_token" => Ok(GrantType::PersonalAccessToken),
             _ => Err("must be \"authorization_code\", \"client_credentials\" or \"personal_access_token\""
                 .to_owned()),
         })?;
     let pat = own.is_some_and(|env| env.var("CNBLOGS_PAT").or_else(|| env.var("CNBLOGS_PAT_FILE")).is_some());
     let client = own.is_some_and(|env| env.var("CNBLOGS_CLIENT_ID").is_some());
     match grant {
-        Some(Grant::AuthorizationCode | Grant::ClientCredentials) if pat => {
+        Some(GrantType::AuthorizationCode | GrantType::ClientCredentials) if pat => {
             Err(table.error("CNBLOGS_PAT is set, but this account's grant is not \"personal_access_token\""))
         }
-        Some(Grant::PersonalAccessToken) if client => {
+        Some(GrantType::PersonalAccessToken) if client => {
             Err(table
                 .error("CNBLOGS_CLIENT_ID is set, but this account's grant is \"personal_access_token\""))
         }
@@ -195,20 +209,20 @@ fn read_grant(
         None if pat && client => {
             Err(table.error("both CNBLOGS_CLIENT_ID and CNBLOGS_PAT are set: an account has one of them"))
         }
-        None if pat || table.entry("token_file").is_some() => Ok(Grant::PersonalAccessToken),
-        None if client || table.entry("client_id").is_some() => Ok(Grant::AuthorizationCode),
-        None if environment.credential("pat").is_some() => Ok(Grant::PersonalAccessToken),
-        None => Ok(Grant::AuthorizationCode),
+        None if pat || table.entry("token_file").is_some() => Ok(GrantType::PersonalAccessToken),
+        None if client || table.entry("client_id").is_some() => Ok(GrantType::AuthorizationCode),
+        None if environment.credential("pat").is_some() => Ok(GrantType::PersonalAccessToken),
+        None => Ok(GrantType::AuthorizationCode),
     }
 }
 
 fn read_secret(
-    grant: Grant,
+    grant: GrantType,
     table: &Reader<'_>,
     own: Option<&Environment>,
     environment: &Environment,
 ) -> Result<Secret, ConfigError> {
-    let is_pat = grant == Grant::PersonalAccessToken;
+    let is_pat = grant == GrantType::PersonalAccessToken;
     let (key, other) =
         if is_pat { ("token_file", "client_secret_file") } else { ("client_secret_file", "token_file") };
     if let Some(entry) = table.entry(other) {
@@ -283,9 +297,9 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
     }
 }
 
-fn read_proxy(table: &Reader<'_>, grant: Grant) -> Result<Option<HttpProxy>, ConfigError> {
+fn read_proxy(table: &Reader<'_>, grant: GrantType) -> Result<Option<HttpProxy>, ConfigError> {
     let proxy = http_proxy::read(table)?;
-    if proxy.is_some() && grant == Grant::PersonalAccessToken {
+    if proxy.is_some() && grant == GrantType::PersonalAccessToken {
         let message = format!("does not go with grant = \"{}\"", grant.as_str());
         return Err(table.error_at("proxy", message).with_hint(
             "no server is asked for such a token: set `proxy` where it is used, at the [[route]]",
@@ -294,9 +308,9 @@ fn read_proxy(table: &Reader<'_>, grant: Grant) -> Result<Option<HttpProxy>, Con
     Ok(proxy)
 }
 
-fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigError> {
+fn read_expires(table: &Reader<'_>, grant: GrantType) -> Result<Option<i64>, ConfigError> {
     let expires_at_ms = table.parsed("expires", parse::end_of_day)?;
-    if expires_at_ms.is_some() && grant != Grant::PersonalAccessToken {
+    if expires_at_ms.is_some() && grant != GrantType::PersonalAccessToken {
         return Err(table.error_at("expires", format!("does not go with grant = \"{}\"", grant.as_str())));
     }
     Ok(expires_at_ms)
@@ -304,11 +318,15 @@ fn read_expires(table: &Reader<'_>, grant: Grant) -> Result<Option<i64>, ConfigE
 
 /// The endpoints, all from one place: Cnblogs', the issuer's, or as they are written. What is not written never comes
 /// from Cnblogs beside endpoints elsewhere: tokens and secret of another server would be sent there.
-fn read_endpoints(table: &Reader<'_>, grant: Grant, issuer: Option<&str>) -> Result<Endpoints, ConfigError> {
+fn read_endpoints(
+    table: &Reader<'_>,
+    grant: GrantType,
+    issuer: Option<&str>,
+) -> Result<Endpoints, ConfigError> {
     let is_needed = |key| match grant {
-        Grant::AuthorizationCode => true,
-        Grant::ClientCredentials => key == "token_url",
-        Grant::PersonalAccessToken => false,
+        GrantType::AuthorizationCode => true,
+        GrantType::ClientCredentials => key == "token_url",
+        GrantType::PersonalAccessToken => false,
     };
     let mut missing = Vec::new();
     let mut address = |key: &'static str, default: Address| {
@@ -367,14 +385,11 @@ fn come_from_one_place(
 }
 
 /// None when it is not written; none inside when nobody is to be asked.
-fn read_identity_url(table: &Reader<'_>) -> Result<Option<Option<Url>>, ConfigError> {
-    table.parsed("identity_url", |text| match text {
-        "" => Ok(None),
-        text => parse::endpoint(text).map(Some),
-    })
-}
-
-fn read_client_auth(table: &Reader<'_>, grant: Grant, secret: &Secret) -> Result<ClientAuth, ConfigError> {
+fn read_client_auth(
+    table: &Reader<'_>,
+    grant: GrantType,
+    secret: &Secret,
+) -> Result<ClientAuth, ConfigError> {
     let written = table.parsed("client_auth", |text| match text {
         "body" => Ok(ClientAuth::Body),
         "basic" => Ok(ClientAuth::Basic),
@@ -382,7 +397,7 @@ fn read_client_auth(table: &Reader<'_>, grant: Grant, secret: &Secret) -> Result
     })?;
     match (secret.from.is_empty(), written) {
         (false, written) => Ok(written.unwrap_or(ClientAuth::Body)),
-        (true, _) if grant == Grant::ClientCredentials => {
+        (true, _) if grant == GrantType::ClientCredentials => {
             Err(table.error_at("client_secret_file", "must not be empty with grant = \"client_credentials\""))
         }
         (true, Some(ClientAuth::Basic)) => {
@@ -423,10 +438,6 @@ impl Default for Endpoints {
 }
 
 /// Stands for "not said" until the routes are known.
-fn unset_identity() -> Url {
-    Url::parse("about:first-route").expect("a constant URL")
-}
-
 fn is_account_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
 }

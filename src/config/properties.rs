@@ -10,7 +10,7 @@ use super::accounts::ACCOUNT;
 use super::callers::{CALLERS, KEY};
 use super::reader::{Reader, Source};
 use super::routes::ROUTE;
-use super::{Config, ConfigError, Environment, Grant, Known, LIMITS, Listen, NOTIFY, ROOT};
+use super::{Config, ConfigError, Environment, Known, LIMITS, Listen, NOTIFY, ROOT};
 use crate::testing::fuzz::Input;
 
 const FILE: &str = "config.toml";
@@ -154,10 +154,13 @@ fn can_be_used(config: &Config) {
     assert!(!is_open || config.callers.allow_remote && !config.callers.keys.is_empty());
 
     for account in config.accounts.values() {
-        assert!(account.grant == Grant::PersonalAccessToken || !account.client_id.is_empty());
-        assert!((0.01..=0.95).contains(&account.refresh_at));
-        assert!(account.identity_url.as_ref().is_none_or(|url| url.scheme().starts_with("http")));
-        for url in account.endpoints.all().into_iter().filter_map(|address| address.url()) {
+        let identity = account.login().and_then(|login| login.identity.as_ref());
+        let identity_url = identity.and_then(|identity| identity.url.as_ref());
+        assert!(identity_url.is_none_or(|url| url.scheme().starts_with("http")));
+        let Some(client) = account.client() else { continue };
+        assert!(!client.client_id.is_empty());
+        assert!((0.01..=0.95).contains(&client.refresh_at));
+        for url in client.endpoints.all().into_iter().filter_map(|address| address.url()) {
             assert!(url.scheme() == "https" || is_here(url.host_str().unwrap_or_default()), "{url}");
         }
     }

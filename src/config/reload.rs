@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::ENDPOINTS;
-use super::{Account, Callers, ClientAuth, Config, HttpProxy, Limits, Notify, Route};
+use super::{
+    Account, BrowserLogin, Callers, Client, ClientAuth, Config, Grant, HttpProxy, Limits, Notify, Route,
+};
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
 /// caller keys, CA files and the log filter. Only [`Config::reloadable`] makes one.
@@ -65,22 +67,42 @@ impl Reloadable {
 }
 
 fn of_account(running: &Account, new: &Account) -> Vec<&'static str> {
-    let mut keys = differing!(Account, running, new =>
-        grant, client_id, scope, redirect_uri, pkce, response_type, response_mode, issuer, client_auth, refresh_at,
-        identity_url, login_lifetime, required;
-        else name, secret, endpoints, asks_userinfo, ca, proxy, expires_at_ms);
+    let mut keys = differing!(Account, running, new => required; else name, grant, secret, ca, proxy);
     keys.extend(other_proxy(running.proxy.as_ref(), new.proxy.as_ref()));
+    match (&running.grant, &new.grant) {
+        (Grant::AuthorizationCode(running, login), Grant::AuthorizationCode(new, new_login)) => {
+            keys.extend(of_client(running, new));
+            keys.extend(of_login(login, new_login));
+        }
+        (Grant::ClientCredentials(running), Grant::ClientCredentials(new)) => {
+            keys.extend(of_client(running, new));
+        }
+        (Grant::PersonalAccessToken { .. }, Grant::PersonalAccessToken { .. }) => {}
+        _ => keys.push("grant"),
+    }
+    keys
+}
+
+fn of_client(running: &Client, new: &Client) -> Vec<&'static str> {
+    let mut keys = differing!(Client, running, new =>
+        client_id, scope, issuer, refresh_at; else client_auth, endpoints);
     let addresses = running.endpoints.all().into_iter().zip(new.endpoints.all());
     let endpoints = ENDPOINTS.into_iter().zip(addresses);
     keys.extend(endpoints.filter(|(_, (running, new))| running != new).map(|(key, _)| key));
-    let is_public = |account: &Account| account.client_auth == ClientAuth::None;
+    let is_public = |client: &Client| client.client_auth == ClientAuth::None;
     if is_public(running) != is_public(new) {
-        keys.retain(|key| *key != "client_auth");
         keys.push("client_secret_file");
+    } else if running.client_auth != new.client_auth {
+        keys.push("client_auth");
     }
-    if running.asks_userinfo != new.asks_userinfo && !keys.contains(&"identity_url") {
-        keys.push("identity_url");
-    }
+    keys
+}
+
+fn of_login(running: &BrowserLogin, new: &BrowserLogin) -> Vec<&'static str> {
+    let mut keys = differing!(BrowserLogin, running, new =>
+        redirect_uri, pkce, response_type, response_mode; else identity, lifetime);
+    keys.extend((running.identity != new.identity).then_some("identity_url"));
+    keys.extend((running.lifetime != new.lifetime).then_some("login_lifetime"));
     keys
 }
 

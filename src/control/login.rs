@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::config::Grant;
+use crate::config::BrowserLogin;
 use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
-use crate::oauth::{LoginError, Pending};
-use crate::session::{self, AskError, LoginOutcome, Session};
+use crate::oauth::{LoginError, Oauth, Pending};
+use crate::session::{self, AskError, LoginOutcome, Session, TokenSource};
 use crate::store::Store;
 use crate::token::{At, Moment, now};
 use seal::Seal;
@@ -97,7 +97,7 @@ impl Logins {
     /// Logins for those accounts that a person logs in to.
     pub fn new(sessions: &BTreeMap<String, Session>, store: Arc<Store>) -> Self {
         let mut sessions = sessions.clone();
-        sessions.retain(|_, session| session.oauth().account().grant == Grant::AuthorizationCode);
+        sessions.retain(|_, session| session.source().login().is_some());
         Self { sessions, store, seal: Seal::new(), progress: Mutex::default() }
     }
 
@@ -123,7 +123,8 @@ impl Logins {
 
     /// The address where the browser ends, as it is registered; none for an account that needs no login.
     pub fn redirect_uri(&self, account: &str) -> Option<Url> {
-        self.sessions.get(account).map(|session| session.oauth().account().redirect_uri.url.clone())
+        let source = self.sessions.get(account)?.source();
+        source.login().map(|(_, login)| login.redirect_uri.url.clone())
     }
 
     /// Begins a login and returns the address to open in a browser.
@@ -131,9 +132,10 @@ impl Logins {
     /// # Errors
     /// When the account needs no person, or its issuer can't be asked now where that is.
     pub async fn start(&self, account: &str) -> Result<Url, Rejected> {
-        let session = self.session(account)?;
+        let source = self.session(account)?.source();
+        let (oauth, login) = login_of(&source)?;
         let pending = self.seal.begin(account, now());
-        let url = session.oauth().authorization_url(&pending).await;
+        let url = oauth.authorization_url(login, &pending).await;
         let url = url.map_err(|error| Rejected::new(reason_of(&error), error.to_string()))?;
         let newest = (pending.state, pending.started);
         self.progress().newest.insert(account.to_owned(), newest);
@@ -162,9 +164,10 @@ impl Logins {
     pub async fn finish_pasted(&self, account: &str, pasted: &str) -> Result<LoginOutcome, Rejected> {
         let session = self.session(account)?;
         let is_ours = |callback: &Callback| self.begun(&callback.state, now()).is_some();
-        let oauth = session.oauth();
-        let (redirect_uri, mode) = (&oauth.account().redirect_uri.url, oauth.account().response_mode);
-        let callback = callback::parse_pasted(pasted, redirect_uri, mode, &is_ours)?;
+        let source = session.source();
+        let (_, login) = login_of(&source)?;
+        let callback =
+            callback::parse_pasted(pasted, &login.redirect_uri.url, login.response_mode, &is_ours)?;
         let (owner, pending) = self.find(&callback.state)?;
         if owner != account {
             return Err(Rejected::new(
@@ -206,7 +209,9 @@ impl Logins {
             tracing::warn!(account, reason = %error, "a login came to nothing");
             Rejected::new(reason, error.to_string())
         };
-        let named = session.oauth().check_issuer(&callback).await;
+        let source = session.source();
+        let (oauth, login) = login_of(&source)?;
+        let named = oauth.check_issuer(&callback).await;
         named.map_err(|error| failed(reason_of(&error), &error))?;
         let code = match callback.outcome {
             Outcome::Code(code) => code,
@@ -220,7 +225,7 @@ impl Logins {
             }
         };
         // What does not vouch for the login leaves it open: the person may still bring the right address.
-        let verified = session.oauth().verify(&pending, &code).await;
+        let verified = oauth.verify(login, &pending, &code).await;
         let verified = verified.map_err(|error| failed(reason_of(&error), &error))?;
         let state = pending.state.clone();
         self.progress().spend(&pending, now())?;
@@ -235,10 +240,7 @@ impl Logins {
     }
 
     fn session(&self, account: &str) -> Result<&Session, Rejected> {
-        self.sessions.get(account).ok_or_else(|| {
-            let words = format!("account {account} needs no login: its tokens need no person");
-            Rejected::new(Reason::Configuration, words)
-        })
+        self.sessions.get(account).ok_or_else(|| needs_no_login(account))
     }
 
     /// The login with this `state`, whether or not it is over.
@@ -264,6 +266,16 @@ impl Logins {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().expect("no thread panics while it holds the logins")
     }
+}
+
+/// Where and how a person logs in.
+fn login_of(source: &TokenSource) -> Result<(&Oauth, &BrowserLogin), Rejected> {
+    source.login().ok_or_else(|| needs_no_login(&source.account.name))
+}
+
+fn needs_no_login(account: &str) -> Rejected {
+    let words = format!("account {account} needs no login: its tokens need no person");
+    Rejected::new(Reason::Configuration, words)
 }
 
 impl Progress {

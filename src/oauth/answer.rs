@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::body::{self, Answer, BodyError, Loss, loss_of, members, text, why};
-use super::grant::{GrantError, Granted, unsent};
+use super::grant::{GrantError, Granted};
 use super::id_token;
 use crate::token::{Clock, Moment, Person, is_b64token};
 
@@ -112,7 +112,7 @@ pub(super) async fn read_person(answer: Response) -> Option<Person> {
 pub(super) fn not_answered(error: &reqwest::Error) -> GrantError {
     let reason = why(error);
     if error.is_connect() || error.is_builder() {
-        unsent(format!("the authorization server can't be reached: {reason}"))
+        GrantError::unsent(format!("the authorization server can't be reached: {reason}"))
     } else {
         let reason = format!("the authorization server did not answer: {reason}");
         GrantError::InDoubt { reason, loss: loss_of(error) }

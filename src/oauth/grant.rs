@@ -72,6 +72,11 @@ pub enum GrantError {
 }
 
 impl GrantError {
+    /// For something that did not reach the server.
+    pub fn unsent(reason: impl Into<String>) -> Self {
+        Self::Unavailable { reason: reason.into(), was_sent: false, retry_after: None }
+    }
+
     /// True when the server answered, and granted nothing.
     pub const fn is_refusal(&self) -> bool {
         match self {
@@ -80,9 +85,4 @@ impl GrantError {
             Self::Unavailable { .. } => false,
         }
     }
-}
-
-/// Of something that did not reach the server.
-pub(super) fn unsent(reason: String) -> GrantError {
-    GrantError::Unavailable { reason, was_sent: false, retry_after: None }
 }

@@ -19,11 +19,10 @@ use super::listen::check_reach;
 use super::supervisor::Supervisor;
 use crate::config::{Config, Reloadable};
 use crate::control::Outcome;
-use crate::oauth::Oauth;
 use crate::proxy;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Way;
-use crate::session::Session;
+use crate::session::{Session, TokenSource};
 use crate::tls;
 
 /// Whoever asks hears within so long what came of it.
@@ -74,7 +73,7 @@ pub(super) struct Prepared {
     reloadable: Reloadable,
     guard: Guard,
     ways: Vec<Way>,
-    clients: Vec<(Session, Oauth)>,
+    sources: Vec<(Session, TokenSource)>,
     swap_log: Box<dyn FnOnce() + Send>,
 }
 
@@ -166,15 +165,15 @@ impl Reloads {
     }
 
     fn swap(&mut self, prepared: Prepared) {
-        let Prepared { reloadable, guard, ways, clients, swap_log } = prepared;
+        let Prepared { reloadable, guard, ways, sources, swap_log } = prepared;
         let Running { config, shared, .. } = &mut self.running;
         swap_log();
         shared.guard.store(Arc::new(guard));
         for (endpoint, way) in shared.endpoints.iter().zip(ways) {
             endpoint.reconfigure(way);
         }
-        for (session, oauth) in clients {
-            session.reconfigure(oauth);
+        for (session, source) in sources {
+            session.reconfigure(source);
         }
         *config = Arc::new(reloadable.into_config());
         tracing::info!("{TAKEN_OVER}");
@@ -194,19 +193,19 @@ impl Running {
         }
 
         tls::reread_system_roots()?;
-        let clients = config.accounts.iter().map(|(name, account)| {
+        let sources = config.accounts.iter().map(|(name, account)| {
             let session = self.sessions[name].clone();
-            let oauth = session.oauth().reconfigured(account.clone());
-            Ok((session, oauth.with_context(|| format!("account.{name}"))?))
+            let source = session.source().reconfigured(account.clone());
+            Ok((session, source.with_context(|| format!("account.{name}"))?))
         });
-        let clients = clients.collect::<anyhow::Result<_>>()?;
+        let sources = sources.collect::<anyhow::Result<_>>()?;
         let ways = self.shared.endpoints.iter().map(|endpoint| {
             let route = config.routes.iter().find(|route| route.prefix == endpoint.prefix());
             let route = route.expect("what may be taken over has the routes that run");
             Way::new(route).with_context(|| format!("route.{}", route.prefix))
         });
         let ways = ways.collect::<Result<_, _>>()?;
-        Ok(Prepared { guard: Guard::new(config), reloadable, ways, clients, swap_log })
+        Ok(Prepared { guard: Guard::new(config), reloadable, ways, sources, swap_log })
     }
 }
 

@@ -28,9 +28,10 @@ use url::Url;
 
 use self::clocks::Clocks;
 use self::server::{ANSWER_TIMEOUT, Books, Weather, network};
-use super::{AskError, LoginOutcome, Session, State};
+use super::{AskError, LoginOutcome, Session, State, TokenSource};
 use crate::config::{
-    Account, Address, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode, ResponseType, Secret,
+    Account, Address, BrowserLogin, Client, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode,
+    ResponseType, Secret,
 };
 use crate::notify::{self, Event, Notice};
 use crate::oauth::callback::Code;
@@ -503,7 +504,9 @@ impl History {
         let pending =
             Pending::new("state".to_owned(), "nonce".to_owned(), "verifier".into(), self.clocks.now());
         let code = Code { code: "code".into(), id_token: None };
-        let verified = self.daemon.session.oauth().verify(&pending, &code).await.expect("nothing to check");
+        let source = self.daemon.session.source();
+        let (oauth, login) = source.login().expect("a person logs in");
+        let verified = oauth.verify(login, &pending, &code).await.expect("nothing to check");
         self.daemon.session.log_in(pending, code, verified).await
     }
 
@@ -568,13 +571,16 @@ impl Daemon {
         books.lock().unwrap().check_stored(&store);
         let (notifier, notices) = notify::channel();
         let stop = CancellationToken::new();
-        let oauth = Oauth::new(account(), ANSWER_TIMEOUT).unwrap().through(network(books), clocks.clock());
+        let (account, clock) = (account(), clocks.clock());
+        let oauth = Oauth::new(&account, account.client().unwrap(), ANSWER_TIMEOUT).unwrap();
+        let oauth = Some(oauth.through(network(books), clock.clone()));
         let seed = books.lock().unwrap().seed();
         let (session, keeper) = super::start(
-            oauth,
+            TokenSource { account, oauth },
             Arc::new(store),
             findings.in_flight.contains(ACCOUNT),
             notifier,
+            clock,
             fastrand::Rng::with_seed(seed),
             stop.clone(),
         );
@@ -609,16 +615,10 @@ async fn request(session: Session, books: Arc<Mutex<Books>>) {
 
 fn account() -> Account {
     let url = |path: &str| Url::parse(&format!("https://auth.example{path}")).unwrap();
-    Account {
-        name: ACCOUNT.to_owned(),
-        grant: Grant::AuthorizationCode,
+    let client = Client {
         client_id: "client".to_owned(),
-        secret: Secret { value: "secret".into(), from: "a test".to_owned() },
+        client_auth: ClientAuth::Body,
         scope: None,
-        redirect_uri: RedirectUri { text: url("/callback").to_string(), url: url("/callback") },
-        pkce: true,
-        response_type: ResponseType::Code,
-        response_mode: ResponseMode::Query,
         issuer: None,
         endpoints: Endpoints {
             authorization: Address::At(url("/authorize")),
@@ -626,14 +626,22 @@ fn account() -> Account {
             revocation: Address::At(url("/revocation")),
             jwks: Address::None,
         },
-        client_auth: ClientAuth::Body,
+        refresh_at: 0.5,
+    };
+    let login = BrowserLogin {
+        redirect_uri: RedirectUri { text: url("/callback").to_string(), url: url("/callback") },
+        pkce: true,
+        response_type: ResponseType::Code,
+        response_mode: ResponseMode::Query,
+        identity: None,
+        lifetime: None,
+    };
+    Account {
+        name: ACCOUNT.to_owned(),
+        grant: Grant::AuthorizationCode(client, Box::new(login)),
+        secret: Secret { value: "secret".into(), from: "a test".to_owned() },
         ca: None,
         proxy: None,
-        refresh_at: 0.5,
-        identity_url: None,
-        asks_userinfo: false,
-        login_lifetime: None,
-        expires_at_ms: None,
         required: true,
     }
 }

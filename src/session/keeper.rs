@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::journal::Journal;
 use super::mailbox::{Ask, Message};
 use super::plan::{Plan, Verdict};
-use super::{AskError, Confirmation, RefreshOutcome, Shared, State};
-use crate::config::Grant;
+use super::{AskError, Confirmation, RefreshOutcome, Shared, State, TokenSource};
+use crate::config::{Grant, GrantType};
 use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
 use crate::store::{Binding, Record, Reservation, Store};
@@ -29,6 +29,8 @@ pub(super) use report::first_status;
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How long a login of somebody else waits for a yes.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(600);
+/// To a refresh of a token that is none.
+const NOT_REFRESHED: &str = "a personal access token is not refreshed";
 /// How often a store that refuses is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
@@ -143,12 +145,12 @@ impl Keeper {
 
     /// Publishes the stored login of this application, or the personal access token.
     fn load(&mut self) {
-        let oauth = self.oauth();
-        let account = oauth.account();
-        let token = if account.grant == Grant::PersonalAccessToken {
-            let ends = |at_ms| Lifetime::until(at_ms, self.now());
-            let lifetime = account.expires_at_ms.map_or_else(|| Lifetime::endless(self.now()), ends);
-            Some((account.secret.value.clone(), lifetime))
+        let source = self.source();
+        let token = if let Grant::PersonalAccessToken { expires_at_ms } = source.account.grant {
+            let now = self.now();
+            let lifetime =
+                expires_at_ms.map_or_else(|| Lifetime::endless(now), |at_ms| Lifetime::until(at_ms, now));
+            Some((source.account.secret.value.clone(), lifetime))
         } else {
             self.record = self.stored();
             self.record.as_ref().map(|record| (record.access_token.clone(), self.lifetime_of(record)))
@@ -160,19 +162,21 @@ impl Keeper {
 
     /// The stored login of the client, the grant and the server that are configured.
     fn stored(&self) -> Option<Record> {
-        self.store.record(&self.shared.account, &Binding::of(self.oauth().account()))
+        self.store.record(&self.shared.account, &self.binding()?)
     }
 
     /// Counted from the receipt of the answer, in this process or an earlier one.
     fn lifetime_of(&self, record: &Record) -> Lifetime {
         let expires_in = Duration::from_secs(record.expires_in_secs);
-        Lifetime::restored(record.obtained_at_ms, expires_in, self.oauth().account().refresh_at, self.now())
+        let refresh_at = self.source().account.client().map_or(1.0, |client| client.refresh_at);
+        Lifetime::restored(record.obtained_at_ms, expires_in, refresh_at, self.now())
     }
 
     fn publish_token(&mut self, access_token: &SecretString, lifetime: Lifetime) {
         self.serial += 1;
         self.is_dead = false;
-        match Token::new(self.serial, access_token, self.grant() == Grant::PersonalAccessToken, lifetime) {
+        match Token::new(self.serial, access_token, self.grant() == GrantType::PersonalAccessToken, lifetime)
+        {
             Ok(token) if self.has_last_token() => {
                 self.shared.current.store(Some(Arc::new(token.without_successor())));
             }
@@ -259,8 +263,8 @@ impl Keeper {
     }
 
     async fn refresh_for_a_person(&mut self) -> Result<(), AskError> {
-        if self.grant() == Grant::PersonalAccessToken {
-            return Err(AskError::Failed("a personal access token is not refreshed".to_owned()));
+        if self.grant() == GrantType::PersonalAccessToken {
+            return Err(AskError::Failed(NOT_REFRESHED.to_owned()));
         }
         if !self.may_present() {
             return Err(AskError::LoginRequired(
@@ -304,7 +308,7 @@ impl Keeper {
         let reservation = match self.reserve().await {
             Ok(reservation) => Some(reservation),
             // Nothing is spent and nothing can be lost.
-            Err(_) if self.grant() == Grant::ClientCredentials => None,
+            Err(_) if self.grant() == GrantType::ClientCredentials => None,
             Err(message) => return Err(message),
         };
         if self.unsaved.is_none() && self.is_superseded() {
@@ -368,11 +372,12 @@ impl Keeper {
 
     async fn spend(&mut self) -> Result<Granted, GrantError> {
         self.plan.sending(self.now());
-        let oauth = self.oauth();
+        let source = self.source();
+        let Some(oauth) = &source.oauth else { return Err(GrantError::unsent(NOT_REFRESHED)) };
         let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
         match refresh_token {
-            Some(refresh_token) if self.grant() == Grant::AuthorizationCode => {
+            Some(refresh_token) if self.grant() == GrantType::AuthorizationCode => {
                 self.held(oauth.refresh(refresh_token, subject)).await
             }
             // Some servers send a refresh token with it, against RFC 6749, section 4.4.3: it is not needed.
@@ -400,8 +405,9 @@ impl Keeper {
         }
         let remaining =
             self.lifetime().and_then(|lifetime| lifetime.remaining(self.now())).unwrap_or_default();
+        let timeout = self.source().oauth.as_ref().map_or(Duration::ZERO, Oauth::timeout);
         let jitter = self.random.f64();
-        self.plan.failed(&error, remaining, self.oauth().timeout(), jitter, self.now());
+        self.plan.failed(&error, remaining, timeout, jitter, self.now());
 
         match &error {
             GrantError::NotGranted { successor: Some(successor), .. } => {
@@ -482,7 +488,7 @@ impl Keeper {
     /// A login that begins with this grant, of nobody in particular yet.
     fn begun(&self, granted: &Granted) -> Record {
         Record {
-            binding: Binding::of(self.oauth().account()),
+            binding: self.binding().expect("a grant is a client's"),
             access_token: granted.access_token.clone(),
             obtained_at_ms: granted.received.wall_ms(),
             expires_in_secs: granted.expires_in.as_secs(),
@@ -506,7 +512,7 @@ impl Keeper {
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         // Nothing is spent yet: a keeper that a disk holds up here may be taken for stuck.
         let reserved = blocking(move || store.reserve(&account)).await;
-        if self.grant() == Grant::ClientCredentials {
+        if self.grant() == GrantType::ClientCredentials {
             // Its token can be had again at any time, and needs no disk.
             return reserved.map_err(|error| with_causes(&error));
         }
@@ -565,7 +571,7 @@ impl Keeper {
                 self.store_works(Text::from("the login is saved again"));
                 self.revoke_replaced().await;
             }
-            Err(error) if self.grant() == Grant::ClientCredentials => {
+            Err(error) if self.grant() == GrantType::ClientCredentials => {
                 tracing::warn!(
                     account = self.shared.account,
                     error = with_causes(&error),
@@ -630,9 +636,9 @@ impl Keeper {
     /// True when there is something to present that the server has not refused.
     fn may_present(&self) -> bool {
         match self.grant() {
-            Grant::PersonalAccessToken => false,
-            Grant::ClientCredentials => true,
-            Grant::AuthorizationCode => self
+            GrantType::PersonalAccessToken => false,
+            GrantType::ClientCredentials => true,
+            GrantType::AuthorizationCode => self
                 .record
                 .as_ref()
                 .is_some_and(|record| record.refresh_token.is_some() && !record.is_refused),
@@ -642,9 +648,9 @@ impl Keeper {
     /// True when no refresh brings another token: for a personal access token, and a login without a refresh token.
     fn has_last_token(&self) -> bool {
         match self.grant() {
-            Grant::PersonalAccessToken => true,
-            Grant::ClientCredentials => false,
-            Grant::AuthorizationCode => {
+            GrantType::PersonalAccessToken => true,
+            GrantType::ClientCredentials => false,
+            GrantType::AuthorizationCode => {
                 self.record.as_ref().is_some_and(|record| record.refresh_token.is_none())
             }
         }
@@ -658,12 +664,18 @@ impl Keeper {
         self.shared.current.load().as_ref().map(|token| *token.lifetime())
     }
 
-    fn oauth(&self) -> Arc<Oauth> {
-        self.shared.oauth.load_full()
+    fn source(&self) -> Arc<TokenSource> {
+        self.shared.source.load_full()
     }
 
-    fn grant(&self) -> Grant {
-        self.oauth().account().grant
+    fn grant(&self) -> GrantType {
+        self.source().account.grant_type()
+    }
+
+    /// What logins belong to that are obtained now; none for a personal access token.
+    fn binding(&self) -> Option<Binding> {
+        let source = self.source();
+        source.account.client().map(|client| Binding::of(client, source.account.grant_type()))
     }
 
     /// Gives room back that nothing is kept in.

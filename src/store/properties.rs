@@ -6,7 +6,7 @@ use ring::digest;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::record::{Binding, Damage, Generation, Record};
-use crate::config::Grant;
+use crate::config::GrantType;
 use crate::testing::fuzz::Input;
 use crate::token::Person;
 
@@ -69,7 +69,7 @@ fn sum(content: &[u8]) -> String {
 }
 
 fn login(input: &mut Input<'_>) -> Record {
-    let grants = [Grant::AuthorizationCode, Grant::ClientCredentials];
+    let grants = [GrantType::AuthorizationCode, GrantType::ClientCredentials];
     let binding = Binding {
         client_id: input.text(),
         // What has none is a person's as soon as it shows that.

@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{Account, Grant};
+use crate::config::{Client, GrantType};
 use crate::token::Person;
 
 /// The format that this program writes, and the newest that it reads.
@@ -29,7 +29,7 @@ pub struct Binding {
     /// The application.
     pub client_id: String,
     /// How it was obtained; None matches any (0.1.0 stored none).
-    pub grant: Option<Grant>,
+    pub grant: Option<GrantType>,
     /// The token endpoint, or the issuer whose discovery document names it; None matches any (0.1.0 stored none).
     pub token_url: Option<String>,
 }
@@ -91,7 +91,7 @@ struct Form {
 struct RecordForm {
     client_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    grant: Option<Grant>,
+    grant: Option<GrantType>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_url: Option<String>,
     access_token: Zeroizing<String>,
@@ -125,12 +125,12 @@ impl Form {
 }
 
 impl Binding {
-    /// Of the logins of an account, as it is configured.
-    pub fn of(account: &Account) -> Self {
+    /// Of what a client obtains by a grant.
+    pub fn of(client: &Client, grant: GrantType) -> Self {
         Self {
-            client_id: account.client_id.clone(),
-            grant: Some(account.grant),
-            token_url: Some(account.bound_to().to_owned()),
+            client_id: client.client_id.clone(),
+            grant: Some(grant),
+            token_url: Some(client.bound_to().to_owned()),
         }
     }
 
@@ -143,7 +143,7 @@ impl Binding {
 
     /// The key of an account's record that does not belong to what the account's own name is taken by.
     fn key(&self, account: &str) -> String {
-        let grant = self.grant.map_or("", Grant::as_str);
+        let grant = self.grant.map_or("", GrantType::as_str);
         let token_url = self.token_url.as_deref().unwrap_or_default();
         let sum =
             hex(digest(&SHA256, format!("{}\0{grant}\0{token_url}", self.client_id).as_bytes()).as_ref());
@@ -262,7 +262,7 @@ impl From<RecordForm> for Record {
         let secret = |text: Zeroizing<String>| SecretString::from(text.as_str());
         // 0.1.0 did not store it, and these come with a person's login only.
         let is_a_persons = form.refresh_token.is_some() || form.subject.is_some() || form.person.is_some();
-        let grant = form.grant.or_else(|| is_a_persons.then_some(Grant::AuthorizationCode));
+        let grant = form.grant.or_else(|| is_a_persons.then_some(GrantType::AuthorizationCode));
         Self {
             binding: Binding { client_id: form.client_id, grant, token_url: form.token_url },
             access_token: secret(form.access_token),
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     fn binding() -> Binding {
-        let grant = Some(Grant::AuthorizationCode);
+        let grant = Some(GrantType::AuthorizationCode);
         Binding { client_id: "id".into(), grant, token_url: Some("https://a.test/token".into()) }
     }
 
@@ -332,7 +332,12 @@ mod tests {
     }
 
     /// A login with this access token that belongs to a client, a grant and a token endpoint.
-    fn login(access_token: &str, client_id: &str, grant: Option<Grant>, token_url: Option<&str>) -> Record {
+    fn login(
+        access_token: &str,
+        client_id: &str,
+        grant: Option<GrantType>,
+        token_url: Option<&str>,
+    ) -> Record {
         let binding = Binding { client_id: client_id.into(), grant, token_url: token_url.map(Into::into) };
         let login = generation().records["main"].clone();
         Record { binding, access_token: access_token.into(), ..login }
@@ -346,7 +351,7 @@ mod tests {
 
     #[test]
     fn logins_of_one_account_that_belong_to_different_things_are_kept_beside_one_another() {
-        use Grant::{AuthorizationCode, ClientCredentials};
+        use GrantType::{AuthorizationCode, ClientCredentials};
         let logins = [
             login("one", "id", Some(AuthorizationCode), Some("https://a.test/token")),
             login("two", "other", Some(AuthorizationCode), Some("https://a.test/token")),
@@ -378,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_login_that_does_not_say_what_it_belongs_to_matches_whatever_it_may_be() {
-        use Grant::{AuthorizationCode, ClientCredentials};
+        use GrantType::{AuthorizationCode, ClientCredentials};
         let asked = |grant| login("", "id", Some(grant), Some("https://a.test/token"));
         let mut generation = Generation::default();
         for (grant, expected) in [(None, [true, true]), (Some(AuthorizationCode), [true, false])] {
@@ -402,7 +407,7 @@ mod tests {
     #[test]
     fn a_login_under_a_free_name_of_its_account_has_no_other_place() {
         let mut generation = Generation::default();
-        let one = login("one", "id", Some(Grant::AuthorizationCode), Some("https://a.test/token"));
+        let one = login("one", "id", Some(GrantType::AuthorizationCode), Some("https://a.test/token"));
         generation.records.insert(one.binding.key("main"), one.clone());
 
         generation.put("main", one);
@@ -450,7 +455,7 @@ mod tests {
             assert_eq!((read.number, read.records.len()), (41, 2), "{version}");
             let (full, bare) = (&read.records["main"], &read.records["application"]);
             let client_id = "BDB525D7-13C9-440E-AF03-6ADF87ACC8D6".to_owned();
-            let (grant, token_url) = (Some(Grant::AuthorizationCode), None);
+            let (grant, token_url) = (Some(GrantType::AuthorizationCode), None);
             assert_eq!(full.binding, Binding { client_id, grant, token_url }, "{version}");
             assert_eq!((bare.binding.grant, &bare.binding.token_url), (None, &None), "{version}");
             assert_eq!(full.access_token.expose_secret(), "access-token-of-main", "{version}");

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::super::daemon::runtime;
 use super::super::{Failure, say};
 use super::{in_ms, row, through};
-use crate::config::{Account, Address, Config, Endpoints, Environment, ExtraCa, Grant, HttpProxy, Upstream};
+use crate::config::{Account, Address, Client, Config, Endpoints, Environment, ExtraCa, HttpProxy, Upstream};
 use crate::notify::with_causes;
 use crate::oauth::Oauth;
 use crate::proxy::upstream::Tunnel;
@@ -39,15 +39,19 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
             row("connect", &format!("{} ({purposes}){through}", server.upstream.origin()));
             unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
         }
-        for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken)
-        {
-            unusable += usize::from(!try_metadata(account, config.limits.connect_timeout).await);
+        for (account, client) in clients(config) {
+            unusable += usize::from(!try_metadata(account, client, config.limits.connect_timeout).await);
         }
         unusable
     });
     // A name server that does not answer holds nobody up.
     runtime.shutdown_background();
     Ok(unusable)
+}
+
+/// The accounts that have a client.
+fn clients(config: &Config) -> impl Iterator<Item = (&Account, &Client)> {
+    config.accounts.values().filter_map(|account| Some((account, account.client()?)))
 }
 
 /// What may be wrong beyond what was found.
@@ -85,8 +89,8 @@ fn servers(config: &Config) -> Vec<Server> {
     for route in &config.routes {
         add(route.upstream.clone(), &route.ca, &route.proxy, format!("route {}", route.name));
     }
-    for account in config.accounts.values().filter(|account| account.grant != Grant::PersonalAccessToken) {
-        let Endpoints { token, revocation, jwks, .. } = &account.endpoints;
+    for (account, client) in clients(config) {
+        let Endpoints { token, revocation, jwks, .. } = &client.endpoints;
         for (address, name) in
             [(token, "token endpoint"), (revocation, "revocation endpoint"), (jwks, "keys")]
         {
@@ -158,25 +162,24 @@ async fn try_address(server: &Server, address: SocketAddr, within: Duration) -> 
 }
 
 /// Asks for the metadata, where they are discovered, and for the public keys, as every login does.
-async fn try_metadata(account: &Account, within: Duration) -> bool {
-    let oauth = match Oauth::new(account.clone(), within) {
+async fn try_metadata(account: &Account, client: &Client, within: Duration) -> bool {
+    let oauth = match Oauth::new(account, client, within) {
         Ok(oauth) => oauth,
         Err(error) => return found(&with_causes(&error), false),
     };
-    if let Some(issuer) = account.issuer.as_ref().filter(|_| account.endpoints.are_discovered()) {
+    if let Some(issuer) = client.issuer.as_ref().filter(|_| client.endpoints.are_discovered()) {
         row("discovery", &format!("{issuer} (account {})", account.name));
         match oauth.token_url().await {
             Ok(url) => say_found(&format!("token endpoint {url}")),
             Err(reason) => return found(&reason, false),
         }
     }
-    account.endpoints.jwks == Address::None || try_keys(&oauth).await
+    client.endpoints.jwks == Address::None || try_keys(&account.name, &oauth).await
 }
 
-async fn try_keys(oauth: &Oauth) -> bool {
-    let account = oauth.account();
-    let at = account.endpoints.jwks.url().map(|url| format!("{url} ")).unwrap_or_default();
-    row("keys", &format!("{at}(account {})", account.name));
+async fn try_keys(account: &str, oauth: &Oauth) -> bool {
+    let at = oauth.client().endpoints.jwks.url().map(|url| format!("{url} ")).unwrap_or_default();
+    row("keys", &format!("{at}(account {account})"));
     let started = Instant::now();
     match oauth.published_keys().await.map_err(|error| with_causes(&error)) {
         Ok(Some(0)) => found("no key that this program knows the kind of", false),

@@ -95,13 +95,13 @@ fn others(metadata: &Metadata) -> u32 {
 /// Nothing that is asked over TLS can be trusted without certificates.
 fn of_system_roots(config: &Config) -> Option<String> {
     let is_asked = |account: &Account| {
-        let endpoints = account.endpoints.all();
+        let Some(client) = account.client() else { return false };
         let is_https = |address: &&Address| match address {
             Address::At(url) => url.scheme() == "https",
             Address::Discovered => true,
             Address::None => false,
         };
-        account.grant != Grant::PersonalAccessToken && endpoints.iter().any(is_https)
+        client.endpoints.all().iter().any(is_https)
     };
     let routes = config.routes.iter().filter(|route| route.upstream.tls && route.ca.is_none());
     let accounts = config.accounts.values().filter(|account| is_asked(account) && account.ca.is_none());
@@ -215,20 +215,18 @@ fn of_account(account: &Account, config: &Config, lints: &mut Vec<String>) {
     if config.first_route_of(name).is_none() {
         lints.push(format!("no route uses account {name}"));
     }
-    if account.grant != Grant::AuthorizationCode {
-        return;
-    }
-    let scope = account.scope.as_deref().unwrap_or_default();
+    let Grant::AuthorizationCode(client, login) = &account.grant else { return };
+    let scope = client.scope.as_deref().unwrap_or_default();
     if !scope.split_whitespace().any(|one| one == "offline_access") {
         lints.push(format!(
             "account {name}: without offline_access in its scope a login ends with its first token"
         ));
     }
-    if account.response_type == ResponseType::Hybrid && account.endpoints.jwks == Address::None {
+    if login.response_type == ResponseType::Hybrid && client.endpoints.jwks == Address::None {
         lints.push(format!("account {name}: without a jwks_url nobody's signature is checked at a login"));
     }
-    let uri = &account.redirect_uri.url;
-    if account.response_mode == ResponseMode::FormPost && !is_local(uri) {
+    let uri = &login.redirect_uri.url;
+    if login.response_mode == ResponseMode::FormPost && !is_local(uri) {
         lints.push(format!(
             "account {name}: a login can never finish: with response_mode = \"form_post\" the browser posts to \
              redirect_uri, which is not the daemon's /-/callback"

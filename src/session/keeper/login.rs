@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Awaiting, Keeper, blocking};
-use crate::config::Grant;
+use crate::config::GrantType;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
 use crate::oauth::id_token::NOBODY;
 use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
-use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome};
-use crate::store::{Binding, Record, Reservation, Store, StoreError};
+use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome, TokenSource};
+use crate::store::{Record, Reservation, Store, StoreError};
 
 /// How long the server may take to revoke a token: a person waits for it.
 const REVOKED_WITHIN: Duration = Duration::from_secs(12);
+/// Of an account that nobody logs in to.
+const NO_LOGIN: &str = "this account has no login: its tokens need no person";
 /// What is said of logins that no configured client can revoke.
 const NOT_TOLD: &str = "the server was not told of a login that belongs to a client or a server which is not configured \
     any more: whoever has a copy of its tokens can use them until they end";
@@ -54,13 +56,18 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<(Record, Vec<String>), AskError> {
-        let oauth = self.oauth();
-        let LoggedIn { granted, remarks } = match self.held(oauth.log_in(pending, code, verified)).await {
+        let source = self.source();
+        let Some((oauth, login)) = source.login() else { return Err(AskError::Failed(NO_LOGIN.to_owned())) };
+        let logged_in = self.held(oauth.log_in(login, pending, code, verified)).await;
+        let LoggedIn { granted, remarks } = match logged_in {
             Ok(logged_in) => logged_in,
             Err(error) if error.is_unsent() => return Err(AskError::NotBegun(error.to_string())),
             Err(error) => return Err(AskError::Failed(error.to_string())),
         };
-        let person = self.held(oauth.identity(&granted)).await;
+        let person = match &login.identity {
+            Some(identity) => self.held(oauth.person(identity, &granted)).await,
+            None => None,
+        };
         let record = Record {
             subject: granted.claims.as_ref().map(|claims| claims.sub.clone()),
             issuer: granted.claims.as_ref().and_then(|claims| claims.iss.clone()),
@@ -134,19 +141,21 @@ impl Keeper {
 
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
     async fn drop_login(&self, record: &Record) {
-        let _revoked = revoke(&self.oauth(), record).await;
+        if let Some(oauth) = &self.source().oauth {
+            let _revoked = revoke(oauth, record).await;
+        }
     }
 
     /// Nothing is revoked before there is room to erase it, and nothing forgotten before it is erased: whatever
     /// fails, it can be asked for again.
     pub(super) async fn log_out(&mut self) -> Result<Option<String>, AskError> {
-        let oauth = self.oauth();
-        let is_login = |record: &Record| record.binding.grant != Some(Grant::ClientCredentials);
+        let source = self.source();
+        let is_login = |record: &Record| record.binding.grant != Some(GrantType::ClientCredentials);
         let records = self.all_records();
         if !records.iter().any(is_login) {
             return Err(match self.grant() {
-                Grant::AuthorizationCode => AskError::LoginRequired("nobody is logged in".to_owned()),
-                _ => AskError::Failed("this account has no login: its tokens need no person".to_owned()),
+                GrantType::AuthorizationCode => AskError::LoginRequired("nobody is logged in".to_owned()),
+                _ => AskError::Failed(NO_LOGIN.to_owned()),
             });
         }
         let mut reservation = match self.unsaved.take() {
@@ -155,10 +164,12 @@ impl Keeper {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
-        let (ours, others): (Vec<_>, Vec<_>) = records.iter().partition(|record| is_of(&oauth, record));
-        let mut revoked = Ok(());
-        for record in ours {
-            revoked = revoked.and(revoke(&oauth, record).await);
+        let (mut revoked, mut is_told) = (Ok(()), true);
+        for record in &records {
+            match client_for(&source, record) {
+                Some(oauth) => revoked = revoked.and(revoke(oauth, record).await),
+                None => is_told = false,
+            }
         }
         let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         let failed = self
@@ -179,7 +190,7 @@ impl Keeper {
         self.revoke_replaced().await;
         self.forget().await;
         tracing::info!(account = self.shared.account, "logged out");
-        revoked.map(|()| (!others.is_empty()).then(|| NOT_TOLD.to_owned())).map_err(|error| {
+        revoked.map(|()| (!is_told).then(|| NOT_TOLD.to_owned())).map_err(|error| {
             AskError::Failed(format!(
                 "the login is erased here, but the server did not confirm that it is revoked: {error}. Until it ends \
                  by itself, whoever has a copy of its tokens can use it"
@@ -189,9 +200,9 @@ impl Keeper {
 
     /// The login in use, which may be newer than what is stored, and those of other clients, grants and servers.
     fn all_records(&self) -> Vec<Record> {
-        let ours = Binding::of(self.oauth().account());
+        let ours = self.binding();
         let mut records = self.store.records_of(&self.shared.account);
-        records.retain(|record| !record.binding.matches(&ours));
+        records.retain(|record| !ours.as_ref().is_some_and(|ours| record.binding.matches(ours)));
         records.extend(self.record.clone());
         records
     }
@@ -199,7 +210,7 @@ impl Keeper {
     async fn forget(&mut self) {
         self.record = None;
         self.drop_awaiting().await;
-        if self.grant() != Grant::PersonalAccessToken {
+        if self.grant() != GrantType::PersonalAccessToken {
             self.shared.current.store(None);
         }
         self.plan = Plan::default();
@@ -210,7 +221,7 @@ impl Keeper {
 
     /// There are new secrets or certificates: what failed for want of them may work now.
     pub(super) fn reconfigured(&mut self) {
-        if self.grant() == Grant::PersonalAccessToken {
+        if self.grant() == GrantType::PersonalAccessToken {
             self.load();
         }
         self.plan.forgive();
@@ -225,11 +236,11 @@ impl Keeper {
 pub(in crate::session) async fn log_out_unconfigured(
     store: Arc<Store>,
     account: String,
-    clients: &[Arc<Oauth>],
+    sources: &[Arc<TokenSource>],
 ) -> Result<Option<String>, AskError> {
     let mut is_revoked = true;
     for record in store.records_of(&account) {
-        is_revoked &= match clients.iter().find(|client| is_of(client, &record)) {
+        is_revoked &= match sources.iter().find_map(|source| client_for(source, &record)) {
             Some(client) => revoke(client, &record).await.is_ok(),
             None => false,
         };
@@ -260,11 +271,15 @@ async fn revoke(oauth: &Oauth, record: &Record) -> Result<(), GrantError> {
     tokio::time::timeout(REVOKED_WITHIN, revoked).await.unwrap_or_else(|_elapsed| Err(late()))
 }
 
-/// True when a client may speak for a login at its server, whatever grant it came by.
-fn is_of(oauth: &Oauth, record: &Record) -> bool {
-    let of_client = Binding::of(oauth.account());
-    let same_server = record.binding.token_url.is_none() || record.binding.token_url == of_client.token_url;
-    record.binding.client_id == of_client.client_id && same_server
+/// The client that may speak for a login at its server, whatever grant it came by.
+fn client_for<'a>(source: &'a TokenSource, record: &Record) -> Option<&'a Oauth> {
+    let of_client = |oauth: &&Oauth| {
+        let of_record = &record.binding;
+        let is_same_server =
+            of_record.token_url.as_deref().is_none_or(|token_url| token_url == oauth.client().bound_to());
+        of_record.client_id == oauth.client().client_id && is_same_server
+    };
+    source.oauth.as_ref().filter(of_client)
 }
 
 /// True when something says that two logins are the same person's, and nothing that they are not.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Keeper;
-use crate::config::{Account, Grant};
+use crate::config::{Account, Grant, GrantType};
 use crate::notify::{Event, Text};
 use crate::session::{State, Status, WARN_BEFORE};
 use crate::token::{At, rfc3339};
@@ -16,7 +16,7 @@ const WARN_OF_PERSONAL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Before the keeper's first look at the store.
 pub(in crate::session) fn first_status(account: &Account) -> Status {
     Status {
-        grant: account.grant.as_str(),
+        grant: account.grant_type().as_str(),
         state: State::Refreshing,
         person: None,
         obtained_at: None,
@@ -38,7 +38,7 @@ impl Keeper {
             return if is_usable && !self.is_dead { State::Ready } else { State::LoginRequired };
         }
         let needs_person = !self.may_present() || !is_usable && self.plan.needs_person(self.now());
-        if self.grant() == Grant::AuthorizationCode && needs_person {
+        if self.grant() == GrantType::AuthorizationCode && needs_person {
             return State::LoginRequired;
         }
         if self.is_refreshing {
@@ -51,15 +51,12 @@ impl Keeper {
     /// When the server ends the login, in milliseconds since the Unix epoch.
     fn login_ends_at_ms(&self) -> Option<i64> {
         let record = self.record.as_ref()?;
-        let oauth = self.oauth();
-        let account = oauth.account();
-        if account.grant != Grant::AuthorizationCode {
-            return None;
-        }
+        let source = self.source();
+        let login = source.account.login()?;
         if record.refresh_token.is_none() {
             return self.lifetime().and_then(|lifetime| lifetime.expires_at_wall_ms());
         }
-        let lasts = i64::try_from(account.login_lifetime?.as_millis()).ok()?;
+        let lasts = i64::try_from(login.lifetime?.as_millis()).ok()?;
         Some(record.login_at_ms.saturating_add(lasts))
     }
 
@@ -80,7 +77,11 @@ impl Keeper {
             let warn_ms = i64::try_from(warn_before.as_millis()).unwrap_or(i64::MAX);
             at_ms.saturating_sub(self.now().wall_ms()) < warn_ms
         };
-        let personal_end = self.oauth().account().expires_at_ms.filter(|at| is_soon(at, WARN_OF_PERSONAL));
+        let personal_end = match self.source().account.grant {
+            Grant::PersonalAccessToken { expires_at_ms } => expires_at_ms,
+            _ => None,
+        };
+        let personal_end = personal_end.filter(|at| is_soon(at, WARN_OF_PERSONAL));
         let is_refreshed = self.record.as_ref().is_some_and(|record| record.refresh_token.is_some());
         let login_end = self.login_ends_at_ms().filter(|at| is_refreshed && is_soon(at, WARN_BEFORE));
         let message = match (personal_end, login_end) {
@@ -100,13 +101,13 @@ impl Keeper {
 
     fn words_for_login_required(&self) -> Text {
         let is_usable = self.lifetime().is_some_and(|lifetime| lifetime.is_usable(self.now()));
-        if self.grant() == Grant::PersonalAccessToken {
+        if self.grant() == GrantType::PersonalAccessToken {
             let message = Text::from("the personal access token serves no more");
             let message = match is_usable {
                 true => message.words(", the API refuses it"),
                 false => message.words(", its last day (`expires`) is over"),
             };
-            return message.words(": make a new one, for ").value(&self.oauth().account().secret.from);
+            return message.words(": make a new one, for ").value(&self.source().account.secret.from);
         }
         let mut message = Text::from("a person has to log in");
         if is_usable {
