@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::clocks::Clocks;
-use self::server::{ANSWER_TIMEOUT, Books, Weather, network};
+use self::server::{ANSWER_TIMEOUT, Books, Known, Weather, network};
 use super::{AskError, LoginOutcome, Session, State, TokenSource};
 use crate::config::{
     Account, Address, BrowserLogin, Client, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode,
@@ -314,7 +314,7 @@ struct History {
     directories: usize,
     daemon: Daemon,
     requests: Vec<JoinHandle<()>>,
-    backup: Option<(PathBuf, u64)>,
+    backup: Option<(PathBuf, Known)>,
 }
 
 struct Daemon {
@@ -431,15 +431,15 @@ impl History {
 
     fn backup(&mut self) {
         let copy = self.copy_of(&self.daemon.directory.clone());
-        let held = self.books().held;
-        self.backup = Some((copy, held));
+        let known = self.books().known();
+        self.backup = Some((copy, known));
     }
 
     /// An older store is put in place of the newest one.
     async fn restore(&mut self) {
-        let Some((directory, held)) = self.backup.take() else { return };
+        let Some((directory, known)) = self.backup.take() else { return };
         self.daemon.stop().await;
-        self.books().restored(held);
+        self.books().restored(known);
         self.start_again(directory);
     }
 

@@ -200,6 +200,12 @@ async fn carry(books: Arc<Mutex<Books>>, form: Form) -> Result<Response, GrantEr
     Ok(response.body(answer.body).unwrap().into())
 }
 
+/// What is in a store: the refresh token, and how often the server had refused which.
+pub(super) struct Known {
+    held: u64,
+    refused: BTreeMap<u64, u32>,
+}
+
 struct Answer {
     status: u16,
     retry_after: Option<u64>,
@@ -520,11 +526,15 @@ impl Books {
         self.held_access = None;
     }
 
-    pub(super) fn restored(&mut self, held: u64) {
-        self.tell(&format!("a store with rt-{held} is restored"));
-        self.held = held;
+    /// What a copy of the store knows.
+    pub(super) fn known(&self) -> Known {
+        Known { held: self.held, refused: self.refused.clone() }
+    }
+
+    pub(super) fn restored(&mut self, known: Known) {
+        self.tell(&format!("a store with rt-{} is restored", known.held));
+        (self.held, self.refused) = (known.held, known.refused);
         self.held_access = None;
-        self.refused.clear();
         self.process_ended();
     }
 
