@@ -486,11 +486,14 @@ impl History {
     }
 
     async fn log_in(&mut self) {
+        let before = self.books().held;
+        self.books().replaceable = Some(before);
         let mut outcome = self.present_code().await;
         // Nothing here says who it is, so a person is asked when somebody is logged in.
         if let Ok(LoginOutcome::NeedsConfirmation(asked)) = outcome {
             outcome = self.daemon.session.confirm(asked.id, true).await;
         }
+        self.books().replaceable = None;
         let usable = self.daemon.session.current().is_some();
         if outcome.is_err() || !usable {
             self.books().violate(format!("a login in clear weather failed: {outcome:?}"));
