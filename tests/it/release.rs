@@ -1,8 +1,8 @@
 //! What `deploy/release` makes: the static program, its parts list, their sums, and the commit that it names.
 //!
 //! It is compiled without optimisation here, which is another matter than how it is made. `RELEASE_BUILD=1` has it made
-//! as it is shipped, but for the profile, twice and in two places, to compare, and holds the image to its size; that takes
-//! minutes.
+//! as it is shipped, but for the profile, twice and in two places, to compare, and holds the image to its size; that
+//! takes minutes.
 
 use std::collections::BTreeSet;
 use std::fs;
