@@ -56,6 +56,8 @@
 //!   of `cli::run`, a process of its own, end with the program that it runs. Only [`token::now`]
 //!   reads the wall clock; only `cli` reads the environment and prints.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod server;
 pub mod control;

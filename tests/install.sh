@@ -1,10 +1,6 @@
 # What tests/run and tests/bench/run share: how a missing program is installed. Sourced, not run.
 
-target_directory() {
-    local metadata
-    metadata=$(cargo metadata --locked --no-deps --format-version 1)
-    sed -E 's/.*"target_directory":"([^"]*)".*/\1/' <<<"$metadata"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/../deploy/release/program.sh"
 
 # The Debian packages of those PROGRAM:PACKAGE that do not run, one a line.
 packages_of_missing() {
@@ -36,9 +32,4 @@ quietly() {
         echo "$said" >&2
         fail "this failed: $*"
     fi
-}
-
-fail() {
-    echo "error: $*" >&2
-    exit 1
 }

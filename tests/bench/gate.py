@@ -7,14 +7,14 @@ from pathlib import Path
 
 import counting
 from origin import Origin
-from peers import CnblogsProxy, Setup
+from lab import OURS, PROFILED
+from peers import PEERS, Setup
 
 RECORD = Path(__file__).parent / "gate.toml"
 # A figure may be off its record by this part, either way; what repeats stays within a tenth of it.
 TOLERANCE = 0.03
 INSTEAD = """\
-A request has become dearer. The compiler may not know any more what runs often: `tests/bench/run train`. If it is
-not that, and not what you meant, `valgrind --tool=callgrind` on a release build with
+A request has become dearer. If that is not what you meant, `valgrind --tool=callgrind` on a release build with
 RUSTFLAGS=-Cstrip=none, and `strace -f`, say where. If it is worth its price, write the new figures down:
     tests/bench/run gate --record"""
 
@@ -23,12 +23,12 @@ RUSTFLAGS=-Cstrip=none, and `strace -f`, say where. If it is worth its price, wr
 FEATURES = {"aes", "avx2", "bmi2", "pclmulqdq"}
 
 
-def measure():
-    """The figures of the release binary, by name."""
+def measure(build):
+    """The figures of a build, by name."""
     with tempfile.TemporaryDirectory() as directory, Origin(f"{directory}/origin") as origin:
 
         def below(upstream):
-            return lambda prefix: CnblogsProxy(origin, Setup(upstream=upstream), f"{directory}/proxy", prefix)
+            return lambda prefix: PEERS[build](origin, Setup(upstream=upstream), f"{directory}/proxy", prefix)
 
         return {
             "instructions_tls": counting.instructions_a_request(below("http1"), directory),
@@ -39,16 +39,21 @@ def measure():
 
 def run(record):
     """Prints the figures beside their records; returns the exit code."""
-    measured = measure()
     recorded = tomllib.loads(RECORD.read_text())
+    measured = {build: measure(build) for build in (OURS, PROFILED) if build in PEERS}
+    if PROFILED not in PEERS:
+        print(f"{PROFILED}: not there, `deploy/release/build` makes it")
     if record:
-        write(measured)
-        recorded = measured
+        recorded |= measured
+        write(recorded)
 
-    verdicts = [verdict(name, measured[name], recorded[name]) for name in measured]
-    for line, _ in verdicts:
-        print(line)
-    if all(held for _, held in verdicts):
+    held = True
+    for build, figures in measured.items():
+        for name, figure in figures.items():
+            line, holds = verdict(f"{build} {name}", figure, recorded[build][name])
+            print(line)
+            held = held and holds
+    if held:
         return 0
     print(INSTEAD)
     if missing := FEATURES - features():
@@ -65,7 +70,7 @@ def features():
 def verdict(name, figure, recorded):
     """One line about a figure, and whether it holds."""
     change = figure / recorded - 1
-    line = f"{name:18} {figure:10.2f} a request, recorded {recorded:10.2f} ({change:+.2%})"
+    line = f"{name:32} {figure:10.2f} a request, recorded {recorded:10.2f} ({change:+.2%})"
     if change > TOLERANCE:
         return f"{line}: MORE than {TOLERANCE:.0%} above", False
     if change < -TOLERANCE:
@@ -73,9 +78,9 @@ def verdict(name, figure, recorded):
     return line, True
 
 
-def write(measured):
-    """Puts new figures in the place of the recorded ones; what is said around them stays."""
-    text = RECORD.read_text()
-    for name, figure in measured.items():
-        text = re.sub(rf"^{name} = .*$", f"{name} = {figure:.2f}", text, flags=re.MULTILINE)
-    RECORD.write_text(text)
+def write(recorded):
+    """Puts figures in the place of the recorded ones; what is said above them stays."""
+    parts = [RECORD.read_text().partition("\n[")[0]]
+    for build, figures in recorded.items():
+        parts.append("\n".join([f"[{build}]", *(f"{name} = {figure:.2f}" for name, figure in figures.items())]))
+    RECORD.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")

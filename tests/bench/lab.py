@@ -12,7 +12,7 @@ from peers import PEERS, Setup
 from processes import LOAD_CORE, Failed, Program
 
 HERE = Path(__file__).parent
-OURS, NGINX, HAPROXY, BEFORE = "cnblogs-proxy", "nginx", "haproxy", "before"
+OURS, PROFILED, NGINX, HAPROXY, BEFORE = "cnblogs-proxy", "profiled", "nginx", "haproxy", "before"
 
 
 class Lab:

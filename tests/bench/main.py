@@ -13,7 +13,7 @@ from pathlib import Path
 import gate
 import table
 import train
-from lab import Lab
+from lab import HAPROXY, NGINX, OURS, PROFILED, Lab
 from origin import Origin
 from peers import PEERS
 from processes import Failed
@@ -21,7 +21,7 @@ from rows import ROWS
 
 HERE = Path(__file__).parent
 QUICK = ["small", "500", "100k", "download", "upload", "instructions", "system-calls", "cold-start"]
-QUICK_PEERS = ["cnblogs-proxy", "nginx", "haproxy"]
+QUICK_PEERS = [peer for peer in PEERS if peer in (OURS, PROFILED, NGINX, HAPROXY)]
 
 
 def main():

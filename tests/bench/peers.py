@@ -78,7 +78,7 @@ class Peer:
 
 
 class CnblogsProxy(Peer):
-    """Ours, as shipped: everything on, the token in its place."""
+    """Ours, as `cargo build --release` makes it: everything on, the token in its place."""
 
     binary = os.environ.get("BINARY", ROOT / "target/release/cnblogs-proxy")
 
@@ -94,6 +94,12 @@ class CnblogsProxy(Peer):
             MORE=self.setup.more,
         )
         return [self.binary, "--config", config]
+
+
+class Profiled(CnblogsProxy):
+    """Ours as releases bring it, built with a profile, when it is there."""
+
+    binary = os.environ.get("PROFILED")
 
 
 class Before(CnblogsProxy):
@@ -152,11 +158,11 @@ class Envoy(Peer):
 
 PEERS = {
     "cnblogs-proxy": CnblogsProxy,
+    **({"profiled": Profiled} if Profiled.binary else {}),
     "nginx": Nginx,
     "haproxy": Haproxy,
     "kubectl proxy": Kubectl,
     "caddy": Caddy,
     "envoy": Envoy,
+    **({"before": Before} if Before.binary else {}),
 }
-if Before.binary:
-    PEERS["before"] = Before

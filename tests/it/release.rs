@@ -1,7 +1,8 @@
 //! What `deploy/release` makes: the static program, its parts list, their sums, and the commit that it names.
 //!
 //! It is compiled without optimisation here, which is another matter than how it is made. `RELEASE_BUILD=1` has it made
-//! as it is shipped, twice and in two places, to compare, and holds the image to its size; that takes minutes.
+//! as it is shipped, but for the profile, twice and in two places, to compare, and holds the image to its size; that
+//! takes minutes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -78,19 +79,9 @@ fn a_release_has_the_same_bytes_wherever_it_is_made() {
     // Cargo writes the package's id another way where the directory has its name.
     let copy = there.path().join("another place/cnblogs-proxy");
     fs::create_dir_all(&copy).unwrap();
-    for part in [
-        ".cargo",
-        "Cargo.toml",
-        "Cargo.lock",
-        "LICENSE",
-        "README.md",
-        "config",
-        "src",
-        "deploy",
-        "tests/README.md",
-    ] {
-        done(&run(Path::new(ROOT), "cp", &["-a", "--parents", part, copy.to_str().unwrap()]));
-    }
+    let parts =
+        ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "config", "src", "deploy", "tests/README.md"];
+    self::copy(&parts, &copy);
     // Dependencies are compiled once for both, unless all is to be as it is shipped.
     done(&run(&copy, "touch", &["src/lib.rs", "src/main.rs"]));
     let target = if is_as_shipped() { there.path().join("target") } else { TARGET.into() };
@@ -106,15 +97,99 @@ fn a_release_has_the_same_bytes_wherever_it_is_made() {
 #[test]
 fn what_no_commit_has_is_not_released() {
     let place = repository();
-    let script = place.path().join("deploy/release/build");
-    fs::create_dir_all(script.parent().unwrap()).unwrap();
-    fs::copy(Path::new(ROOT).join("deploy/release/build"), &script).unwrap();
+    copy(&["deploy/release"], place.path());
 
+    let script = place.path().join("deploy/release/build");
     let refused = run(place.path(), script.to_str().unwrap(), &["made"]);
 
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("?? deploy/") && said.contains("error: a release is made from a commit"), "{said}");
+}
+
+#[test]
+fn a_checkout_tells_the_compiler_nothing() {
+    assert_eq!(names(&Path::new(ROOT).join(".cargo")), [String::from("mutants.toml")].into());
+}
+
+#[test]
+fn wrong_arguments_are_refused_before_anything_is_made() {
+    let place = TempDir::new().unwrap();
+    for script in ["build", "static"] {
+        for arguments in [&[][..], &["--fast", "made"], &["made", "more"], &["made", "--without-profile"]] {
+            let refused = run(place.path(), &format!("{ROOT}/deploy/release/{script}"), arguments);
+
+            let said = String::from_utf8_lossy(&refused.stderr);
+            let usage = format!("error: usage: deploy/release/{script} ");
+            assert!(refused.status.code() == Some(1) && said.starts_with(&usage), "{arguments:?}: {said}");
+        }
+    }
+    assert_eq!(names(place.path()), BTreeSet::new());
+}
+
+#[test]
+fn a_profile_is_used_for_the_sources_and_the_compiler_that_it_is_of() {
+    let place = TempDir::new().unwrap();
+    let place = place.path();
+    copy(&["Cargo.toml", "Cargo.lock", "src/main.rs", "deploy/release", "deploy/debian/build"], place);
+    let builds = [&["deploy/release/static", "made"][..], &["deploy/debian/build"]];
+    for build in builds {
+        assert_eq!(flags_of_profile(place, build), "", "{build:?}: there is none");
+    }
+    let directory = "source deploy/release/program.sh && profile_directory \"$PWD/target\"";
+    let profile = done(&run(place, "bash", &["-c", directory]));
+    let profile = profile.trim();
+    fs::create_dir_all(profile).unwrap();
+    for name in ["program.profdata", "program.order"] {
+        fs::write(Path::new(profile).join(name), "").unwrap();
+    }
+
+    for build in builds {
+        let flags = flags_of_profile(place, build);
+        assert!(flags.contains(&format!("profile-use={profile}/program.profdata\n")), "{build:?}: {flags}");
+        let is_ordered = flags.contains(&format!("-Wl,--symbol-ordering-file={profile}/program.order,"));
+        assert_eq!(is_ordered, cfg!(all(target_arch = "x86_64", target_env = "gnu")), "{build:?}: {flags}");
+    }
+    assert!(Path::new(profile).join("cnblogs-proxy").exists(), "for the benchmark");
+    assert_eq!(flags_of_profile(place, &["deploy/release/static", "--without-profile", "made"]), "");
+    fs::write(place.join("src/main.rs"), "fn main() {}").unwrap();
+    for build in builds {
+        assert_eq!(flags_of_profile(place, build), "", "{build:?}: it is of other sources");
+    }
+}
+
+#[test]
+fn a_release_that_cannot_be_trained_for_names_what_is_missing_and_the_way_without() {
+    let (place, made) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let programs = [
+        "bash",
+        "cargo",
+        "cat",
+        "cut",
+        "dirname",
+        "find",
+        "git",
+        "mkdir",
+        "rm",
+        "rustc",
+        "sed",
+        "sha256sum",
+        "sort",
+    ];
+    for program in programs {
+        let found = done(&run(place.path(), "bash", &["-c", "command -v \"$0\"", program]));
+        std::os::unix::fs::symlink(found.trim(), place.path().join(program)).unwrap();
+    }
+    let mut command = Command::new(format!("{ROOT}/deploy/release/build"));
+    command.env("PATH", place.path()).env("CARGO_TARGET_DIR", made.path().join("target"));
+    command.env("SOURCE_DATE_EPOCH", EPOCH);
+    let refused = command.arg("--allow-dirty").arg(made.path()).output().unwrap();
+
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: training needs") && said.contains(" wrk"), "{said}");
+    assert!(said.contains("deploy/release/build --without-profile"), "{said}");
+    assert_eq!(names(made.path()), BTreeSet::new());
 }
 
 #[test]
@@ -240,9 +315,39 @@ fn release(sources: &Path, target: &Path, into: &Path) -> Output {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new("nice");
-    command.arg(sources.join("deploy/release/build")).arg("--allow-dirty").arg(into);
+    command.arg(sources.join("deploy/release/build")).args(["--allow-dirty", "--without-profile"]).arg(into);
     without_cargo(&mut command).env("CARGO_TARGET_DIR", target).envs(profile().to_vec());
     command.env("CNBLOGS_PROXY_COMMIT", COMMIT).env("SOURCE_DATE_EPOCH", EPOCH).output().unwrap()
+}
+
+/// What the compiler is told of a profile, a line for each word, when a script runs beside a cargo that builds nothing.
+fn flags_of_profile(sources: &Path, script: &[&str]) -> String {
+    let cargo = r#"#!/bin/sh
+        here=$(dirname "$0")
+        case $1 in
+        metadata) echo "{\"target_directory\":\"$here/target\"}" ;;
+        build)
+            printf %s "$CARGO_ENCODED_RUSTFLAGS" | tr '\037' '\n' | grep program >"$here/flags"
+            install -D /bin/true "$here/target/$5/release/cnblogs-proxy" ;;
+        esac"#;
+    fs::write(sources.join("cargo"), cargo).unwrap();
+    fs::set_permissions(sources.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", sources.display(), std::env::var("PATH").unwrap());
+
+    let mut command = Command::new(sources.join(script[0]));
+    command.args(&script[1..]).current_dir(sources).env("PATH", path).env_remove("RUSTFLAGS");
+    let said = done(&command.output().unwrap());
+
+    let flags = fs::read_to_string(sources.join("flags")).unwrap();
+    assert_eq!(said.contains("building with the profile"), !flags.is_empty(), "{said}");
+    flags
+}
+
+/// Copies some of the sources.
+fn copy(parts: &[&str], to: &Path) {
+    for part in parts {
+        done(&run(Path::new(ROOT), "cp", &["-a", "--parents", part, to.to_str().unwrap()]));
+    }
 }
 
 /// What `cargo test` tells its tests is not for another cargo.

@@ -23,6 +23,16 @@ const MOST_LEFT: usize = 6;
 /// So much of a secret says which one it is.
 const KNOWN_BY: usize = 16;
 
+#[test]
+fn the_allocator_gives_back_what_is_free_after_a_second() {
+    let said = Command::new(PROGRAM).arg("--version").env("_RJEM_MALLOC_CONF", "confirm_conf:true").output();
+
+    let said = String::from_utf8(said.unwrap().stderr).unwrap();
+    for setting in ["dirty_decay_ms:1000", "muzzy_decay_ms:0", "slab_sizes:2049-14336:16"] {
+        assert!(said.contains(&format!("-- Set conf value: {setting}\n")), "{setting}: {said}");
+    }
+}
+
 /// loc-007
 #[test]
 fn another_program_of_the_same_user_sees_nothing_and_a_crash_leaves_no_core() {
