@@ -18,20 +18,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use http::uri::Scheme;
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
 use super::daemon::{Daemon, runtime};
 use super::{Exit, Failure};
 use crate::config::{self, Config, Environment};
+use crate::oauth::random;
 use crate::server::raise_open_files;
 use caller::Caller;
 use proxy::Proxy;
@@ -61,7 +59,7 @@ pub(super) fn run(asked: &Run, file: Option<&Path>, environment: &Environment) -
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening on a loopback port")?;
     let address = listener.local_addr().context("listening on a loopback port")?;
     let trust = Trust::write(&authority, address, environment)?;
-    let password = random();
+    let password = random(24);
     let credential = config::basic(&format!("run:{password}"));
     let mut variables = proxy_variables(address, &password, &hosts, environment);
     variables.extend_from_slice(&trust.variables);
@@ -171,13 +169,6 @@ fn covers_any(entry: &str, hosts: &BTreeSet<String>) -> bool {
     hosts
         .iter()
         .any(|host| format!("https://{host}").parse().is_ok_and(|url| matcher.intercept(&url).is_none()))
-}
-
-/// What nobody can guess, in characters that mean nothing in URLs and paths.
-fn random() -> String {
-    let mut bytes = [0; 24];
-    SystemRandom::new().fill(&mut bytes).expect("the operating system has random numbers");
-    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 #[cfg(test)]

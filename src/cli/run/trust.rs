@@ -15,8 +15,8 @@ use rustix::process::getuid;
 use rustls::pki_types::CertificateDer;
 use rustls_native_certs::{load_certs_from_paths, load_native_certs};
 
-use super::random;
 use crate::config::Environment;
+use crate::oauth::random;
 
 const NAME: &str = "cnblogs-proxy-run-";
 /// Variables that name a file of certificates in PEM.
@@ -142,7 +142,7 @@ impl Drop for Trust {
 fn make(base: &Path) -> io::Result<(PathBuf, File)> {
     sweep(base);
     loop {
-        let directory = base.join(format!("{NAME}{}", random()));
+        let directory = base.join(format!("{NAME}{}", random(24)));
         DirBuilder::new().mode(0o700).create(&directory)?;
         let locked = File::open(&directory).and_then(|lock| {
             lock.lock()?;
