@@ -411,7 +411,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once_and_names_the_first() {
 
 #[test]
 fn the_store_of_an_older_version_is_used_and_that_of_a_newer_one_is_refused_and_left_alone() {
-    let released: &[u8] = include_bytes!("../upgrades/store-1");
+    let released: &[u8] = include_bytes!("../../src/testing/store-1");
     let mut world = World::start();
     assert_eq!(world.daemon.stop().code(), Some(0));
     let store = world.home.state().join("store");
