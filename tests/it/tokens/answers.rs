@@ -6,13 +6,10 @@ use std::time::Duration;
 use flate2::Compression;
 
 use super::{events, expired, held, logged_in_for, main_account, refresh};
-use crate::standin::{Answer, Body, Endpoint, Fault, Gate, Options, Person};
+use crate::standin::{Answer, Body, Endpoint, Fault, Gate, Options};
 use crate::support::{Setup, World, eventually};
 
-/// Longer than the 12 s after which an answer was once given up.
-const SLOW: Duration = Duration::from_secs(14);
-
-fn assert_ready(world: &World) {
+pub(crate) fn assert_ready(world: &World) {
     let answer = world.daemon.get("/api/users");
     assert_eq!((answer.status, world.daemon.state()), (200, "ready".to_owned()), "{}", world.daemon.output());
 }
@@ -45,28 +42,6 @@ fn deflated(body: &[u8]) -> Vec<u8> {
 fn typed(answer: &mut Answer, media_type: &str) {
     answer.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
     answer.fields.push(("Content-Type".to_owned(), media_type.to_owned()));
-}
-
-#[test]
-fn a_server_that_rotates_at_once_and_answers_late_is_waited_for() {
-    let world = World::logged_in();
-    world.standin.fault(Endpoint::Token, Fault::DelayAfter(SLOW));
-
-    assert_eq!(refresh(&world.daemon).status, 200);
-
-    assert_eq!(world.standin.refreshes().len(), 1);
-    assert_ready(&world);
-}
-
-#[test]
-fn a_code_whose_exchange_takes_long_is_waited_for() {
-    let world = World::start();
-    world.standin.fault(Endpoint::Token, Fault::DelayAfter(SLOW));
-
-    world.log_in(Person::Alice);
-
-    assert_eq!(world.standin.token_requests().len(), 1);
-    assert_ready(&world);
 }
 
 #[test]
