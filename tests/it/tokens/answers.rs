@@ -65,7 +65,8 @@ fn a_server_that_may_still_work_on_a_refresh_is_not_asked_again_whoever_asks() {
         (refreshes.len() > 1).then_some(refreshes)
     });
     let pause = refreshes[1].at - refreshes[0].at;
-    assert!(pause >= Duration::from_secs(4), "asked again after {pause:?}: 2 s and as long again");
+    // The server may have seen the first one late: 2 s, and about as long again.
+    assert!(pause >= Duration::from_secs(3), "asked again after {pause:?}");
 }
 
 #[test]
