@@ -139,7 +139,8 @@ fn assert_is_whole(machine: &Machine) {
     for file in [
         "/usr/share/man/man1/cnblogs-proxy.1.gz",
         "/usr/share/man/man5/cnblogs-proxy.toml.5.gz",
-        "/usr/share/doc/cnblogs-proxy/prometheus/alerts.yaml",
+        "/usr/share/doc/cnblogs-proxy/config/complete.toml",
+        "/usr/share/doc/cnblogs-proxy/deploy/prometheus/alerts.yaml",
         "/usr/share/doc/cnblogs-proxy/config/README.md",
         "/usr/share/doc/cnblogs-proxy/deploy/README.md",
         "/usr/share/doc/cnblogs-proxy/tests/README.md",
