@@ -1,4 +1,5 @@
-//! X
+//! What the README tells whoever has a personal access token, in English and in Chinese, done to the letter: with the
+//! stand-in in the place of both hosts, a free port in the place of 8262, and a home of its own.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
