@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    const SAMPLE: &str = include_str!("../../tests/vectors/sample-callback.txt");
+    const SAMPLE: &str = include_str!("../testing/sample-callback.txt");
 
     fn redirect_uri() -> Url {
         Url::parse("https://oauth.cnblogs.com/auth/callback").unwrap()

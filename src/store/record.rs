@@ -442,7 +442,7 @@ mod tests {
     }
 
     /// Files as each version of the format was first released. They never change, and are read for good.
-    const RELEASED: [&[u8]; VERSION as usize] = [include_bytes!("../../tests/upgrades/store-1")];
+    const RELEASED: [&[u8]; VERSION as usize] = [include_bytes!("../testing/store-1")];
 
     #[test]
     fn every_released_format_is_read_for_good() {

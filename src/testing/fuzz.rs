@@ -1,15 +1,15 @@
 //! What parses bytes that strangers send has properties, and they are written once: `properties.rs` beside the code
 //! has a function of bytes for each, which panics when its property does not hold. Two things call them.
 //!
-//! `cargo test` plays a fixed number of damaged seeds from `tests/fuzz/seeds`, and of random bytes. `FUZZ_RUNS` says
-//! how many for each property, `FUZZ_SEED` and `FUZZ_FIRST` which: every input depends on the seed and its number
-//! alone.
+//! `cargo test` plays a fixed number of damaged seeds, which are beside this, and of random bytes. `FUZZ_RUNS` says how
+//! many for each property, `FUZZ_SEED` and `FUZZ_FIRST` which: every input depends on the seed and its number alone.
 //!
-//! A fuzzer that watches coverage plays as many as it is let (`cargo install --locked cargo-fuzz`, once):
+//! A fuzzer that watches coverage plays as many as it is let (`cargo install --locked cargo-fuzz`, once), here where its
+//! targets are:
 //!
 //! ```text
-//! cd tests/fuzz && mkdir -p corpus/TARGET seeds/TARGET
-//! RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none TARGET corpus/TARGET seeds/TARGET -- -max_total_time=300
+//! seeds=../../src/testing/seeds/TARGET && mkdir -p corpus/TARGET $seeds
+//! RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none TARGET corpus/TARGET $seeds -- -max_total_time=300
 //! ```
 //!
 //! What it finds becomes a seed.

@@ -5,16 +5,13 @@
 //! one Authorization and the API's Host upstream, nothing malformed there, nobody at the trap, a clean request
 //! answered at once, no panic, no growth.
 
-mod case;
-mod differential;
+pub(crate) mod case;
 mod judge;
-mod line;
-mod local;
-pub(crate) mod memory;
-mod mutate;
-pub(crate) mod network;
-mod reading;
-mod stage;
+pub(crate) mod line;
+pub(crate) mod local;
+pub(crate) mod mutate;
+pub(crate) mod reading;
+pub(crate) mod stage;
 
 use case::{Case, Needs};
 use line::Transport;

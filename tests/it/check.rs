@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 
 use crate::standin::{Options, Standin};
-use crate::support::{Home, config};
+use crate::support::{Home, config, with_descriptors};
 
 /// How a `check` ended and what it said.
 struct Said {
@@ -68,12 +68,12 @@ fn what_looks_wrong_is_named() {
 fn a_form_post_to_anywhere_but_the_daemon_is_named() {
     for (redirect_uri, count) in [
         ("https://oauth.cnblogs.com/auth/callback", 1),
-        ("http://127.0.0.1:9/callback", 1),
-        ("http://127.0.0.1:9/-/callback", 0),
+        ("http://127.0.0.1:<port>/callback", 1),
+        ("http://127.0.0.1:<port>/-/callback", 0),
     ] {
         let account = format!("response_mode = \"form_post\"\nredirect_uri = \"{redirect_uri}\"");
 
-        let warnings = warnings(&furnished("", &account, "<at 9>"));
+        let warnings = warnings(&furnished("", &account, "<at port>"));
 
         assert_eq!(warnings.len(), count, "{redirect_uri}: {warnings:?}");
         assert!(
@@ -89,7 +89,7 @@ fn what_is_right_is_not_warned_of() {
     for (top, account, tables) in [
         ("", "", ""),
         ("", "scope = \"openid offline_access\"", ""),
-        ("", "redirect_uri = \"http://127.0.0.1:9/-/callback\"", "<at 9>"),
+        ("", "redirect_uri = \"http://127.0.0.1:<port>/-/callback\"", "<at port>"),
         ("", "issuer = \"https://h\"", ""),
         (
             "",
@@ -291,11 +291,11 @@ fn furnished(top: &str, account: &str, tables: &str) -> Home {
     let key = format!("[[callers.key]]\nname = \"k\"\nfile = \"{}\"\n", key.display());
     let listen = match (top.contains("listen"), tables) {
         (true, _) => "",
-        (false, "<at 9>") => "listen = [\"127.0.0.1:9\"]",
+        (false, "<at port>") => "listen = [\"127.0.0.1:<port>\"]",
         (false, _) => "listen = [\"127.0.0.1:0\"]",
     };
     let tables = tables
-        .replace("<at 9>", "")
+        .replace("<at port>", "")
         .replace("<remote>", &format!("[callers]\nallow_remote = true\n{key}"))
         .replace("<key>", &key)
         .replace("<x>", "[[route]]\nprefix = \"/x\"\nupstream = \"https://x.example\"\n");
@@ -305,6 +305,8 @@ fn furnished(top: &str, account: &str, tables: &str) -> Home {
          client_secret_file = \"{}\"\n{account}\n[[route]]\n{tables}\n{limits}\n",
         secret.display()
     );
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = text.replace("<port>", &free.to_string());
     fs::write(home.config(), text.replace("<home>", &home.path().display().to_string())).unwrap();
     fs::set_permissions(home.config(), fs::Permissions::from_mode(0o644)).unwrap();
     home
@@ -334,10 +336,7 @@ fn warnings(home: &Home) -> Vec<String> {
 /// Where a process may have 1000 open files.
 fn check(home: &Home, arguments: &[&str]) -> Said {
     let ours = home.command(&[&["check"], arguments].concat());
-    let mut command = std::process::Command::new("prlimit");
-    command.arg("--nofile=1000:1000").arg(ours.get_program()).args(ours.get_args()).env_clear();
-    command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let output = command.output().unwrap();
+    let output = with_descriptors(1000, 1000, &ours).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -13,9 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::standin::{Person, Standin};
-use crate::store::strace::threads_named;
 use crate::support::{Daemon, Home, PATIENCE, Setup, World, config, eventually};
-use crate::systemd::delayed;
 
 const COMMANDS: [&str; 11] = [
     "serve",
@@ -35,25 +33,25 @@ const KEY: &str = "first-key-of-the-caller";
 
 /// How a command ended and what it said.
 #[derive(Debug)]
-struct Told {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Told {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 /// `login` in a terminal: the test reads what it says and answers.
-struct Conversation {
+pub(crate) struct Conversation {
     child: Child,
     input: Option<ChildStdin>,
     lines: Receiver<String>,
 }
 
 impl Conversation {
-    fn start(home: &Home, arguments: &[&str]) -> Self {
+    pub(crate) fn start(home: &Home, arguments: &[&str]) -> Self {
         Self::of(&mut home.command(arguments))
     }
 
-    fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();
@@ -66,7 +64,7 @@ impl Conversation {
 
     /// The first line from here on that has this in it.
     #[track_caller]
-    fn line_with(&self, words: &str) -> String {
+    pub(crate) fn line_with(&self, words: &str) -> String {
         loop {
             match self.lines.recv_timeout(PATIENCE) {
                 Ok(line) if line.contains(words) => return line,
@@ -76,13 +74,13 @@ impl Conversation {
         }
     }
 
-    fn say(&mut self, line: &str) {
+    pub(crate) fn say(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Says nothing more and waits for the end.
     #[track_caller]
-    fn end(mut self) -> Told {
+    pub(crate) fn end(mut self) -> Told {
         drop(self.input.take());
         let code = eventually("the command ends", || self.child.try_wait().unwrap()).code();
         let mut err = String::new();
@@ -162,40 +160,6 @@ fn status_and_health_say_how_the_daemon_is() {
     assert_eq!(done(&run(&world.home, &["health"])), "");
     for secret in world.standin.issued_secrets() {
         assert!(!status.contains(&secret) && !json.to_string().contains(&secret), "{status}");
-    }
-}
-
-#[test]
-fn status_is_readable_at_a_glance_and_coloured_on_a_terminal_alone() {
-    let world = World::logged_in();
-    done(&run(&world.home, &["refresh"]));
-
-    let plain = run(&world.home, &["status"]);
-    let on_terminal = |variables: &str| {
-        let command = world.home.command(&["status"]);
-        let arguments: Vec<_> = command.get_args().map(|one| one.to_str().unwrap()).collect();
-        let line = format!("{variables} {} {}", command.get_program().to_str().unwrap(), arguments.join(" "));
-        let output = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output();
-        String::from_utf8(output.unwrap().stdout).unwrap().replace("\r\n", "\n")
-    };
-
-    assert!(plain.out.starts_with("main: ready as "), "{plain:?}");
-    for words in [
-        "\n  token expires  in 23 h 59 min (",
-        "\n  login ends     in 29 days 23 h (",
-        " s ago (",
-        "\n  events         ",
-    ] {
-        assert!(plain.out.contains(words), "{words:?} is not in {}", plain.out);
-    }
-    let daemon = format!("\ndaemon: version {}, up ", env!("CARGO_PKG_VERSION"));
-    assert!(plain.out.contains(&daemon) && plain.out.contains(&world.daemon.authority), "{}", plain.out);
-    assert!(!plain.out.contains('\u{1b}'), "{plain:?}");
-    let coloured = on_terminal("TERM=xterm");
-    assert!(coloured.contains("main: \u{1b}[32mready\u{1b}[0m as "), "{coloured}");
-    for variables in ["TERM=xterm NO_COLOR=1", "TERM=dumb"] {
-        let shown = on_terminal(variables);
-        assert!(shown.contains("main: ready as ") && !shown.contains('\u{1b}'), "{variables}: {shown}");
     }
 }
 
@@ -362,24 +326,6 @@ fn a_login_in_the_terminal_needs_no_daemon() {
 }
 
 #[test]
-fn a_login_on_a_terminal_says_how_much_time_is_left_and_what_it_does() {
-    let world = World::start();
-    let command = world.home.command(&["login"]);
-    let arguments: Vec<_> = command.get_args().map(|one| one.to_str().unwrap()).collect();
-    let line = format!("{} {}", command.get_program().to_str().unwrap(), arguments.join(" "));
-    let mut script = Command::new("script");
-    let mut login = Conversation::of(script.args(["-qec", &line, "/dev/null"]));
-    let url = login.line_with(&world.standin.auth_url()).trim_end().to_owned();
-    login.line_with("(10 minutes are left)");
-
-    login.say(&world.standin.authorize(&url, Person::Alice));
-
-    login.line_with("Checking the address, and exchanging its code for a token ...");
-    login.line_with(&format!("main is logged in as {}.", Person::Alice.display_name()));
-    assert_eq!(login.end().code, Some(0));
-}
-
-#[test]
 fn what_is_no_callback_fails_the_terminal_s_login_and_harms_nothing() {
     for with_daemon in [true, false] {
         let mut world = World::logged_in();
@@ -492,27 +438,6 @@ fn health_asks_through_every_listener() {
         assert!(told.err.starts_with("error: ") && told.err.contains("proxy.sock"), "{told:?}");
     }
     assert_eq!(run(&home, &["status"]).code, Some(0), "its own socket is there");
-}
-
-#[test]
-fn health_sees_a_worker_that_hangs() {
-    for (workers, says) in [(1, "no answer within"), (2, "worker 1 is stuck")] {
-        let home = personal(&format!("workers = {workers}"));
-        let daemon = home.serve();
-        assert_eq!(done(&run(&home, &["health"])), "");
-        let worker = threads_named(daemon.pid(), &format!("worker-{}", workers - 1))[0];
-        let held = delayed(worker, &[], "epoll_wait,epoll_pwait");
-
-        for arguments in [&["health"][..], &["health", "--live"]] {
-            let told = eventually("it is seen", || {
-                let told = run(&home, arguments);
-                (told.code == Some(1)).then_some(told)
-            });
-            assert!(told.err.contains(says), "{told:?}");
-        }
-        // As long as it delays a call, nothing can end.
-        drop(held);
-    }
 }
 
 #[test]
@@ -898,29 +823,6 @@ fn what_a_service_lacks_is_told_by_the_file_that_it_was_started_with() {
     assert!(homeless.ends_with("/etc/cnblogs-proxy/config.toml"), "{homeless}");
 }
 
-/// Nobody can become the user of a service that exists only while it runs.
-#[test]
-fn a_caller_of_another_user_s_daemon_is_told_where_to_look() {
-    assert!(rustix::process::geteuid().is_root(), "this test becomes another user: it needs root");
-    let home = personal("");
-    let _daemon = home.serve();
-    for path in [home.path(), &home.config()] {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-
-    for arguments in [&["status"][..], &["health"], &["token"], &["login"], &["reload"]] {
-        let ours = home.command(arguments);
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=64999", "--clear-groups"]).arg(ours.get_program()).args(ours.get_args());
-        let output = command.env("HOME", home.path()).output().unwrap();
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{told}");
-        for words in ["may not be entered", "as root", "/-/", "http://127.0.0.1:8262/-/status"] {
-            assert!(told.contains(words), "{arguments:?}: {words}: {told}");
-        }
-    }
-}
-
 #[test]
 fn a_state_directory_may_have_any_name_and_be_deep() {
     for name in [
@@ -975,7 +877,7 @@ fn write_key(directory: &Path, key: &str) {
 }
 
 /// A home with a personal access token, and an upstream that nobody asks.
-fn personal(top: &str) -> Home {
+pub(crate) fn personal(top: &str) -> Home {
     let home = Home::new(Vec::new());
     let pat = home.secret("pat", "p4t-of-somebody\n");
     let listen = if top.contains("listen") { "" } else { "listen = [\"127.0.0.1:0\"]" };
@@ -990,7 +892,7 @@ fn personal(top: &str) -> Home {
 }
 
 #[track_caller]
-fn run(home: &Home, arguments: &[&str]) -> Told {
+pub(crate) fn run(home: &Home, arguments: &[&str]) -> Told {
     let Output { status, stdout, stderr } = home.run(arguments, "");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Told { code: status.code(), out: text(stdout), err: text(stderr) }
@@ -998,7 +900,7 @@ fn run(home: &Home, arguments: &[&str]) -> Told {
 
 /// The standard output of a command that did what it was asked, without a word of complaint.
 #[track_caller]
-fn done(told: &Told) -> String {
+pub(crate) fn done(told: &Told) -> String {
     assert_eq!((told.code, told.err.as_str()), (Some(0), ""), "{told:?}");
     told.out.clone()
 }

@@ -1,22 +1,20 @@
 //! What crosses the proxy, each way, and what it refuses: section "Forwarding" of the contract, seen from outside.
 
 mod answers;
-mod bodies;
+pub(crate) mod bodies;
 mod bytes;
-mod caller;
+pub(crate) mod caller;
 mod closing;
-mod descriptors;
+pub(crate) mod descriptors;
 mod guard;
-mod idle;
 mod leaving;
 mod limit;
 mod limits;
 mod problems;
 mod replay;
 mod reuse;
-mod stalls;
 mod unusual;
-mod users;
+pub(crate) mod users;
 
 use std::fs;
 
@@ -26,7 +24,7 @@ use crate::standin::Options;
 use crate::support::{Answer, Daemon, Setup, World};
 
 /// One worker, so that every request meets the same pool of connections.
-fn one_worker() -> Setup {
+pub(crate) fn one_worker() -> Setup {
     Setup { top: "workers = 1".to_owned(), ..Setup::default() }
 }
 
@@ -60,7 +58,7 @@ fn token(world: &World) -> String {
 
 /// An answer of the proxy's own, with nothing of its insides in it.
 #[track_caller]
-fn assert_problem(answer: &Answer, code: &str, status: u16, error: &str) {
+pub(crate) fn assert_problem(answer: &Answer, code: &str, status: u16, error: &str) {
     assert_eq!((answer.problem().as_str(), answer.status), (code, status), "{answer:?}");
     let expected = format!("cnblogs-proxy; error={error}");
     assert_eq!(answer.field("proxy-status"), Some(expected.as_str()), "{answer:?}");
@@ -76,7 +74,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The daemon's resident memory.
-fn resident_kib(daemon: &Daemon) -> u64 {
+pub(crate) fn resident_kib(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
     line.trim().strip_suffix(" kB").unwrap().parse().unwrap()

@@ -257,6 +257,38 @@ fn the_pages_know_all_words_that_events_are_told_with() {
     assert!(told.len() > 20, "only {} were seen", told.len());
 }
 
+/// The library stands without its tests: what its own tests read lies beside it.
+#[test]
+fn no_file_of_the_library_names_the_tests_around_it() {
+    for file in files_below("src") {
+        let text = fs::read(&file).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        let is_word = |before: &str| before.ends_with(|letter: char| letter.is_ascii_alphanumeric());
+        let names = text.match_indices("tests/").any(|(at, _)| !is_word(&text[..at]));
+        assert!(!names, "{}", file.display());
+    }
+}
+
+#[test]
+fn every_seed_and_every_fuzz_target_is_played() {
+    let stems = |folder: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(Path::new(ROOT).join(folder)).unwrap();
+        entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    let is_properties = |file: &PathBuf| file.ends_with("properties.rs");
+    let properties = files_below("src").into_iter().filter(is_properties);
+    let properties: String = properties.map(|file| fs::read_to_string(file).unwrap()).collect();
+    let manifest = fs::read_to_string(Path::new(ROOT).join("tests/fuzz/Cargo.toml")).unwrap();
+    let targets = stems("tests/fuzz/targets");
+
+    assert!(targets.len() > 10, "{targets:?}");
+    assert!(stems("src/testing/seeds").is_subset(&targets));
+    for target in targets {
+        assert!(manifest.contains(&format!("\nname = \"{target}\"\n")), "{target} is in no manifest");
+        assert!(properties.contains(&format!("holds(\"{target}\", ")), "{target} is in no test");
+    }
+}
+
 /// The string literal that code begins with, its lines joined as the compiler does.
 fn literal(code: &str) -> Option<String> {
     let text = code.trim_start().strip_prefix('"')?;
@@ -273,19 +305,22 @@ fn sources() -> Vec<PathBuf> {
         ["testing", "session/histories"].iter().any(|tests| name.starts_with(tests))
             || name.ends_with("properties.rs")
     };
+    let is_code = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "rs");
+    let found: Vec<_> =
+        files_below("src").into_iter().filter(|file| is_code(file) && !is_test(file)).collect();
+    assert!(found.len() > 30, "only {} files were found", found.len());
+    found
+}
+
+fn files_below(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut directories = vec![Path::new(ROOT).join("src")];
+    let mut directories = vec![Path::new(ROOT).join(folder)];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test(&path) {
-                found.push(path);
-            }
+            if path.is_dir() { directories.push(path) } else { found.push(path) }
         }
     }
-    assert!(found.len() > 30, "only {} files were found", found.len());
     found
 }
 

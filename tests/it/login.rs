@@ -5,16 +5,14 @@
 
 mod callback;
 mod client;
-mod discovery;
+pub(crate) mod discovery;
 mod exchange;
 mod id_token;
-mod kept;
 mod keys;
 mod local;
 mod pages;
-mod person;
+pub(crate) mod person;
 mod secrecy;
-mod terminal;
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -84,7 +82,7 @@ fn authorization_in_use(world: &World) -> Option<String> {
 
 /// Begins a login and comes back with something wrong.
 #[track_caller]
-fn spoiled(world: &World, spoil: Spoil) -> String {
+pub(crate) fn spoiled(world: &World, spoil: Spoil) -> String {
     world.standin.authorize_with(&world.begin_login(), Person::Alice, spoil)
 }
 

@@ -9,13 +9,9 @@ mod standin;
 
 mod addresses;
 mod attacks;
-mod browser;
 mod check;
-mod clients;
 mod commands;
 mod configuration;
-mod containers;
-mod deployed;
 #[path = "../../src/testing/dice.rs"]
 mod dice;
 mod forwarding;
@@ -24,21 +20,12 @@ mod login;
 mod logs;
 mod metrics;
 mod names;
-mod network;
 mod notices;
-mod pages;
-mod provider;
-mod providers;
 mod proxies;
 mod readme;
 mod rereading;
-mod release;
-mod run;
-mod sandbox;
 mod secrets;
-mod shells;
-mod soak;
 mod store;
-mod systemd;
+#[cfg(feature = "system-tests")]
+mod system;
 mod tokens;
-mod trust;

@@ -2,36 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Home, PROGRAM};
-
-/// Puts a file over `/etc/passwd` where nobody else sees it, and runs the program there: `$1` is the file, `$2` the
-/// `PATH`.
-const WITH_PASSWD: &str = r#"mount --bind "$1" /etc/passwd && shift && PATH="$1" && shift && exec "$@""#;
-
-#[test]
-fn a_name_in_another_character_set_hides_no_other_one() {
-    let home = named("alice");
-    let passwd = [
-        &fs::read("/etc/passwd").unwrap()[..],
-        b"\xd6\xd0\xce\xc4:x:64001:64001:\xc0\xc9:/:/bin/sh\nalice:x:64002:64002:\xc0\xc9:/:/bin/sh\n",
-    ];
-    let file = home.path().join("passwd");
-    fs::write(&file, passwd.concat()).unwrap();
-    let without_getent = home.path().join("empty");
-    fs::create_dir(&without_getent).unwrap();
-
-    for path in [Path::new("/usr/bin:/bin"), &without_getent] {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", WITH_PASSWD, "sh"]).args([&file, path]).arg(PROGRAM);
-        let output = command.args(["check", "--config"]).arg(home.config()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(said.contains("users 64002,"), "{path:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
+use crate::support::Home;
 
 /// Directories may answer with another spelling of the name, and they have more users than `/etc/passwd`.
 #[test]
@@ -79,7 +52,7 @@ fn a_directory_that_does_not_answer_is_not_waited_for_and_numbers_need_none() {
     assert!(check(&home).1.contains("users 64004,"));
 }
 
-fn named(user: &str) -> Home {
+pub(crate) fn named(user: &str) -> Home {
     let home = Home::new(vec![("CNBLOGS_PAT".to_owned(), "p4t".to_owned())]);
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     write(&home, user);

@@ -5,13 +5,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::standin::Person;
-use crate::support::{Daemon, PATIENCE, PROGRAM, Setup, World, eventually};
+use crate::support::with_descriptors;
+use crate::support::{Daemon, PATIENCE, Setup, World, eventually};
 
 /// Stands in for a program on the PATH: writes its arguments, one a line, and what it is given.
 const RECORDER: &str =
@@ -47,53 +47,19 @@ fn the_mail_example_sends_a_message_that_begins_with_its_fields() {
 }
 
 #[test]
-fn the_webhook_example_posts_json_to_an_address_that_no_argument_shows() {
-    let programs = Programs::with("nothing-of-ours");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let file = programs.0.path().join("webhook.curl");
-    fs::write(&file, format!("url = \"http://{}/hook\"\nnoproxy = \"*\"\n", listener.local_addr().unwrap()))
-        .unwrap();
-
-    let _world = told_by("webhook", &[file.to_str().unwrap()], &programs);
-    let (mut stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (head, body) = posted(&stream);
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
-
-    assert!(head.starts_with("POST /hook HTTP/1.1\r\n"), "{head}");
-    assert!(head.to_lowercase().contains("\r\ncontent-type: application/json\r\n"), "{head}");
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(body["text"], "cnblogs-proxy, main: login-required: a person has to log in");
-}
-
-#[test]
-fn the_webhook_example_writes_valid_json_whatever_the_message() {
-    let programs = Programs::with("curl");
-    let message = "a \"quoted\" \\ path,\tand\na line 园子";
-
-    let mut command = Command::new(example("webhook"));
-    command.arg("file").env("PATH", programs.path()).env("CNBLOGS_PROXY_MESSAGE", message);
-    command.env("CNBLOGS_PROXY_ACCOUNT", "main").env("CNBLOGS_PROXY_EVENT", "recovered");
-    assert!(command.status().unwrap().success());
-
-    let heard = fs::read_to_string(programs.0.path().join("curl.heard")).unwrap();
-    let json = heard.lines().last().unwrap();
-    let body: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
-    assert_eq!(body["text"], "cnblogs-proxy, main: recovered: a \"quoted\" \\ path, and a line 园子");
-}
-
-#[test]
 fn a_notify_command_that_fails_or_is_not_there_is_in_the_log_and_harms_nothing() {
-    for (command, says) in [
+    let commands = [
         ("[\"sh\", \"-c\", \"exit 3\"]", "the notify command failed"),
         ("[\"/nonexistent/tell-me\"]", "the notify command can't be run"),
-    ] {
-        let world =
-            Setup { tables: format!("[notify]\ncommand = {command}"), ..Setup::default() }.logged_in();
-
+    ];
+    let told = commands.map(|(command, says)| {
+        let tables = format!("[notify]\ncommand = {command}");
+        (Setup { tables, ..Setup::default() }.logged_in(), says)
+    });
+    for (world, says) in told {
         eventually(says, || (world.daemon.output().matches(says).count() >= 2).then_some(()));
 
-        assert_eq!(world.daemon.get("/echo/x").status, 200, "{command}");
+        assert_eq!(world.daemon.get("/echo/x").status, 200, "{says}");
     }
 }
 
@@ -105,54 +71,18 @@ fn a_notify_command_has_the_limits_that_the_daemon_was_started_with() {
         format!("echo $(ulimit -Sn) $(ulimit -Hn) > '{0}.new' && mv '{0}.new' '{0}'", file.display());
     let tables = format!("[notify]\ncommand = [\"sh\", \"-c\", {script:?}]");
     let mut world = Setup { tables, ..Setup::default() }.start();
-    for limits in ["256:4096", "4096:4096"] {
+    for (soft, hard) in [(256, 4096), (4096, 4096)] {
         // It outlives the daemon.
         eventually("the command has run", || file.exists().then_some(()));
         world.daemon.kill();
         fs::remove_file(&file).unwrap();
-        let serve = world.home.command(&["serve"]);
-        let mut command = Command::new("prlimit");
-        command.arg(format!("--nofile={limits}")).arg(PROGRAM).args(serve.get_args());
+        let command = with_descriptors(soft, hard, &world.home.command(&["serve"]));
         world.daemon = Daemon::spawn(command);
 
         let told = eventually("the command has run", || fs::read_to_string(&file).ok());
 
-        assert_eq!(told.trim(), limits.replace(':', " "), "{}", world.daemon.output());
+        assert_eq!(told.trim(), format!("{soft} {hard}"), "{}", world.daemon.output());
     }
-}
-
-/// The command fails, so that how it ended is known; what it leaves behind has a group or a session of its own, or its.
-#[test]
-fn what_a_notify_command_leaves_behind_is_taken_away_by_the_first_process() {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().display();
-    let stray = |name: &str| format!("sh -c 'sleep 0.2; echo > {path}/{name}' &");
-    let script = format!("{} setsid {} exit 7", stray("one"), stray("two"));
-    let tables = format!("[notify]\ncommand = [\"sh\", \"-c\", {script:?}]");
-    let mut world = Setup { tables, ..Setup::default() }.start();
-    let both_have_ended =
-        || ["one", "two"].iter().all(|name| directory.path().join(name).exists()).then_some(());
-    eventually("both have ended", both_have_ended);
-    world.daemon.kill();
-    for name in ["one", "two"] {
-        fs::remove_file(directory.path().join(name)).unwrap();
-    }
-    let serve = world.home.command(&["serve"]);
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(PROGRAM).args(serve.get_args());
-    world.daemon = Daemon::spawn(command);
-    let first = children(world.daemon.pid())[0].0;
-
-    eventually("both have ended", both_have_ended);
-    eventually("nothing is left of them", || children(first).is_empty().then_some(()));
-    let output = world.daemon.output();
-    assert!(output.contains("the notify command failed") && output.contains("exit status: 7"), "{output}");
-
-    world.log_in(Person::Alice);
-    eventually("the next one ran as well, and was waited for", || {
-        let runs = world.daemon.output().matches("exit status: 7").count();
-        (runs >= 2 || world.daemon.output().contains("(1 more")).then_some(())
-    });
 }
 
 #[test]
@@ -207,23 +137,11 @@ fn a_command_and_a_webhook_are_both_told() {
     eventually("the command has run", || file.exists().then_some(()));
 }
 
-/// The children of a process, with their states.
-fn children(parent: u32) -> Vec<(u32, String)> {
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.unwrap().file_name().to_str()?.parse().ok()?;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut fields = stat.rsplit(") ").next()?.split(' ').map(str::to_owned);
-        let (state, of) = (fields.next()?, fields.next()?);
-        (of == parent.to_string()).then_some((pid, state))
-    });
-    processes.collect()
-}
-
 /// A directory of programs that come first on the PATH.
-struct Programs(TempDir);
+pub(crate) struct Programs(pub(crate) TempDir);
 
 impl Programs {
-    fn with(name: &str) -> Self {
+    pub(crate) fn with(name: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let program = directory.path().join(name);
         fs::write(&program, RECORDER).unwrap();
@@ -231,7 +149,7 @@ impl Programs {
         Self(directory)
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap())
     }
 
@@ -242,7 +160,7 @@ impl Programs {
 }
 
 /// A daemon that tells an example, first of all, that nobody is logged in.
-fn told_by(name: &str, arguments: &[&str], programs: &Programs) -> World {
+pub(crate) fn told_by(name: &str, arguments: &[&str], programs: &Programs) -> World {
     let program = example(name).display().to_string();
     let command: Vec<_> =
         [program.as_str()].iter().chain(arguments).map(|part| format!("{part:?}")).collect();
@@ -250,12 +168,12 @@ fn told_by(name: &str, arguments: &[&str], programs: &Programs) -> World {
     Setup { tables, environment: vec![("PATH".to_owned(), programs.path())], ..Setup::default() }.start()
 }
 
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/notify").join(name)
 }
 
 /// The head of a request, and its body.
-fn posted(stream: impl Read) -> (String, Vec<u8>) {
+pub(crate) fn posted(stream: impl Read) -> (String, Vec<u8>) {
     let mut stream = BufReader::new(stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {

@@ -1,7 +1,6 @@
 //! The key `proxy`: servers that are reached by `CONNECT` through an HTTP proxy, and proxies that are none.
 
-mod real;
-mod scripted;
+pub(crate) mod scripted;
 
 use std::fs;
 use std::io::Write;
@@ -20,19 +19,19 @@ use scripted::{Does, ESTABLISHED, ONLY_HERE, Scripted};
 const CREDENTIALS: &str = "user:p4ss:wörd";
 
 /// A file that `proxy_auth_file` may name.
-fn auth_file(credentials: &str) -> NamedTempFile {
+pub(crate) fn auth_file(credentials: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     writeln!(file, "{credentials}").unwrap();
     file
 }
 
 /// Servers behind TLS, the API by that host's name; these lines are in the tables.
-fn with_upstream_at(host: &str, route: &str, account: &str, tables: &str) -> World {
+pub(crate) fn with_upstream_at(host: &str, route: &str, account: &str, tables: &str) -> World {
     with_options(Options { tls: true, ..Options::default() }, host, route, account, tables)
 }
 
 /// The same for an account that needs no person.
-fn application(host: &str, route: &str, account: &str, tables: &str) -> World {
+pub(crate) fn application(host: &str, route: &str, account: &str, tables: &str) -> World {
     let account = format!("{account}grant = \"client_credentials\"\n");
     with_upstream_at(host, route, &account, tables)
 }
@@ -48,7 +47,7 @@ fn with_options(options: Options, host: &str, route: &str, account: &str, tables
 
 /// All that was logged, when these words are among it: a line may come later than an answer.
 #[track_caller]
-fn logs(world: &World, words: &str) -> String {
+pub(crate) fn logs(world: &World, words: &str) -> String {
     let output = || Some(world.daemon.output()).filter(|output| output.contains(words));
     eventually(&format!("it logs {words:?}"), output)
 }

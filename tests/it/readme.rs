@@ -1,169 +1,11 @@
-//! What the README tells whoever has a personal access token, in English and in Chinese, done to the letter: with the
-//! stand-in in the place of both hosts, a free port in the place of 8262, and a home of its own.
+//! The documents: their links, contents and lines, and that they name what the program has.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Component, Path, PathBuf};
 
-use crate::standin::{Options, Person, RecordedRequest, Standin};
-use crate::support::{Daemon, Home, PROGRAM};
+use cnblogs_proxy::notify::Event;
 
-const README: &str = include_str!("../../README.md");
-const PERSONAL: &str = include_str!("../../config/personal.toml");
-const PAT: &str = "pat-of-alice-0123456789abcdef0123456789abcdef0123456789abcdef0123";
-const SECTIONS: [&str; 2] =
-    ["\n## Read and publish with a personal access token\n", "\n### 用个人访问令牌（PAT）读取和发布\n"];
-
-/// A person with a shell, the program and a token.
-struct Reader {
-    standin: Standin,
-    home: Home,
-    daemon: Option<Daemon>,
-}
-
-impl Reader {
-    fn new() -> Self {
-        let personal_access_tokens = vec![(PAT.to_owned(), Person::Alice)];
-        let standin = Standin::start(Options { personal_access_tokens, ..Options::default() });
-        let home = Home::new(Vec::new());
-        std::fs::write(home.path().join("picture.png"), "\u{89}PNG").unwrap();
-        Self { standin, home, daemon: None }
-    }
-
-    /// What is written, for this home, the stand-in and the daemon's port.
-    fn here(&self, text: &str) -> String {
-        let mut text = text.replace("/home/me", &self.home.path().display().to_string());
-        for host in ["https://write.cnblogs.com", "https://api.cnblogs.com"] {
-            text = text.replace(host, &self.standin.api_url());
-        }
-        match &self.daemon {
-            Some(daemon) => text.replace("127.0.0.1:8262", &daemon.authority),
-            None => text,
-        }
-    }
-
-    fn shell(&self, command: &str) -> Command {
-        let programs = Path::new(PROGRAM).parent().unwrap().display();
-        let mut shell = Command::new("bash");
-        shell.args(["-c", &self.here(command)]).current_dir(self.home.path()).env_clear();
-        shell.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
-        shell.env("HOME", self.home.path()).env("CNBLOGS_PROXY_LISTEN", "127.0.0.1:0");
-        shell
-    }
-
-    /// Ends the daemon before, and starts it as a command says.
-    #[track_caller]
-    fn starts(&mut self, command: &str) {
-        if let Some(mut before) = self.daemon.take() {
-            assert_eq!(before.stop().code(), Some(0));
-        }
-        self.daemon = Some(Daemon::spawn(self.shell(command)));
-    }
-
-    /// What a line of a shell says; returns what it prints.
-    #[track_caller]
-    fn does(&mut self, line: &str) -> String {
-        if line.ends_with(" cnblogs-proxy") {
-            self.starts(line);
-            return String::new();
-        }
-        self.runs(line)
-    }
-
-    /// Writes the configuration file, and starts the daemon with it.
-    #[track_caller]
-    fn configures(&mut self, text: &str) {
-        let directory = self.home.path().join(".config/cnblogs-proxy");
-        std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join("config.toml"), self.here(text)).unwrap();
-        let checked = self.shell("cnblogs-proxy check").output().unwrap();
-        assert!(checked.status.success(), "{checked:?}");
-        self.starts("cnblogs-proxy");
-    }
-
-    /// Runs a command, with the token on its standard input, and returns what it prints.
-    #[track_caller]
-    fn runs(&self, command: &str) -> String {
-        let mut shell = self.shell(command);
-        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = shell.spawn().unwrap();
-        let token = format!("{PAT}\n");
-        let _read = std::io::Write::write_all(&mut child.stdin.take().unwrap(), token.as_bytes());
-        let output: Output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{command}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-/// The fenced blocks of a section, with their languages.
-#[track_caller]
-fn blocks(section: &str) -> Vec<(&'static str, &'static str)> {
-    let (_, rest) = README.split_once(section).unwrap_or_else(|| panic!("no section {section}"));
-    let level = section.trim_start().split(' ').next().unwrap();
-    let section = rest.split(&format!("\n{level} ")).next().unwrap();
-    let fenced = section.split("```").skip(1).step_by(2);
-    fenced.map(|block| block.split_once('\n').unwrap()).collect()
-}
-
-#[test]
-fn whoever_has_a_personal_access_token_does_what_the_readme_tells_and_has_published() {
-    for section in SECTIONS {
-        let mut reader = Reader::new();
-        let mut answers = String::new();
-        for (language, block) in blocks(section) {
-            match language {
-                "toml" => reader.configures(block),
-                "sh" => answers.extend(block.replace("\\\n", "").lines().map(|line| reader.does(line))),
-                other => panic!("what to do with {other}?"),
-            }
-        }
-
-        assert!(answers.contains("\"isPublished\":false"), "{section}: {answers}");
-        assert!(
-            answers.contains("爱丽丝 Alice") && answers.contains("\"postsCount\":1"),
-            "{section}: {answers}"
-        );
-        let requests = reader.standin.api_requests();
-        assert!(requests.len() >= 3, "{requests:?}");
-        for request in &requests {
-            assert_eq!(request.fields_named("authorization-type"), ["pat"], "{request:?}");
-        }
-        let asked: Vec<_> = requests.iter().map(RecordedRequest::path).collect();
-        assert_eq!((asked[0], asked.last()), ("/api/posts", Some(&"/api/posts/list")), "{asked:?}");
-        let mode = std::fs::metadata(reader.home.path().join("cnblogs-pat")).unwrap().permissions();
-        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
-    }
-}
-
-/// The file in `config` says the same, and a program that brings some token of its own is served all the same.
-#[test]
-fn the_personal_example_serves_both_hosts_to_a_program_that_was_pointed_at_them() {
-    let mut reader = Reader::new();
-    let token = reader.home.secret("pat", PAT).display().to_string();
-    reader.configures(&PERSONAL.replace("/etc/cnblogs-proxy/personal_access_token", &token));
-    let own_token = "-H 'Authorization: Bearer any text' -H 'Authorization-Type: pat'";
-
-    for target in ["/api/users", "/write/api/posts/-1"] {
-        let answer = reader.runs(&format!("curl --fail-with-body {own_token} http://127.0.0.1:8262{target}"));
-        assert!(answer.contains("alice"), "{answer}");
-    }
-
-    for request in reader.standin.api_requests() {
-        let authorization = request.fields_named("authorization");
-        assert_eq!(authorization, [format!("Bearer {PAT}")], "{request:?}");
-    }
-    for section in SECTIONS {
-        let (_, shown) = blocks(section).into_iter().find(|(language, _)| *language == "toml").unwrap();
-        assert_eq!(meaning(shown), meaning(PERSONAL), "{section}");
-    }
-}
-
-/// What a file says, without its remarks and the place of the token.
-fn meaning(text: &str) -> Vec<String> {
-    let lines =
-        text.lines().map(|line| line.split('#').next().unwrap().split_whitespace().collect::<String>());
-    lines.filter(|line| !line.is_empty() && !line.starts_with("token_file=")).collect()
-}
+pub(crate) const README: &str = include_str!("../../README.md");
 
 /// The four documents, with their paths from the root of the repository.
 const DOCUMENTS: [(&str, &str); 4] = [
@@ -230,14 +72,131 @@ fn the_documents_beside_the_first_one_begin_with_their_contents() {
     }
 }
 
-/// A row of a table is one line, which only the first document keeps short.
 #[test]
 fn the_documents_fit_a_page_and_a_line() {
     let changes = ("deploy/CHANGELOG.md", include_str!("../../deploy/CHANGELOG.md"));
     for (path, text) in DOCUMENTS.into_iter().chain([changes]) {
-        let is_long = |line: &&str| line.chars().count() > 120;
-        let may_be_long = |line: &str| path != "README.md" && line.starts_with('|');
-        assert_eq!(text.lines().find(|line| is_long(line) && !may_be_long(line)), None, "{path}");
+        assert_eq!(text.lines().find(|line| line.chars().count() > 120), None, "{path}");
     }
     assert!(README.lines().count() <= 250, "README.md has {} lines", README.lines().count());
+}
+
+/// Where the Debian package has files of ours, by their paths here: `assets` in `Cargo.toml`.
+fn packaged() -> BTreeMap<String, PathBuf> {
+    let manifest = include_str!("../../Cargo.toml");
+    let (_, assets) = manifest.split_once("\nassets = [\n").unwrap();
+    let rows = assets.lines().take_while(|line| *line != "]");
+    let mut found = BTreeMap::new();
+    for row in rows {
+        let [_, source, _, to, ..] = row.split('"').collect::<Vec<_>>()[..] else { panic!("what is {row}?") };
+        match source.strip_suffix("/*") {
+            Some(directory) => found.insert(directory.to_owned(), Path::new("/").join(to)),
+            None => found.insert(source.to_owned(), Path::new("/").join(to).join(name_of(source))),
+        };
+    }
+    found
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap()
+}
+
+/// A path without what leads up and down again.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, part| {
+        if part == Component::ParentDir {
+            plain.pop();
+        } else {
+            plain.push(part);
+        }
+        plain
+    })
+}
+
+/// Their links lead from one to the other there as they do here.
+#[test]
+fn what_the_package_has_of_the_documents_and_their_examples_lies_as_it_does_here() {
+    let packaged = packaged();
+    let mut count = 0;
+    for (path, text) in DOCUMENTS {
+        let prose = prose(text);
+        let links = prose.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap());
+        for link in links.filter(|link| !link.is_empty() && !link.starts_with("http")) {
+            let target = plain(&Path::new(path).parent().unwrap().join(link));
+            let Some(there) = packaged.get(&*target.to_string_lossy()) else { continue };
+            // Programs are where programs are.
+            if there.starts_with("/usr/lib") {
+                continue;
+            }
+            let followed = plain(&packaged[path].parent().unwrap().join(link));
+            assert_eq!(followed, plain(there), "{path}: {link}");
+            count += 1;
+        }
+    }
+    assert!(count > 20, "only {count} links were followed");
+}
+
+/// A section, up to the next heading of its level or above.
+#[track_caller]
+fn section(document: &'static str, heading: &str) -> &'static str {
+    let (_, rest) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+    rest.split("\n## ")
+        .next()
+        .unwrap()
+        .split(&format!("\n{} ", heading.split(' ').next().unwrap()))
+        .next()
+        .unwrap()
+}
+
+/// What stands between two texts, wherever it does.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| Some(rest.split_once(after)?.0)).collect()
+}
+
+#[test]
+fn every_problem_code_is_explained() {
+    let answers = section(DOCUMENTS[1].1, "### The proxy's own answers");
+    let facts = include_str!("../../src/problem.rs").split_once("match self {").unwrap().1;
+    let facts = facts.split_once("\n    }\n").unwrap().0.replace(char::is_whitespace, "");
+    // A code is the text before its status.
+    let codes: Vec<_> = facts.split("\",S::").filter_map(|before| Some(before.rsplit_once('"')?.1)).collect();
+    let codes = &codes[..codes.len() - 1];
+
+    assert!(codes.len() > 15, "{codes:?}");
+    for code in codes {
+        assert!(answers.contains(&format!("`{code}`")), "{code} is not explained");
+    }
+}
+
+/// Those of the pages' own parts nobody asks for by hand, and the private ones are behind commands.
+#[test]
+fn every_local_route_is_listed() {
+    let listed = section(DOCUMENTS[1].1, "### Local routes");
+    let router = include_str!("../../src/control.rs").split_once("pub fn router(").unwrap().1;
+    let router = router.split_once("\n}\n").unwrap().0;
+    let routes = between(router, ".route(\"", "\"");
+    let routes: Vec<_> = routes.into_iter().filter(|route| !route.contains('.')).collect();
+
+    assert!(routes.len() > 10, "{routes:?}");
+    for route in routes {
+        let route = route.replace("{account}", "ACCOUNT");
+        assert!(listed.contains(&format!("{route}`")), "{route} is not listed");
+    }
+}
+
+#[test]
+fn every_event_is_explained() {
+    let explained = section(DOCUMENTS[2].1, "## When things fail");
+    let (_, names) = include_str!("../../src/notify.rs").split_once("pub const fn as_str").unwrap();
+    let names = between(names.split_once("\n    }\n").unwrap().0, "=> \"", "\"");
+
+    let words = include_str!("../../src/control/pages/words.toml");
+
+    assert_eq!(Event::ALL.map(Event::as_str).to_vec(), names, "all of them");
+    for event in names {
+        assert!(explained.contains(&format!("\n- `{event}`: ")), "{event} is not explained");
+        let has_words = |key: &str| words.contains(&format!("\n[{key}.{event}]\n"));
+        assert!(has_words("event"), "the pages have no words for {event}");
+        assert!(has_words("remedy") || event == "recovered", "the pages do not say what to do about {event}");
+    }
 }

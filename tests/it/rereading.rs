@@ -1,8 +1,6 @@
 //! SIGHUP while the daemon is busy: what is re-read takes effect, and nothing that is open notices.
 
-mod blocked;
-mod reach;
-mod whole;
+pub(crate) mod whole;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,13 +1,12 @@
 //! Secrets as they come: from Windows, from a note, from a chat; and files of theirs that others can read.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use crate::support::{Home, Setup};
 
-const SECRET: &str = "s3cret-0123456789";
+pub(crate) const SECRET: &str = "s3cret-0123456789";
 /// What is wrong with a secret, and the words for it. `S` stands for the secret.
 const WRONG: &[(&str, &str)] = &[
     ("\"S\"\n", "has quotes around what it holds"),
@@ -129,31 +128,8 @@ fn a_secret_that_others_can_read_is_told_when_the_daemon_starts() {
     assert!(!output.contains(&world.standin.options().client_secret), "{output}");
 }
 
-/// What belongs to the user of the service is right as it is, whoever looks.
-#[test]
-fn root_s_check_warns_of_nothing_that_is_the_service_s_own() {
-    assert!(rustix::process::geteuid().is_root(), "this test gives files away: it needs root");
-    let (home, file) = with_file("client_secret_file", SECRET.as_bytes());
-    fs::create_dir(home.state()).unwrap();
-    let warnings = || {
-        let said = String::from_utf8(home.run(&["check"], "").stdout).unwrap();
-        let ours =
-            |line: &&str| line.starts_with("warning: ") && line.contains(&home.path().display().to_string());
-        said.lines().filter(ours).map(str::to_owned).collect::<Vec<_>>()
-    };
-
-    for path in [home.state(), PathBuf::from(&file), home.config()] {
-        chown(path, Some(64_999), Some(64_999)).unwrap();
-    }
-    assert_eq!(warnings(), Vec::<String>::new());
-
-    chown(&file, Some(64_998), None).unwrap();
-    let found = warnings();
-    assert!(found.len() == 1 && found[0].contains("belongs to user 64998"), "{found:?}");
-}
-
 /// A home with an account or a caller's key whose secret is in a file, and the file.
-fn with_file(key: &str, content: &[u8]) -> (Home, String) {
+pub(crate) fn with_file(key: &str, content: &[u8]) -> (Home, String) {
     let home = Home::new(Vec::new());
     let file = home.secret("the-file", "");
     fs::write(&file, content).unwrap();

@@ -1,20 +1,13 @@
 //! Where a login outlives the process: who may read it, who may use it, and what a killed process leaves.
 
 mod binding;
-mod crash;
-mod damage;
-mod faults;
-mod images;
-mod killed;
-mod running;
-pub(crate) mod strace;
-mod strangers;
+pub(crate) mod damage;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,11 +15,8 @@ use serde_json::Value;
 
 use self::damage::sealed;
 use crate::standin::{Endpoint, Fault, Gate, Options, Person, Rotation, Standin};
-use crate::support::{Daemon, Home, PROGRAM, Setup, World, config, eventually};
+use crate::support::{Daemon, Home, Setup, World, behind, config, eventually};
 use crate::tokens::{Sent, events, held, main_account, refresh};
-
-/// Neither root nor anybody else in particular.
-const NOBODY: u32 = 65534;
 
 /// The names in the state directory.
 pub(crate) fn files(home: &Home) -> BTreeSet<String> {
@@ -45,17 +35,8 @@ pub(crate) fn previous(home: &Home) -> PathBuf {
 }
 
 /// The room taken for the successor of the account `main`.
-fn next(home: &Home) -> PathBuf {
+pub(crate) fn next(home: &Home) -> PathBuf {
     home.state().join("store.next.main")
-}
-
-/// A refresh that has taken its room and waits for the server.
-fn reserved(world: &World) -> (Sent, Gate) {
-    let gate = Gate::default();
-    world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-    let asked = Sent::refresh(&world.daemon);
-    held(&gate);
-    (asked, gate)
 }
 
 /// What `token` prints, without a daemon.
@@ -70,25 +51,16 @@ pub(crate) fn errors_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The same command behind a line of shell.
-fn behind(line: &str, command: &Command) -> Command {
-    let mut shell = Command::new("sh");
-    shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shell.arg("-c").arg(format!("{line} \"$@\"")).arg("sh").arg(command.get_program());
-    shell.args(command.get_args());
-    shell
-}
-
 /// What comes of a start that is to fail.
-fn failing_start(home: &Home) -> Output {
+pub(crate) fn failing_start(home: &Home) -> Output {
     behind("exec timeout 20", &home.command(&["serve"])).output().unwrap()
 }
 
@@ -162,67 +134,6 @@ fn a_store_that_others_could_reach_is_closed_and_that_is_said() {
         world.daemon.says(name);
     }
     assert_eq!(world.daemon.get("/api/users").status, 200);
-}
-
-#[test]
-fn a_store_of_somebody_else_is_refused() {
-    for foreign in ["state", "state/store"] {
-        let mut world = World::logged_in();
-        world.daemon.stop();
-        let home = world.home.path().to_owned();
-        for path in ["", "client_secret", "config.toml", "state", "state/store", "state/lock"] {
-            chown(home.join(path), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        chown(home.join(foreign), Some(0), Some(0)).unwrap();
-        set_mode(&home, 0o755);
-        set_mode(&home.join("state"), 0o777);
-        let drop_rights = format!("exec timeout 20 setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
-        let mut command = behind(&drop_rights, &as_anybody(&world.home));
-        command.stdin(Stdio::null());
-
-        let output = command.output().unwrap();
-
-        let errors = errors_of(&output);
-        assert_eq!(output.status.code(), Some(1), "{foreign}: {errors}");
-        assert!(errors.contains("belongs to user 0") && errors.contains("error: "), "{foreign}: {errors}");
-    }
-}
-
-#[test]
-fn a_store_that_cannot_be_read_is_not_taken_for_a_damaged_one() {
-    let mut world = World::logged_in();
-    refresh(&world.daemon);
-    world.daemon.stop();
-    let home = world.home.path().to_owned();
-    for path in ["", "client_secret", "config.toml", "state", "state/lock", "state/store.previous"] {
-        chown(home.join(path), Some(NOBODY), Some(NOBODY)).unwrap();
-    }
-    chown(home.join("state/store"), Some(NOBODY), Some(NOBODY)).unwrap();
-    set_mode(&home.join("state/store"), 0);
-    let drop_rights = format!("exec timeout 20 setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups");
-    let before = fs::read(home.join("state/store")).unwrap();
-
-    let output = behind(&drop_rights, &as_anybody_does(&world.home, "token")).output().unwrap();
-
-    let errors = errors_of(&output);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("error: ") && errors.contains("store"), "{errors}");
-    assert_eq!(fs::read(home.join("state/store")).unwrap(), before);
-}
-
-/// `serve` by a copy of the program that every user may run.
-fn as_anybody(home: &Home) -> Command {
-    as_anybody_does(home, "serve")
-}
-
-fn as_anybody_does(home: &Home, what: &str) -> Command {
-    let program = home.path().join("program");
-    fs::copy(PROGRAM, &program).unwrap();
-    set_mode(&program, 0o755);
-    let mut command = Command::new(program);
-    command.env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", home.path());
-    command.arg("--config").arg(home.config()).arg(what);
-    command
 }
 
 #[test]
@@ -411,7 +322,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once_and_names_the_first() {
 
 #[test]
 fn the_store_of_an_older_version_is_used_and_that_of_a_newer_one_is_refused_and_left_alone() {
-    let released: &[u8] = include_bytes!("../upgrades/store-1");
+    let released: &[u8] = include_bytes!("../../src/testing/store-1");
     let mut world = World::start();
     assert_eq!(world.daemon.stop().code(), Some(0));
     let store = world.home.state().join("store");

@@ -412,14 +412,18 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// What a script says to the end, in a network that nobody else is in.
-#[track_caller]
-pub(crate) fn in_a_network_of_its_own(script: &str, home: &Home) -> String {
-    let mut command = Command::new("unshare");
-    command.args(["--net", "bash", "-c", script, "bash", PROGRAM]).arg(home.path());
-    let output = command.output().expect("unshare is installed");
-    assert!(output.status.success(), "a network namespace is needed: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+/// The same command behind a line of shell.
+pub(crate) fn behind(line: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.arg("-c").arg(format!("{line} \"$@\"")).arg("sh").arg(command.get_program());
+    shell.args(command.get_args());
+    shell
+}
+
+/// The same command where a process may have so many descriptors, softly and at most.
+pub(crate) fn with_descriptors(soft: usize, hard: usize, command: &Command) -> Command {
+    behind(&format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec"), command)
 }
 
 /// The configuration file of a world.

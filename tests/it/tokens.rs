@@ -1,12 +1,11 @@
 //! The walk of a token: refreshed in time, once, and kept, whoever asks and whoever leaves.
 
-mod answers;
+pub(crate) mod answers;
 mod crowd;
 mod ends;
-mod faults;
-mod rejected;
+pub(crate) mod faults;
+pub(crate) mod rejected;
 mod stopping;
-mod time;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -461,7 +460,7 @@ fn the_notify_command_is_told_of_each_event_once() {
 }
 
 /// Alice as `main` at `/` and Bob as `other` at `/other`.
-fn two_accounts() -> World {
+pub(crate) fn two_accounts() -> World {
     let standin = crate::standin::Standin::start(Options::default());
     let home = crate::support::Home::new(Vec::new());
     let (auth, api) = (standin.auth_url(), standin.api_url());

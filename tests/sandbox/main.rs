@@ -311,6 +311,9 @@ fn build_program() -> Outcome<PathBuf> {
     // Together with ourselves, so that it is the same program as is there already.
     command.args(["build", "--quiet", "--bin", "cnblogs-proxy", "--example", "sandbox", "--manifest-path"]);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+    if cfg!(feature = "system-tests") {
+        command.args(["--features", "system-tests"]);
+    }
     if profile != "debug" {
         command.arg("--profile").arg(profile);
     }

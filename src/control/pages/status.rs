@@ -21,14 +21,6 @@ const LINES_SHOWN: usize = 5;
 /// The width of a minute in a chart, and of what is drawn of it.
 const COLUMN: usize = 600 / MINUTES;
 const BAR: usize = COLUMN - 2;
-/// What a person can do something about.
-const REMEDIES: [Event; 5] = [
-    Event::LoginRequired,
-    Event::LoginExpiring,
-    Event::RefreshFailing,
-    Event::RotationInDoubt,
-    Event::StoreFailing,
-];
 
 /// What the status page tells.
 pub(in crate::control) struct Overview {
@@ -47,6 +39,7 @@ pub(in crate::control) fn status(reader: Reader, overview: &Overview) -> Html<St
     let worst = overview.accounts.iter().map(|(_, status)| mood(status, reader.now)).max();
     let worst = worst.unwrap_or(Mood::Good);
     let is_well = matches!(worst, Mood::Good | Mood::Start);
+    let remedies = Event::ALL.into_iter().filter(|event| *event != Event::Recovered);
     let about = Fill::new(reader)
         .markup("version", env!("CARGO_PKG_VERSION"))
         .markup("uptime", reader.span(Duration::from_secs(overview.uptime.as_secs())))
@@ -57,7 +50,7 @@ pub(in crate::control) fn status(reader: Reader, overview: &Overview) -> Html<St
         .markup("accounts", accounts.collect::<String>())
         .markup("hour", hour(reader, &overview.hour, &overview.counts))
         .markup("remedies_open", if is_well { "" } else { " open" })
-        .markup("all_remedies", REMEDIES.map(|event| remedy(reader, event)).concat())
+        .markup("all_remedies", remedies.map(|event| remedy(reader, event)).collect::<String>())
         .markup("about", about)
         .fill(STATUS);
     layout(reader, "status.title", Some(Place::Status), FOLLOWED, body)

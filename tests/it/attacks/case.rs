@@ -18,13 +18,13 @@ struct File {
 /// Bytes, and what has to become of them.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Case {
-    pub(super) id: String,
-    pub(super) category: String,
-    pub(super) raw: String,
-    pub(super) upstream_raw: Option<String>,
-    pub(super) expect: String,
-    pub(super) check: Check,
+pub(crate) struct Case {
+    pub(crate) id: String,
+    pub(crate) category: String,
+    pub(crate) raw: String,
+    pub(crate) upstream_raw: Option<String>,
+    pub(crate) expect: String,
+    pub(crate) check: Check,
     #[serde(rename = "ref")]
     _reference: String,
 }
@@ -32,7 +32,7 @@ pub(super) struct Case {
 /// What the bytes may come to.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Reject,
     Forward,
     Either,
@@ -41,83 +41,83 @@ pub(super) enum Verdict {
 /// What the case needs configured.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Needs {
+pub(crate) enum Needs {
     Cap,
 }
 
 /// The rules of a case; `meta.check` in the file explains them.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Check {
-    pub(super) verdict: Option<Verdict>,
-    pub(super) strict: Option<Verdict>,
-    pub(super) upstream: Upstream,
-    pub(super) status: Option<Vec<u16>>,
-    pub(super) not_status: Vec<u16>,
-    pub(super) close: bool,
-    pub(super) half_close: bool,
-    pub(super) incomplete: bool,
-    pub(super) body_in: Option<Vec<String>>,
-    pub(super) no_body: bool,
-    pub(super) html_inert: bool,
-    pub(super) never_bytes: Vec<String>,
-    pub(super) resp: Resp,
-    pub(super) needs: Option<Needs>,
-    pub(super) trap: usize,
+pub(crate) struct Check {
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) strict: Option<Verdict>,
+    pub(crate) upstream: Upstream,
+    pub(crate) status: Option<Vec<u16>>,
+    pub(crate) not_status: Vec<u16>,
+    pub(crate) close: bool,
+    pub(crate) half_close: bool,
+    pub(crate) incomplete: bool,
+    pub(crate) body_in: Option<Vec<String>>,
+    pub(crate) no_body: bool,
+    pub(crate) html_inert: bool,
+    pub(crate) never_bytes: Vec<String>,
+    pub(crate) resp: Resp,
+    pub(crate) needs: Option<Needs>,
+    pub(crate) trap: usize,
 }
 
 /// What may arrive at the API.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Upstream {
-    pub(super) max: Option<usize>,
-    pub(super) max_complete: Option<usize>,
-    pub(super) target: Option<String>,
-    pub(super) target_in: Option<Vec<String>>,
-    pub(super) target_len: Option<usize>,
-    pub(super) method_in: Option<Vec<String>>,
-    pub(super) body: Option<String>,
-    pub(super) body_in: Option<Vec<String>>,
-    pub(super) absent: Vec<String>,
-    pub(super) present: BTreeMap<String, String>,
-    pub(super) no_bytes: Vec<String>,
-    pub(super) cl0: bool,
-    pub(super) te_ok: bool,
-    pub(super) never_target: Option<String>,
-    pub(super) no_raw: bool,
+pub(crate) struct Upstream {
+    pub(crate) max: Option<usize>,
+    pub(crate) max_complete: Option<usize>,
+    pub(crate) target: Option<String>,
+    pub(crate) target_in: Option<Vec<String>>,
+    pub(crate) target_len: Option<usize>,
+    pub(crate) method_in: Option<Vec<String>>,
+    pub(crate) body: Option<String>,
+    pub(crate) body_in: Option<Vec<String>>,
+    pub(crate) absent: Vec<String>,
+    pub(crate) present: BTreeMap<String, String>,
+    pub(crate) no_bytes: Vec<String>,
+    pub(crate) cl0: bool,
+    pub(crate) te_ok: bool,
+    pub(crate) never_target: Option<String>,
+    pub(crate) no_raw: bool,
 }
 
 /// What the caller may get.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Resp {
-    pub(super) absent: Vec<String>,
-    pub(super) present: BTreeMap<String, String>,
-    pub(super) no_bytes: Vec<String>,
-    pub(super) no_token: bool,
+pub(crate) struct Resp {
+    pub(crate) absent: Vec<String>,
+    pub(crate) present: BTreeMap<String, String>,
+    pub(crate) no_bytes: Vec<String>,
+    pub(crate) no_token: bool,
 }
 
 /// What the placeholders stand for.
 #[derive(Clone)]
-pub(super) struct Names {
-    pub(super) host: String,
-    pub(super) cap: String,
-    pub(super) bad_cap: String,
-    pub(super) path: String,
-    pub(super) trap: String,
-    pub(super) api_host: String,
-    pub(super) token: String,
+pub(crate) struct Names {
+    pub(crate) host: String,
+    pub(crate) cap: String,
+    pub(crate) bad_cap: String,
+    pub(crate) path: String,
+    pub(crate) trap: String,
+    pub(crate) api_host: String,
+    pub(crate) token: String,
 }
 
 /// All cases of the file.
-pub(super) fn load() -> Vec<Case> {
+pub(crate) fn load() -> Vec<Case> {
     let file: File = serde_json::from_str(FILE).expect("every rule of the file is known");
     file.cases
 }
 
 impl Check {
     /// The rules with the placeholders of targets filled in.
-    pub(super) fn named(mut self, names: &Names) -> Self {
+    pub(crate) fn named(mut self, names: &Names) -> Self {
         let upstream = &mut self.upstream;
         let targets = upstream.target_in.iter_mut().flatten();
         for target in targets.chain(&mut upstream.target).chain(&mut upstream.never_target) {
@@ -129,13 +129,13 @@ impl Check {
 
 impl Names {
     /// The bytes of a text of the file: placeholders filled in, then a code point a byte.
-    pub(super) fn bytes(&self, text: &str) -> Vec<u8> {
+    pub(crate) fn bytes(&self, text: &str) -> Vec<u8> {
         let text = self.expand(text);
         text.chars().map(|char| u8::try_from(u32::from(char)).expect("the file is latin-1")).collect()
     }
 
     /// The text with the placeholders filled in.
-    pub(super) fn expand(&self, text: &str) -> String {
+    pub(crate) fn expand(&self, text: &str) -> String {
         let mut expanded = String::new();
         let mut rest = text;
         while let Some((before, behind)) = rest.split_once("{{") {

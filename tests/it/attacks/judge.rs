@@ -7,7 +7,7 @@ use super::line::{Heard, Reply, Transport, find, latin1};
 use crate::standin::RecordedRequest;
 
 /// What became of a case.
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// What the caller got.
     pub(super) heard: Heard,
     /// What the next caller got.

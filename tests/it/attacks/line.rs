@@ -17,51 +17,51 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// What carries the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     Tcp,
     Unix,
 }
 
 /// How a caller behaves beside its bytes.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Manner {
+pub(crate) struct Manner {
     /// It asks for a head only.
-    pub(super) is_head: bool,
+    pub(crate) is_head: bool,
     /// It shuts down its sending side after the request.
-    pub(super) half_close: bool,
+    pub(crate) half_close: bool,
     /// It waits for the daemon to close before it shuts down its sending side.
-    pub(super) awaits_close: bool,
+    pub(crate) awaits_close: bool,
 }
 
 /// What a caller got.
 #[derive(Default)]
-pub(super) struct Heard {
+pub(crate) struct Heard {
     /// Every byte.
-    pub(super) raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
     /// The same as answers.
-    pub(super) replies: Vec<Reply>,
+    pub(crate) replies: Vec<Reply>,
     /// What is not an answer, when something is not.
-    pub(super) malformed: Option<String>,
+    pub(crate) malformed: Option<String>,
     /// The daemon closed before the caller had shut down its sending side.
-    pub(super) was_closed: bool,
+    pub(crate) was_closed: bool,
     /// The daemon closed at all.
-    pub(super) has_ended: bool,
+    pub(crate) has_ended: bool,
     /// Until the first answer was complete.
-    pub(super) took: Duration,
+    pub(crate) took: Duration,
 }
 
 /// A final answer.
 #[derive(Clone, Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     /// In order, names in lower case, values as latin-1.
-    pub(super) fields: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
-    pub(super) is_complete: bool,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) is_complete: bool,
 }
 
 /// Connects to the daemon.
-pub(super) fn connect(transport: Transport, authority: &str, path: &Path) -> Socket {
+pub(crate) fn connect(transport: Transport, authority: &str, path: &Path) -> Socket {
     let socket: Socket = match transport {
         Transport::Tcp => TcpStream::connect(authority).unwrap().into(),
         Transport::Unix => UnixStream::connect(path).unwrap().into(),
@@ -72,7 +72,7 @@ pub(super) fn connect(transport: Transport, authority: &str, path: &Path) -> Soc
 }
 
 /// Writes the pieces and listens until the daemon closes.
-pub(super) fn exchange(socket: &Socket, pieces: &[&[u8]], manner: Manner) -> Heard {
+pub(crate) fn exchange(socket: &Socket, pieces: &[&[u8]], manner: Manner) -> Heard {
     std::thread::scope(|scope| {
         scope.spawn(|| write(socket, pieces, manner));
         listen(socket, manner)
@@ -115,7 +115,7 @@ fn listen(socket: &Socket, manner: Manner) -> Heard {
 
 impl Heard {
     /// The first final answer.
-    pub(super) fn reply(&self) -> Option<&Reply> {
+    pub(crate) fn reply(&self) -> Option<&Reply> {
         self.replies.first()
     }
 
@@ -158,12 +158,12 @@ impl Heard {
 
 impl Reply {
     /// All values of a field.
-    pub(super) fn named(&self, name: &str) -> Vec<&str> {
+    pub(crate) fn named(&self, name: &str) -> Vec<&str> {
         self.fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The code, when this is an answer of the proxy's own and in order.
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let said = self.named("proxy-status");
         let is_ours = matches!(said.as_slice(), [one] if one.starts_with("cnblogs-proxy; error="));
         let is_typed = self.named("content-type") == ["application/problem+json"];
@@ -252,11 +252,11 @@ fn read_chunks(reply: &mut Reply, rest: &[u8]) -> Result<usize, String> {
 }
 
 /// Where the needle is.
-pub(super) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     memchr::memmem::find(haystack, needle)
 }
 
 /// Every byte as the `char` of the same number.
-pub(super) fn latin1(bytes: &[u8]) -> String {
+pub(crate) fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }

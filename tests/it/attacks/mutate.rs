@@ -51,9 +51,9 @@ struct Mutation {
 }
 
 /// Which mutations are played.
-pub(super) struct Which {
+pub(crate) struct Which {
     seed: u64,
-    pub(super) numbers: Range<u64>,
+    pub(crate) numbers: Range<u64>,
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn mutated_attacks_never_break_an_invariant() {
 
 impl Which {
     /// What `ATTACK_SEED`, `ATTACK_FIRST` and `ATTACK_MUTATIONS` say: else a seed of chance, from 0 on, and `count`.
-    pub(super) fn from_environment(count: u64) -> Self {
+    pub(crate) fn from_environment(count: u64) -> Self {
         let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
         let seed =
             number("ATTACK_SEED").unwrap_or_else(|| RandomState::new().hash_one(std::process::id()) >> 16);
@@ -89,12 +89,12 @@ impl Which {
     }
 
     /// How many they are.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         usize::try_from(self.numbers.end - self.numbers.start).unwrap()
     }
 
     /// What one of them is made by.
-    pub(super) fn dice(&self, number: u64) -> Dice {
+    pub(crate) fn dice(&self, number: u64) -> Dice {
         Dice(self.seed.wrapping_add(number.wrapping_mul(0x2545_f491_4f6c_dd1d)))
     }
 }
@@ -227,7 +227,7 @@ impl Mutation {
 }
 
 /// One to four damages.
-pub(super) fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
+pub(crate) fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
         let at = dice.below(bytes.len() + 1);
         match dice.below(8) {

@@ -6,7 +6,7 @@ use super::line::latin1;
 
 /// Why bytes are no request, or none that may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// A line that ends with LF alone, around a chunk.
     BareLf,
     /// A CR that no LF follows.
@@ -35,25 +35,25 @@ pub(super) enum Fault {
 
 /// A request, read to its end.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) method: String,
-    pub(super) target: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) target: String,
     /// In order, names in lower case, values as latin-1.
-    pub(super) fields: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// It is framed, but a server has to refuse it.
-    pub(super) refusal: Option<Fault>,
+    pub(crate) refusal: Option<Fault>,
     /// It has `Transfer-Encoding` beside `Content-Length` or in HTTP/1.0: refused, or read by its chunks and
     /// nothing behind it (RFC 9112, 6.1); or it repeats its `Content-Length`.
-    pub(super) is_ambiguous: bool,
+    pub(crate) is_ambiguous: bool,
     /// Nothing behind it is a request.
-    pub(super) closes: bool,
+    pub(crate) closes: bool,
     /// A line among its trailers ends with LF alone.
-    pub(super) has_loose_trailers: bool,
+    pub(crate) has_loose_trailers: bool,
 }
 
 /// What the first bytes are.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// A request and its length.
     Whole(Request, usize),
     /// The beginning of one; its head when that is there.
@@ -64,15 +64,16 @@ pub(super) enum Next {
 
 /// The head of a request and where its body ends.
 #[derive(Clone, Debug)]
-pub(super) struct Head {
-    request: Request,
+pub(crate) struct Head {
+    /// The request without its body.
+    pub(crate) request: Request,
     framing: Framing,
     length: usize,
 }
 
 /// How bytes end that may hold several requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// With the last request.
     Whole,
     /// Within a request.
@@ -84,11 +85,11 @@ pub(super) enum End {
 }
 
 /// All requests of a connection's bytes.
-pub(super) struct Reading {
-    pub(super) requests: Vec<Request>,
+pub(crate) struct Reading {
+    pub(crate) requests: Vec<Request>,
     /// The one whose body is at fault, or does not end.
-    pub(super) begun: Option<Request>,
-    pub(super) end: End,
+    pub(crate) begun: Option<Request>,
+    pub(crate) end: End,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ enum Framing {
 
 /// Which line ends a head may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ends {
+pub(crate) enum Ends {
     /// CRLF, as every sender has to write it.
     Crlf,
     /// LF alone as well, as a recipient may read it (RFC 9112, 2.2).
@@ -114,7 +115,7 @@ struct Body {
 }
 
 /// Reads everything that a caller wrote.
-pub(super) fn read(bytes: &[u8]) -> Reading {
+pub(crate) fn read(bytes: &[u8]) -> Reading {
     let mut reading = Reading { requests: Vec::new(), begun: None, end: End::Whole };
     let mut rest = bytes;
     while reading.end == End::Whole && !rest.is_empty() {
@@ -138,7 +139,7 @@ pub(super) fn read(bytes: &[u8]) -> Reading {
 }
 
 /// Reads one request. Empty lines before it are passed over (RFC 9112, 2.2).
-pub(super) fn next(bytes: &[u8], ends: Ends) -> Next {
+pub(crate) fn next(bytes: &[u8], ends: Ends) -> Next {
     let mut start = 0;
     while let Ok(Some(([], length))) = line(&bytes[start..], ends) {
         start += length;
@@ -167,21 +168,14 @@ pub(super) fn next(bytes: &[u8], ends: Ends) -> Next {
     }
 }
 
-impl Head {
-    /// The request without its body.
-    pub(super) const fn request(&self) -> &Request {
-        &self.request
-    }
-}
-
 impl Request {
     /// All values of a field.
-    pub(super) fn named(&self, name: &str) -> Vec<&str> {
+    pub(crate) fn named(&self, name: &str) -> Vec<&str> {
         self.fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// Whether the field has this member, in any case.
-    pub(super) fn lists(&self, name: &str, member: &str) -> bool {
+    pub(crate) fn lists(&self, name: &str, member: &str) -> bool {
         let lists_it = |value: &str| members(value).any(|one| one.eq_ignore_ascii_case(member));
         self.named(name).into_iter().any(lists_it)
     }
@@ -431,4 +425,8 @@ fn the_strict_reading_is_the_one_of_the_standard() {
         assert_eq!(requests(&text), (bodies, end), "{text:?}");
     }
     assert_eq!(read(b"GET / HTTP/1.1\r\n\r\n").requests[0].refusal, Some(Fault::Host));
+    for (trailers, is_loose) in [("T: 1\r\n\r\n", false), ("T: 1\n\n", true)] {
+        let reading = read(format!("{chunked}0\r\n{trailers}").as_bytes());
+        assert_eq!(reading.requests[0].has_loose_trailers, is_loose, "{trailers:?}");
+    }
 }

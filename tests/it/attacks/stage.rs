@@ -31,17 +31,17 @@ type Script = Arc<Mutex<Option<Said>>>;
 
 /// Bytes that the API says.
 #[derive(Clone)]
-pub(super) struct Said {
-    pub(super) bytes: Vec<u8>,
-    pub(super) then: Then,
+pub(crate) struct Said {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) then: Then,
     /// Before the request has arrived to its end.
-    pub(super) is_early: bool,
+    pub(crate) is_early: bool,
 }
 
 /// A world with a trap.
-pub(super) struct Stage {
-    pub(super) world: World,
-    pub(super) names: Names,
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) names: Names,
     trap: Trap,
     script: Script,
     /// Connections to the API with a request that never ended: what is left over there belongs to it.
@@ -52,18 +52,18 @@ pub(super) struct Stage {
 }
 
 /// Where the record of the API stood.
-pub(super) struct Mark {
+pub(crate) struct Mark {
     lengths: Vec<usize>,
 }
 
 impl Stage {
     /// Callers need no key.
-    pub(super) fn open() -> Self {
+    pub(crate) fn open() -> Self {
         Self::start("")
     }
 
     /// Callers need a key.
-    pub(super) fn keyed() -> Self {
+    pub(crate) fn keyed() -> Self {
         Self::start(KEY)
     }
 
@@ -105,17 +105,17 @@ impl Stage {
     }
 
     /// Whether callers need a key.
-    pub(super) fn has_key(&self) -> bool {
+    pub(crate) fn has_key(&self) -> bool {
         !self.names.cap.is_empty()
     }
 
     /// Where the unix socket is.
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("proxy.sock")
     }
 
     /// Plays a case and returns what was seen and which invariants it broke.
-    pub(super) fn play(&self, case: &Case, transport: Transport) -> (Seen, Vec<String>) {
+    pub(crate) fn play(&self, case: &Case, transport: Transport) -> (Seen, Vec<String>) {
         let before = self.resident_kib();
         let (seen, mut wrong) = self.play_once(case, transport);
         let after = self.resident_kib();
@@ -156,13 +156,13 @@ impl Stage {
     }
 
     /// A connection of its own for these bytes.
-    pub(super) fn exchange(&self, transport: Transport, pieces: &[&[u8]], manner: Manner) -> Heard {
+    pub(crate) fn exchange(&self, transport: Transport, pieces: &[&[u8]], manner: Manner) -> Heard {
         let socket = connect(transport, &self.world.daemon.authority, &self.socket());
         exchange(&socket, pieces, manner)
     }
 
     /// What the API says from now on.
-    pub(super) fn set_script(&self, script: Option<Said>) {
+    pub(crate) fn set_script(&self, script: Option<Said>) {
         *self.script.lock().unwrap() = script;
     }
 
@@ -177,7 +177,7 @@ impl Stage {
 
     /// A clean request on a new connection: what it got, and what is wrong with that. A machine that is busy with
     /// something else gets a second chance to be quick.
-    pub(super) fn clean(&self, transport: Transport) -> (Vec<u8>, Vec<String>) {
+    pub(crate) fn clean(&self, transport: Transport) -> (Vec<u8>, Vec<String>) {
         let (host, cap) = (&self.names.host, &self.names.cap);
         let request = format!("GET {CLEAN} HTTP/1.1\r\nHost: {host}\r\n{cap}Connection: close\r\n\r\n");
         let mut heard = Heard::default();
@@ -199,14 +199,14 @@ impl Stage {
     }
 
     /// Where the record of the API stands; forgets the requests.
-    pub(super) fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         self.world.standin.clear_api_requests();
         let connections = self.world.standin.api_connections();
         Mark { lengths: connections.iter().map(|connection| connection.bytes.len()).collect() }
     }
 
     /// What came since the mark but clean requests, once nothing more can come: what is not whole has ended.
-    pub(super) fn settled(&self, mark: &Mark) -> (Vec<RecordedRequest>, Vec<u8>) {
+    pub(crate) fn settled(&self, mark: &Mark) -> (Vec<RecordedRequest>, Vec<u8>) {
         let started = Instant::now();
         loop {
             let mut requests = self.world.standin.api_requests();
@@ -226,7 +226,7 @@ impl Stage {
     }
 
     /// The invariants that do not hold, of what a caller got and what arrived at the API.
-    pub(super) fn broken(&self, got: &[u8], requests: &[RecordedRequest]) -> Vec<String> {
+    pub(crate) fn broken(&self, got: &[u8], requests: &[RecordedRequest]) -> Vec<String> {
         let mut broken = Vec::new();
         let mut never = |is_broken: bool, what: String| {
             if is_broken {
@@ -267,7 +267,7 @@ impl Stage {
     }
 
     /// The daemon's resident set.
-    pub(super) fn resident_kib(&self) -> u64 {
+    pub(crate) fn resident_kib(&self) -> u64 {
         resident_kib(self.world.daemon.pid())
     }
 }
@@ -281,7 +281,7 @@ fn met_the_end(left_over: &[u8], authorization: &str) -> bool {
 }
 
 /// The resident set of a process.
-pub(super) fn resident_kib(pid: u32) -> u64 {
+pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());

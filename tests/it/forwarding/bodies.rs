@@ -461,7 +461,7 @@ fn harmful_trailers(token: &str) -> standin::Answer {
 }
 
 /// Waits until a number has not changed for a good while.
-pub(super) fn until_it_stands_still(number: impl Fn() -> u64) {
+pub(crate) fn until_it_stands_still(number: impl Fn() -> u64) {
     let (mut last, mut looks) = (0, 0);
     eventually("it stands still", || {
         let now = number();

@@ -7,17 +7,17 @@ use std::time::Duration;
 use crate::support::{Answer, Daemon};
 
 /// One connection.
-pub(super) struct Caller {
-    stream: BufReader<TcpStream>,
+pub(crate) struct Caller {
+    pub(crate) stream: BufReader<TcpStream>,
     authority: String,
     /// The statuses of interim answers so far.
-    pub(super) interim: Vec<u16>,
+    pub(crate) interim: Vec<u16>,
     /// The trailer section of the last answer.
-    pub(super) trailers: Vec<(String, String)>,
+    pub(crate) trailers: Vec<(String, String)>,
 }
 
 impl Caller {
-    pub(super) fn connect(daemon: &Daemon) -> Self {
+    pub(crate) fn connect(daemon: &Daemon) -> Self {
         let (stream, authority) = (BufReader::new(daemon.connect()), daemon.authority.clone());
         stream.get_ref().set_nodelay(true).unwrap();
         Self { stream, authority, interim: Vec::new(), trailers: Vec::new() }
@@ -25,32 +25,32 @@ impl Caller {
 
     /// Writes bytes as they are.
     #[track_caller]
-    pub(super) fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.get_mut().write_all(bytes).unwrap();
     }
 
     /// Writes bytes to a peer that may be gone; false when it is.
-    pub(super) fn send_if_open(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn send_if_open(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
     /// Writes a request line, the Host and fields; each line of `fields` ends in CRLF.
     #[track_caller]
-    pub(super) fn send_head(&mut self, line: &str, fields: &str) {
+    pub(crate) fn send_head(&mut self, line: &str, fields: &str) {
         let head = format!("{line} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", self.authority);
         self.send(head.as_bytes());
     }
 
     /// A GET on this connection, to its end.
     #[track_caller]
-    pub(super) fn get(&mut self, target: &str) -> Answer {
+    pub(crate) fn get(&mut self, target: &str) -> Answer {
         self.send_head(&format!("GET {target}"), "");
         self.answer("GET")
     }
 
     /// A POST with a known length on this connection, to its end.
     #[track_caller]
-    pub(super) fn post(&mut self, target: &str, body: &[u8]) -> Answer {
+    pub(crate) fn post(&mut self, target: &str, body: &[u8]) -> Answer {
         self.send_head(&format!("POST {target}"), &format!("Content-Length: {}\r\n", body.len()));
         // An answer may come, and end the connection, before all was sent.
         self.send_if_open(body);
@@ -59,12 +59,12 @@ impl Caller {
 
     /// Writes one chunk.
     #[track_caller]
-    pub(super) fn send_chunk(&mut self, content: &[u8]) {
+    pub(crate) fn send_chunk(&mut self, content: &[u8]) {
         self.send(&[format!("{:x}\r\n", content.len()).as_bytes(), content, b"\r\n"].concat());
     }
 
     /// Writes as much as is taken within that time without progress; returns how much.
-    pub(super) fn send_until_held_back(&mut self, bytes: &[u8], patience: Duration) -> usize {
+    pub(crate) fn send_until_held_back(&mut self, bytes: &[u8], patience: Duration) -> usize {
         let stream = self.stream.get_mut();
         stream.set_write_timeout(Some(patience)).unwrap();
         let mut sent = 0;
@@ -79,19 +79,14 @@ impl Caller {
         sent
     }
 
-    /// Waits for so long for what comes.
-    pub(super) fn wait_for(&self, time: Duration) {
-        self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
-    }
-
     /// Says that nothing more will be sent.
-    pub(super) fn close_sending_side(&self) {
+    pub(crate) fn close_sending_side(&self) {
         self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
     }
 
     /// The next answer, to its end.
     #[track_caller]
-    pub(super) fn answer(&mut self, method: &str) -> Answer {
+    pub(crate) fn answer(&mut self, method: &str) -> Answer {
         let mut answer = self.head();
         if method == "HEAD" || matches!(answer.status, 204 | 304) {
             return answer;
@@ -110,7 +105,7 @@ impl Caller {
 
     /// The head of the next final answer.
     #[track_caller]
-    pub(super) fn head(&mut self) -> Answer {
+    pub(crate) fn head(&mut self) -> Answer {
         loop {
             let answer = self.any_head();
             if answer.status >= 200 || answer.status == 101 {
@@ -122,7 +117,7 @@ impl Caller {
 
     /// The head of the next answer, interim or final.
     #[track_caller]
-    pub(super) fn any_head(&mut self) -> Answer {
+    pub(crate) fn any_head(&mut self) -> Answer {
         let line = self.line();
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("no status line: {line:?}"));
@@ -131,7 +126,7 @@ impl Caller {
 
     /// The next chunk; none at the last one.
     #[track_caller]
-    pub(super) fn chunk(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
         let line = self.line();
         let size = usize::from_str_radix(&line, 16).unwrap_or_else(|_| panic!("no chunk size: {line:?}"));
         if size == 0 {
@@ -145,14 +140,14 @@ impl Caller {
 
     /// The next bytes, so many.
     #[track_caller]
-    pub(super) fn exactly(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) fn exactly(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
     }
 
     /// Everything until the connection ends, in order or not.
-    pub(super) fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -163,7 +158,7 @@ impl Caller {
     }
 
     /// True when the connection ended within that time; anything that still came is passed over.
-    pub(super) fn ends_within(&mut self, time: Duration) -> bool {
+    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
         self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {

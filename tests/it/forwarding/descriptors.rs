@@ -5,23 +5,20 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::caller::Caller;
-use super::{one_worker, resident_kib};
-use crate::standin::{Gate, Scripted};
-use crate::support::{Daemon, Home, PROGRAM, Setup, World, eventually};
+use super::resident_kib;
+use crate::support::with_descriptors;
+use crate::support::{Daemon, Home, Setup, World, eventually};
 
 /// How many connections are idle at the same time; the default limit is 10000.
 const IDLE: &str = "IDLE_CONNECTIONS";
 const IDLE_BY_DEFAULT: usize = 2000;
 /// An idle connection has its task and hyper's buffers, and nothing of a request.
 const MOST_KIB_FOR_ONE: u64 = 24;
-/// What is left to a daemon that runs out of descriptors.
-const LEFT: u64 = 20;
-const CROWD: usize = 60;
 
 #[test]
 fn thousands_of_idle_connections_take_little_and_are_all_served() {
@@ -53,16 +50,16 @@ fn the_daemon_takes_all_descriptors_it_may_have_and_says_when_they_are_few() {
     };
 
     for (limit, connections, is_warned) in
-        [("200:3000", 2000, false), ("200:1000", 2000, true), ("200:1000", 900, false)]
+        [((200, 3000), 2000, false), ((200, 1000), 2000, true), ((200, 1000), 900, false)]
     {
         let (_home, command) = limited(&world, limit, connections);
         let mut daemon = Daemon::spawn(command);
 
-        let hard = limit.split(':').next_back().unwrap();
-        assert_eq!(limits(&daemon), [hard, hard]);
+        let hard = limit.1.to_string();
+        assert_eq!(limits(&daemon), [hard.clone(), hard]);
         daemon.stop();
         let output = daemon.output();
-        assert_eq!(output.contains("limits.connections"), is_warned, "{limit}, {connections}: {output}");
+        assert_eq!(output.contains("limits.connections"), is_warned, "{limit:?}, {connections}: {output}");
     }
 }
 
@@ -71,7 +68,7 @@ fn with_few_descriptors_it_serves_or_says_why_not() {
     let world = World::start();
     let (mut served, mut failed) = (0, 0);
     for limit in (8..40).step_by(2) {
-        let (home, command) = limited(&world, &format!("{limit}:{limit}"), 1);
+        let (home, command) = limited(&world, (limit, limit), 1);
         let output = home.path().join("output");
         let mut daemon = Started::new(command, &output);
         let said = || std::fs::read_to_string(&output).unwrap();
@@ -94,50 +91,6 @@ fn with_few_descriptors_it_serves_or_says_why_not() {
     assert!(served > 0 && failed > 0, "{served} served and {failed} failed");
 }
 
-#[test]
-fn without_descriptors_it_waits_quietly_and_serves_again_as_soon_as_there_are_some() {
-    let world = one_worker().logged_in();
-    let gate = Gate::default();
-    let held = gate.clone();
-    world.standin.on_api(move |_| Some(Scripted::Hold(held.clone())));
-    leave_descriptors(&world.daemon, LEFT);
-    let crowd: Vec<_> = (0..CROWD)
-        .map(|_| {
-            let mut caller = Caller::connect(&world.daemon);
-            caller.send_head("GET /held", "");
-            caller
-        })
-        .collect();
-    eventually("descriptors are gone", || world.daemon.output().contains("can't be accepted").then_some(()));
-
-    let (started, ticks) = (Instant::now(), cpu_ticks(&world.daemon));
-    std::thread::sleep(Duration::from_secs(3));
-    let used = (cpu_ticks(&world.daemon) - ticks) * 10;
-    let share = u128::from(used) * 100 / started.elapsed().as_millis();
-    assert!(share < 20, "{share} % of a core while it waits");
-    let complaints = world.daemon.output().matches("can't be accepted").count();
-    assert!(complaints <= 2, "{complaints} times");
-
-    drop(crowd);
-    gate.open();
-    let started = Instant::now();
-    assert_eq!(Caller::connect(&world.daemon).get("/echo").status, 200);
-    assert!(started.elapsed() < Duration::from_secs(2), "served again after {:?}", started.elapsed());
-}
-
-#[test]
-fn idle_connections_give_way_when_descriptors_run_out() {
-    let world = one_worker().logged_in();
-    leave_descriptors(&world.daemon, LEFT);
-
-    let mut idle = Vec::new();
-    for _ in 0..CROWD {
-        let mut caller = Caller::connect(&world.daemon);
-        assert_eq!(caller.get("/echo").status, 200);
-        idle.push(caller);
-    }
-}
-
 /// A program that does not outlive its test.
 struct Started(Child);
 
@@ -157,26 +110,14 @@ impl Drop for Started {
 }
 
 /// A daemon that may have so many descriptors, on a state of its own.
-fn limited(world: &World, limit: &str, connections: usize) -> (Home, Command) {
+fn limited(world: &World, (soft, hard): (usize, usize), connections: usize) -> (Home, Command) {
     let home = Home::new(Vec::new());
     let config = std::fs::read_to_string(world.home.config()).unwrap();
     let state = |home: &Home| home.state().display().to_string();
     let config = config.replace(&state(&world.home), &state(&home));
     std::fs::write(home.config(), format!("{config}\n[limits]\nconnections = {connections}\n")).unwrap();
-    let serve = home.command(&["serve"]);
-    let mut command = Command::new("prlimit");
-    command.env_clear().arg(format!("--nofile={limit}")).arg(PROGRAM).args(serve.get_args());
+    let command = with_descriptors(soft, hard, &home.command(&["serve"]));
     (home, command)
-}
-
-/// True when somebody answers there before long.
-fn healthz(authority: &str) -> bool {
-    let mut stream = TcpStream::connect(authority).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    stream.write_all(b"GET /-/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    let _read = stream.read_to_string(&mut answer);
-    answer.starts_with("HTTP/1.1 200")
 }
 
 /// Makes sure that this process may open so many.
@@ -187,17 +128,12 @@ fn may_open(count: u64) {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// Leaves the daemon so many descriptors beside those that it has open.
-fn leave_descriptors(daemon: &Daemon, count: u64) {
-    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count() as u64;
-    let limit = Some(open + count);
-    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
-    prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
-}
-
-/// What the daemon has used of processors, in ticks of 10 ms.
-fn cpu_ticks(daemon: &Daemon) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+/// True when somebody answers there before long.
+fn healthz(authority: &str) -> bool {
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.write_all(b"GET /-/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _read = stream.read_to_string(&mut answer);
+    answer.starts_with("HTTP/1.1 200")
 }

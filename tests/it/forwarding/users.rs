@@ -7,44 +7,12 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use tempfile::TempDir;
 
 use super::assert_problem;
 use crate::support::{Answer, PATIENCE, Setup, World, eventually};
-
-const NOBODY: u32 = 65534;
-
-#[test]
-fn another_user_is_refused_on_loopback_and_on_a_unix_socket() {
-    let door = Door::new();
-    // A list of users opens the socket's mode: the kernel's word has to refuse.
-    let users = if is_root() { "\"self\", 64999" } else { "65534" };
-    let world = world(&door, users);
-    assert_eq!(mode(&door.socket()), 0o666);
-
-    for answer in stranger_asks(&world, &door) {
-        assert_problem(&answer, "forbidden-user", 403, "http_request_denied");
-        assert!(answer.text().contains("callers.users"), "{answer:?}");
-    }
-
-    assert_eq!(world.standin.api_requests().len(), 0);
-}
-
-#[test]
-fn another_user_that_is_listed_is_admitted() {
-    let own = rustix::process::geteuid().as_raw();
-    let listed = if is_root() { NOBODY } else { own };
-    for users in ["\"*\"".to_owned(), listed.to_string(), format!("\"{listed}\"")] {
-        let door = Door::new();
-        let world = world(&door, &users);
-        assert_eq!(mode(&door.socket()), 0o666);
-        for answer in stranger_asks(&world, &door) {
-            assert_problem(&answer, "login-required", 503, "proxy_internal_response");
-        }
-    }
-}
 
 #[test]
 fn a_unix_socket_is_for_its_owner_alone_and_takes_any_valid_host() {
@@ -125,33 +93,6 @@ fn a_socket_that_was_made_before_the_start_failed_is_removed() {
     assert!(!door.socket().exists());
 }
 
-/// Hands the listener that it makes at `$2` to the program, which does not get to remove what is the manager's.
-const GIVEN: &str = r#"
-import os, socket, sys
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[2])
-listener.listen()
-os.dup2(listener.fileno(), 3)
-os.set_inheritable(3, True)
-os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
-os.execv(sys.argv[1], [sys.argv[1], "--config", sys.argv[3]])
-"#;
-
-#[test]
-fn a_socket_of_the_service_manager_stays() {
-    let door = Door::new();
-    let mut world = World::start();
-    world.daemon.stop();
-    let mut command = Command::new("python3");
-    command.args(["-c", GIVEN, crate::support::PROGRAM]).args([door.socket(), world.home.config()]);
-
-    world.daemon = crate::support::Daemon::spawn(command);
-
-    assert_eq!(world.daemon.authority, format!("unix:{}", door.socket().display()));
-    assert_eq!(world.daemon.stop().code(), Some(0));
-    assert!(door.socket().exists());
-}
-
 #[test]
 fn what_is_no_stale_socket_is_left_alone() {
     let mut world = World::start();
@@ -197,22 +138,22 @@ fn a_directory_where_others_could_replace_the_socket_is_refused() {
 }
 
 /// A directory that everybody may enter.
-struct Door(TempDir);
+pub(crate) struct Door(TempDir);
 
 impl Door {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self(directory)
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.0.path().join("proxy.sock")
     }
 }
 
 /// A world without a login that listens on loopback and on the door's socket.
-fn world(door: &Door, users: &str) -> World {
+pub(crate) fn world(door: &Door, users: &str) -> World {
     Setup {
         top: format!("listen = [\"127.0.0.1:0\", \"unix:{}\"]", door.socket().display()),
         tables: format!("[callers]\nusers = [{users}]"),
@@ -228,35 +169,6 @@ fn listen_on(world: &World, socket: &Path) {
     let changed = config.replace("listen = [\"127.0.0.1:0\"]", &listen);
     assert_ne!(changed, config);
     fs::write(world.home.config(), changed).unwrap();
-}
-
-/// A GET by somebody else, over TCP and over the socket.
-fn stranger_asks(world: &World, door: &Door) -> [Answer; 2] {
-    let url = format!("http://{}/echo", world.daemon.authority);
-    let socket = door.socket();
-    let ways: [&[&str]; 2] = [&[], &["--unix-socket", socket.to_str().unwrap()]];
-    ways.map(|way| {
-        let mut command = if is_root() {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", "65534", "--clear-groups", "curl"]);
-            command
-        } else {
-            Command::new("curl")
-        };
-        command.args([
-            "--silent",
-            "--show-error",
-            "--include",
-            "--raw",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "30",
-        ]);
-        let output = command.args(way).arg(&url).output().expect("curl can be run");
-        let answer = Answer::parse(&output.stdout, "GET");
-        answer.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)))
-    })
 }
 
 /// One request over a unix socket.
@@ -292,10 +204,6 @@ impl Drop for Ended {
     }
 }
 
-fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -15,7 +14,7 @@ use super::{Before, page_secret, parameter, post_from_page, spoiled};
 const DOCUMENT: &str = "/.well-known/openid-configuration";
 
 /// A world whose account has an issuer, these lines and no address.
-fn discovered(options: Options, account: &str) -> World {
+pub(crate) fn discovered(options: Options, account: &str) -> World {
     Setup { options, account: format!("<discovered>{account}"), ..Setup::default() }.start()
 }
 
@@ -413,26 +412,6 @@ fn an_id_token_of_another_issuer_is_refused() {
     let answer = world.paste(&spoiled(&world, spoil));
 
     Before::of(&world).assert_refused(&world, &answer, "the id_token's issuer (iss)");
-}
-
-#[test]
-fn neither_document_nor_keys_are_waited_for_as_long_as_a_token_is() {
-    let world = discovered(Options::default(), "");
-    let hang = || Fault::Hang(Duration::from_secs(600));
-    for endpoint in [Endpoint::Discovery, Endpoint::KeySet] {
-        world.standin.fault(endpoint, hang());
-        let began = Instant::now();
-
-        let answer = match endpoint {
-            Endpoint::Discovery => world.daemon.post_form("/-/login/main/start", &[]),
-            _ => world.paste(&spoiled(&world, Spoil::default())),
-        };
-
-        assert!([400, 503].contains(&answer.status), "{answer:?}");
-        let waited = began.elapsed();
-        assert!((12..50).contains(&waited.as_secs()), "{endpoint:?}: {waited:?}");
-    }
-    assert!(world.standin.token_requests().is_empty());
 }
 
 /// The login page of an account whose authorization endpoint is not known yet.

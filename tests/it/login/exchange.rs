@@ -362,22 +362,6 @@ fn a_login_without_a_refresh_token_that_the_api_refuses_is_told_once_and_works_a
     assert_eq!(world.standin.token_requests().len(), 1);
 }
 
-/// oa-031: and then there is nothing to try.
-#[test]
-fn a_login_without_a_refresh_token_ends_without_a_refresh() {
-    let mut world = World::start();
-    world.standin.leave_out_refresh_token(true);
-    world.standin.set_expires_in(2);
-    world.log_in(Person::Alice);
-    world.restart();
-
-    eventually("a login is required", || (world.daemon.state() == "login-required").then_some(()));
-
-    assert_eq!(world.daemon.get("/api/blogposts/@sitehome").problem(), "login-required");
-    assert_eq!(world.daemon.get("/-/readyz").status, 503);
-    assert_eq!(world.standin.token_requests().len(), 1);
-}
-
 #[test]
 fn a_lifetime_is_taken_as_number_or_text_and_is_an_hour_when_unsaid() {
     let world = World::start();

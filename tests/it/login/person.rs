@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::{Before, attribute, authorization_in_use, page_secret, post_as_browser, post_from_page, spoiled};
 use crate::standin::{self, Person, Scripted, Spoil};
 use crate::support::{Answer, Setup, World};
-
-use super::{Before, attribute, authorization_in_use, page_secret, post_as_browser, post_from_page, spoiled};
 
 #[track_caller]
 fn person(world: &World) -> Value {
@@ -20,7 +19,7 @@ fn ask_for_bob(world: &World) -> Answer {
 
 /// A login up to the question whether it shall replace the one that is there.
 #[track_caller]
-pub(super) fn ask_for(world: &World, person: Person) -> Answer {
+pub(crate) fn ask_for(world: &World, person: Person) -> Answer {
     let answer = world.paste(&world.standin.authorize(&world.begin_login(), person));
     assert_eq!((answer.status, &answer.json()["outcome"]), (200, &json!("needs-confirmation")), "{answer:?}");
     answer

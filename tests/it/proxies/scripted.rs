@@ -8,13 +8,13 @@ use std::thread;
 use crate::support::eventually;
 
 /// A name that only this proxy can resolve, to this machine.
-pub(super) const ONLY_HERE: &str = "api.invalid";
+pub(crate) const ONLY_HERE: &str = "api.invalid";
 /// How most proxies answer.
-pub(super) const ESTABLISHED: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
+pub(crate) const ESTABLISHED: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// What becomes of a connection that asks for a tunnel.
 #[derive(Clone, Debug)]
-pub(super) enum Does {
+pub(crate) enum Does {
     /// It is answered so, and is a tunnel from then on.
     Tunnel(&'static str),
     /// It is answered so, and no more comes.
@@ -26,8 +26,8 @@ pub(super) enum Does {
 }
 
 /// Listens on loopback until the tests end.
-pub(super) struct Scripted {
-    pub(super) address: SocketAddr,
+pub(crate) struct Scripted {
+    pub(crate) address: SocketAddr,
     script: Arc<Mutex<Does>>,
     seen: Arc<Mutex<Seen>>,
 }
@@ -41,7 +41,7 @@ struct Seen {
 
 impl Scripted {
     /// A proxy that makes tunnels.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(Mutex::new(Does::Tunnel(ESTABLISHED)));
@@ -57,33 +57,33 @@ impl Scripted {
     }
 
     /// As the key `proxy` names it, with a file for `proxy_auth_file`.
-    pub(super) fn keys(&self, auth_file: &str) -> String {
+    pub(crate) fn keys(&self, auth_file: &str) -> String {
         format!("proxy = \"http://{}\"\nproxy_auth_file = \"{auth_file}\"\n", self.address)
     }
 
     /// What it does from now on.
-    pub(super) fn does(&self, does: Does) {
+    pub(crate) fn does(&self, does: Does) {
         *self.script.lock().unwrap() = does;
     }
 
     /// The heads of all requests so far.
-    pub(super) fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.seen.lock().unwrap().heads.clone()
     }
 
     /// What the requests so far wanted to be connected to.
-    pub(super) fn authorities(&self) -> Vec<String> {
+    pub(crate) fn authorities(&self) -> Vec<String> {
         let authority = |head: &String| head.split(' ').nth(1).unwrap().to_owned();
         self.heads().iter().map(authority).collect()
     }
 
     /// Everything that came behind a request so far, in a tunnel or not.
-    pub(super) fn sent_up(&self) -> Vec<u8> {
+    pub(crate) fn sent_up(&self) -> Vec<u8> {
         self.seen.lock().unwrap().sent_up.clone()
     }
 
     /// Waits until all connections that asked for something have ended.
-    pub(super) fn is_left(&self) {
+    pub(crate) fn is_left(&self) {
         eventually("nobody is connected to the proxy", || {
             let seen = self.seen.lock().unwrap();
             (seen.ended == seen.heads.len()).then_some(())

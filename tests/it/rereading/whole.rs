@@ -188,7 +188,7 @@ fn of_any_account(table: &'static str) -> &'static str {
 
 /// SIGHUP, and the line that says what came of it.
 #[track_caller]
-pub(super) fn hang_up(world: &World) -> String {
+pub(crate) fn hang_up(world: &World) -> String {
     let lines = || -> Vec<String> {
         let output = world.daemon.output();
         let says = |line: &&str| line.contains("took over") || line.contains("not taken over");
@@ -200,7 +200,7 @@ pub(super) fn hang_up(world: &World) -> String {
 }
 
 /// What a caller gets who shows a key.
-pub(super) fn status(world: &World, key: &str) -> u16 {
+pub(crate) fn status(world: &World, key: &str) -> u16 {
     with_key(&world.daemon, key, "/-/status")
 }
 

@@ -6,14 +6,17 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use cnblogs_proxy::store::{Findings, Store, StoreError};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
-use super::crash::{PLAYGROUND, open};
 use super::{behind, current, errors_of, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, Setup, World, config, eventually};
 use crate::tokens::{events, refresh};
+
+/// In memory, since a crash is only played.
+pub(crate) const PLAYGROUND: &str = "/dev/shm";
 
 const LARGEST_STORE: u64 = 100 << 20;
 
@@ -333,7 +336,7 @@ fn put_back(state: &Path, backup: &[u8]) {
 }
 
 /// A store file of that format over this JSON, checksum included.
-pub(super) fn sealed(version: u32, json: &[u8]) -> Vec<u8> {
+pub(crate) fn sealed(version: u32, json: &[u8]) -> Vec<u8> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     context.update(&version.to_be_bytes());
     context.update(json);
@@ -341,4 +344,13 @@ pub(super) fn sealed(version: u32, json: &[u8]) -> Vec<u8> {
     let mut bytes = format!("cnblogs-proxy store {version} sha256:{sum}\n").into_bytes();
     bytes.extend_from_slice(json);
     bytes
+}
+
+/// Opens a store in this process. Another test may be starting a child, which holds our files until it runs its
+/// program, locks included.
+pub(crate) fn open(directory: &Path) -> (Store, Findings) {
+    eventually("the store is nobody else's", || match Store::open(directory) {
+        Err(StoreError::InUse { .. }) => None,
+        opened => Some(opened.unwrap()),
+    })
 }

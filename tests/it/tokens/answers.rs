@@ -6,13 +6,10 @@ use std::time::Duration;
 use flate2::Compression;
 
 use super::{events, expired, held, logged_in_for, main_account, refresh};
-use crate::standin::{Answer, Body, Endpoint, Fault, Gate, Options, Person};
+use crate::standin::{Answer, Body, Endpoint, Fault, Gate, Options};
 use crate::support::{Setup, World, eventually};
 
-/// Longer than the 12 s after which an answer was once given up.
-const SLOW: Duration = Duration::from_secs(14);
-
-fn assert_ready(world: &World) {
+pub(crate) fn assert_ready(world: &World) {
     let answer = world.daemon.get("/api/users");
     assert_eq!((answer.status, world.daemon.state()), (200, "ready".to_owned()), "{}", world.daemon.output());
 }
@@ -48,28 +45,6 @@ fn typed(answer: &mut Answer, media_type: &str) {
 }
 
 #[test]
-fn a_server_that_rotates_at_once_and_answers_late_is_waited_for() {
-    let world = World::logged_in();
-    world.standin.fault(Endpoint::Token, Fault::DelayAfter(SLOW));
-
-    assert_eq!(refresh(&world.daemon).status, 200);
-
-    assert_eq!(world.standin.refreshes().len(), 1);
-    assert_ready(&world);
-}
-
-#[test]
-fn a_code_whose_exchange_takes_long_is_waited_for() {
-    let world = World::start();
-    world.standin.fault(Endpoint::Token, Fault::DelayAfter(SLOW));
-
-    world.log_in(Person::Alice);
-
-    assert_eq!(world.standin.token_requests().len(), 1);
-    assert_ready(&world);
-}
-
-#[test]
 fn a_server_that_may_still_work_on_a_refresh_is_not_asked_again_whoever_asks() {
     let gate = Gate::default();
     let tables = "[limits]\ntoken_timeout = \"2s\"".to_owned();
@@ -90,7 +65,8 @@ fn a_server_that_may_still_work_on_a_refresh_is_not_asked_again_whoever_asks() {
         (refreshes.len() > 1).then_some(refreshes)
     });
     let pause = refreshes[1].at - refreshes[0].at;
-    assert!(pause >= Duration::from_secs(4), "asked again after {pause:?}: 2 s and as long again");
+    // The server may have seen the first one late: 2 s, and about as long again.
+    assert!(pause >= Duration::from_secs(3), "asked again after {pause:?}");
 }
 
 #[test]

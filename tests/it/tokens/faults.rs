@@ -10,45 +10,16 @@ use crate::standin::{Endpoint, ExpiresIn, Fault, Options, Person, Presented, Rot
 use crate::support::{Setup, World, eventually};
 
 /// Something that the token endpoint may do.
-type MakeFault = fn() -> Fault;
+pub(crate) type MakeFault = fn() -> Fault;
 
 #[track_caller]
-fn assert_serves(world: &World) {
+pub(crate) fn assert_serves(world: &World) {
     let answer = world.daemon.get("/api/users");
     assert_eq!(answer.status, 200, "{answer:?}\n{}", world.daemon.output());
 }
 
 fn with_rotation(rotation: Rotation) -> Setup {
     Setup { options: Options { rotation, ..Options::default() }, ..Setup::default() }
-}
-
-#[test]
-fn a_rotation_whose_answer_is_lost_is_told_at_once_and_the_last_token_serves_to_its_end() {
-    let logged_in_at = Instant::now();
-    let world = logged_in_for(10, vec![Fault::DropAfter], Setup::default());
-
-    let started = Instant::now();
-    assert_eq!(refresh(&world.daemon).problem(), "login-required");
-    assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
-
-    assert_eq!(told_since_login(&world), ["rotation-in-doubt", "login-required"]);
-    assert_eq!(world.home.run(&["status"], "").status.code(), Some(3));
-    assert_eq!(world.daemon.state(), "login-required");
-    assert_eq!(world.daemon.get("/-/readyz").status, 200);
-    let refused = eventually("the token ends", || {
-        let answer = world.daemon.get("/api/users");
-        (answer.status != 200).then_some(answer)
-    });
-    assert!(logged_in_at.elapsed() >= Duration::from_secs(10), "after {:?}", logged_in_at.elapsed());
-    assert_eq!(refused.problem(), "login-required");
-    assert_eq!(world.daemon.get("/-/readyz").status, 503);
-    let presented: Vec<_> = world.standin.refreshes().iter().map(|refresh| refresh.presented).collect();
-    assert_eq!(presented, [Presented::Current, Presented::SupersededUndelivered]);
-
-    world.log_in(Person::Alice);
-    assert_serves(&world);
-    assert_eq!(told_since_login(&world), ["rotation-in-doubt", "login-required", "recovered"]);
-    assert_eq!(world.home.run(&["status"], "").status.code(), Some(0));
 }
 
 #[test]
@@ -91,43 +62,6 @@ fn a_request_that_was_lost_before_the_server_saw_it_is_sent_once_more() {
 
     assert_eq!((world.standin.refreshes().len(), told_since_login(&world).len()), (2, 0));
     assert_serves(&world);
-}
-
-#[test]
-fn a_refused_refresh_token_is_shown_once_more_before_the_access_token_ends_and_never_again() {
-    let refusals: [MakeFault; 2] =
-        [|| Fault::error(400, "invalid_grant"), || Fault::error(401, "invalid_grant")];
-    for refusal in refusals {
-        let mut world = logged_in_for(10, vec![refusal(), refusal()], Setup::default());
-        let logged_in_at = Instant::now();
-        assert_eq!(refresh(&world.daemon).problem(), "login-required", "{:?}", refusal());
-        assert_eq!(told_since_login(&world), ["login-required"]);
-        assert_serves(&world);
-
-        assert_eq!(refresh(&world.daemon).problem(), "login-required");
-        world.standin.refuse_next(1);
-        let refused = world.daemon.get("/api/users");
-        assert_eq!(
-            refused.problem(),
-            "login-required",
-            "in place of the API's 401, which no refresh can cure"
-        );
-        assert!(refused.json()["login_url"].as_str().unwrap().ends_with("/-/login/main"), "{refused:?}");
-        world.restart();
-        assert_eq!(world.home.run(&["status"], "").status.code(), Some(3));
-        assert_eq!(refresh(&world.daemon).problem(), "login-required");
-        let too_early = world.standin.refreshes().len() - 1;
-        let is_early = logged_in_at.elapsed() < Duration::from_secs(8);
-        assert!(too_early == 0 || !is_early, "{:?}", refusal());
-        expired(&world.daemon);
-
-        assert_eq!(world.daemon.get("/api/users").problem(), "login-required");
-        assert_eq!(events(&world.daemon), ["login-required"]);
-        assert_eq!(refresh(&world.daemon).problem(), "login-required");
-        world.restart();
-        assert_eq!(refresh(&world.daemon).problem(), "login-required");
-        assert_eq!(world.standin.refreshes().len(), 2, "{:?}", refusal());
-    }
 }
 
 #[test]
@@ -362,7 +296,7 @@ fn told(world: &World) -> Vec<String> {
 
 /// The same behind those of the first login: nobody was logged in at first, and then somebody was.
 #[track_caller]
-fn told_since_login(world: &World) -> Vec<String> {
+pub(crate) fn told_since_login(world: &World) -> Vec<String> {
     let mut told = told(world);
     assert_eq!(told.drain(..2).collect::<Vec<_>>(), ["login-required", "recovered"]);
     told

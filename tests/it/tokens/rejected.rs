@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::time::WallClock;
 use super::{events, main_account, refresh};
 use crate::standin::{Endpoint, Fault, Options, Person, Scripted, Standin};
 use crate::support::{Daemon, Home, Setup, World, eventually};
@@ -11,7 +10,10 @@ use crate::support::{Daemon, Home, Setup, World, eventually};
 const PAT: &str = "pat-0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// A daemon with a personal access token.
-fn with_personal_token(account: &str, environment: Vec<(String, String)>) -> (Standin, Home, Daemon) {
+pub(crate) fn with_personal_token(
+    account: &str,
+    environment: Vec<(String, String)>,
+) -> (Standin, Home, Daemon) {
     let options =
         Options { personal_access_tokens: vec![(PAT.to_owned(), Person::Alice)], ..Options::default() };
     let standin = Standin::start(options);
@@ -68,37 +70,6 @@ fn successes_between_refusals_make_a_personal_access_token_no_dead_one() {
     }
 
     assert_eq!((daemon.state(), events(&daemon).len()), ("ready".to_owned(), 0));
-}
-
-#[test]
-fn the_last_day_of_a_personal_access_token_is_warned_of_and_kept() {
-    const DAY: i64 = 24 * 3600;
-    let clock = WallClock::new();
-    let in_ten_days = humantime::format_rfc3339(
-        std::time::UNIX_EPOCH + std::time::Duration::from_secs(wall_secs() + 10 * DAY.unsigned_abs()),
-    );
-    let last_day = &in_ten_days.to_string()[.."2027-01-31".len()];
-    let account = format!("expires = \"{last_day}\"");
-    let (_standin, home, mut daemon) = with_personal_token(&account, clock.environment());
-    assert_eq!((daemon.get("/api/users").status, events(&daemon).len()), (200, 0));
-    assert!(main_account(&daemon)["expires_at"].is_string());
-    daemon.kill();
-
-    clock.set(5 * DAY);
-    daemon = home.serve();
-    assert_eq!(daemon.get("/api/users").status, 200);
-    assert_eq!(events(&daemon), ["login-expiring"]);
-    daemon.kill();
-
-    clock.set(12 * DAY);
-    daemon = home.serve();
-    assert_eq!(daemon.get("/api/users").problem(), "login-required");
-    assert_eq!(events(&daemon)[0], "login-required");
-}
-
-fn wall_secs() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    u64::try_from(now.tv_sec).unwrap()
 }
 
 #[test]

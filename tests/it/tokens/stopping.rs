@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::process::Signal;
 
-use super::{Sent, held, logged_in_for, refresh, two_accounts};
-use crate::forwarding::reconfigured;
+use super::{Sent, held, logged_in_for, refresh};
 use crate::standin::{self, Endpoint, Fault, Gate, Scripted, pattern, pieces};
 use crate::support::{Answer, PATIENCE, Setup, World, eventually};
 
@@ -94,27 +93,6 @@ fn two_hundred_downloads_and_a_refresh_in_flight_are_finished_before_the_exit() 
     world.daemon = world.home.serve();
     assert_eq!(refresh(&world.daemon).status, 200, "the new refresh token is the one that is stored");
     assert_eq!(world.standin.superseded_presentations(), 0);
-}
-
-#[test]
-fn refreshes_of_several_accounts_are_waited_for_at_the_same_time() {
-    let mut world = two_accounts();
-    reconfigured(&mut world, "[limits]\ndrain_timeout = \"1s\"\n");
-    let asked = ["main", "other"].map(|account| {
-        let gate = Gate::default();
-        world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
-        let asked = Sent::refresh_of(&world.daemon, account);
-        held(&gate);
-        (asked, gate)
-    });
-
-    let started = Instant::now();
-    world.daemon.signal(Signal::TERM);
-    world.daemon.wait();
-
-    let took = started.elapsed();
-    assert!(took < Duration::from_secs(28), "each alone is waited for 15 s: after {took:?}");
-    drop(asked);
 }
 
 /// A body whose rest comes when the gate is open.

@@ -1,0 +1,4 @@
+//! Reloads that the system holds up, and those that would let other machines in.
+
+mod blocked;
+mod reach;
