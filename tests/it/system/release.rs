@@ -116,7 +116,9 @@ fn a_checkout_tells_the_compiler_nothing() {
 fn wrong_arguments_are_refused_before_anything_is_made() {
     let place = TempDir::new().unwrap();
     for script in ["build", "static"] {
-        for arguments in [&[][..], &["--fast", "made"], &["made", "more"], &["made", "--without-profile"]] {
+        for arguments in
+            [&[][..], &["--fast"], &["--fast", "made"], &["made", "more"], &["made", "--without-profile"]]
+        {
             let refused = run(place.path(), &format!("{ROOT}/deploy/release/{script}"), arguments);
 
             let said = String::from_utf8_lossy(&refused.stderr);
