@@ -186,7 +186,8 @@ fn an_answer_that_is_small_and_becomes_large_is_not_read_to_its_end() {
         Fault::Rewrite(|answer| {
             encoded(answer, "gzip", |_body| {
                 let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::best());
-                (0..512).for_each(|_| encoder.write_all(&[b' '; 1 << 20]).unwrap());
+                // 32 KiB on the wire.
+                (0..32).for_each(|_| encoder.write_all(&[b' '; 1 << 20]).unwrap());
                 encoder.finish().unwrap()
             });
         }),
