@@ -147,6 +147,8 @@ struct Failure {
 
 /// The version, in a release build with its commit: `deploy/release/version.rs` says it.
 const VERSION: &str = env!("CNBLOGS_PROXY_VERSION");
+/// What the daemon prints, and why a command failed, is printed within this time or not at all.
+const PRINTED_WITHIN: Duration = Duration::from_secs(5);
 const CONFIG_HELP: &str = "Configuration file [default: $CNBLOGS_PROXY_CONFIG, \
     ~/.config/cnblogs-proxy/config.toml, /etc/cnblogs-proxy/config.toml]";
 const FIRST_STEPS: &str = "\
@@ -185,7 +187,7 @@ pub fn run() -> ExitCode {
             // The journal takes it for an error by the number in front (`sd-daemon(3)`).
             let priority = if log::is_journal(&environment) { "<3>" } else { "" };
             let Failure { exit, message, hint } = failure;
-            within_a_second(move || {
+            in_bounded_time(move || {
                 say_error(&format!("{priority}error: {message}"));
                 if let Some(hint) = hint {
                     say_error(&format!("{priority}hint: {hint}"));
@@ -366,14 +368,14 @@ fn say_error(text: &str) {
 }
 
 /// For what the daemon prints: one whose reader does not read starts and ends all the same.
-fn within_a_second(print: impl FnOnce() + Send + 'static) {
+fn in_bounded_time(print: impl FnOnce() + Send + 'static) {
     let (printing, printed) = mpsc::channel::<()>();
     let printer = thread::Builder::new().spawn(move || {
         print();
         drop(printing);
     });
     // Nothing is sent: the channel closes when it is printed, or when there is no thread.
-    let _closed = printer.map(|_| printed.recv_timeout(Duration::from_secs(1)));
+    let _closed = printer.map(|_| printed.recv_timeout(PRINTED_WITHIN));
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<Exit, Failure> {

@@ -3,7 +3,7 @@
 use listenfd::ListenFd;
 
 use super::check::at_start;
-use super::{Common, Exit, Failure, log, say, within_a_second};
+use super::{Common, Exit, Failure, in_bounded_time, log, say};
 use crate::config::{Config, Environment, Listen};
 use crate::server::listen::Inherited;
 use crate::server::{self, Ended, Reread};
@@ -36,7 +36,7 @@ fn announce(listening: &[Listen], login_required: &[(String, Option<String>)]) {
         None => format!("login required: run `cnblogs-proxy login {account}`"),
     });
     let lines: Vec<_> = listening.chain(login_required).collect();
-    within_a_second(move || lines.iter().for_each(|line| say(line)));
+    in_bounded_time(move || lines.iter().for_each(|line| say(line)));
 }
 
 /// Sockets that the service manager gave (`LISTEN_FDS`, `sd_listen_fds(3)`).
