@@ -12,6 +12,7 @@ mod parse;
 mod reader;
 mod reload;
 mod routes;
+mod store;
 mod users;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
@@ -33,6 +34,7 @@ pub(crate) use http_proxy::basic;
 pub(crate) use parse::{endpoint, listen};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
+pub use store::{SealKey, StoreOptions};
 
 /// Variables that hold secrets: no program that we start gets them.
 pub const SECRET_VARIABLES: [&str; 2] = ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT"];
@@ -48,6 +50,7 @@ const ROOT: Known = &[
     "callers",
     "limits",
     "notify",
+    "store",
 ];
 const NOTIFY: Known = &["command", "webhook"];
 const LIMITS: Known = &[
@@ -97,6 +100,8 @@ pub struct Config {
     pub limits: Limits,
     /// Who is told of events.
     pub notify: Notify,
+    /// How logins are kept.
+    pub store: StoreOptions,
 }
 
 /// Who is told of events.
@@ -505,6 +510,7 @@ impl Config {
         let callers = callers::read(root, environment, &listen, &routes)?;
         let limits = read_limits(root)?;
         let notify = read_notify(root)?;
+        let store = store::read(root, environment)?;
 
         Ok(Self {
             file,
@@ -522,6 +528,7 @@ impl Config {
             callers,
             limits,
             notify,
+            store,
         })
     }
 }

@@ -19,6 +19,7 @@
 
 mod files;
 mod record;
+mod seal;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 
@@ -32,6 +33,7 @@ use std::sync::{Mutex, MutexGuard};
 use files::{Directory, failed, make, remove_if_there, rename};
 pub use record::{Binding, Record};
 use record::{Damage, Generation};
+pub use seal::{KeyId, SealError, SealKeys, SealedFor};
 
 const CURRENT: &str = "store";
 const PREVIOUS: &str = "store.previous";

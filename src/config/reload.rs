@@ -29,7 +29,7 @@ impl Config {
     /// The keys that differ and need a restart.
     pub fn reloadable(&self, new: Self) -> Result<Reloadable, Vec<String>> {
         let top = differing!(Config, self, new => listen, state_dir, workers, log_format;
-            else file, is_default_listen, log, accounts, routes, callers, limits, notify);
+            else file, is_default_listen, log, accounts, routes, callers, limits, notify, store);
         let below = |table: &str, keys: Vec<&str>| -> Vec<_> {
             keys.iter().map(|key| format!("{table}.{key}")).collect()
         };

@@ -47,6 +47,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("callers", Kind::Table),
             ("limits", Kind::Table),
             ("notify", Kind::Table),
+            ("store", Kind::Table),
         ],
     ),
     (
@@ -126,6 +127,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
         ],
     ),
     ("notify", &[("command", Kind::Texts), ("webhook", Kind::Text)]),
+    ("store", &[("seal_key_files", Kind::Texts)]),
 ];
 
 /// Keys that do not exist. `»` marks the place that the error names.

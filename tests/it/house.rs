@@ -58,6 +58,7 @@ fn secrets_are_exposed_in_few_files() {
             "config/accounts.rs",
             "config/callers.rs",
             "config/http_proxy.rs",
+            "config/store.rs",
             "oauth.rs",
             "oauth/callback.rs",
             "oauth/id_token.rs",
@@ -65,6 +66,7 @@ fn secrets_are_exposed_in_few_files() {
             "proxy/guard.rs",
             "session/keeper.rs",
             "store/record.rs",
+            "store/seal.rs",
             "token.rs",
         ])
     );
