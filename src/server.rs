@@ -69,7 +69,7 @@ pub struct Accounts {
     pub sessions: BTreeMap<String, Session>,
     /// Logins in progress.
     pub logins: Logins,
-    store: Arc<Store>,
+    store: Store,
     keepers: Vec<JoinHandle<()>>,
     stop: CancellationToken,
 }
@@ -101,14 +101,14 @@ impl Accounts {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        let (store, stop) = (Arc::new(store), CancellationToken::new());
+        let stop = CancellationToken::new();
         let mut sessions = BTreeMap::new();
         let mut keepers = Vec::new();
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
                 TokenSource::new(account.clone(), config.limits.token_timeout, &config.state_dir)?,
-                Arc::clone(&store),
+                store.clone(),
                 is_in_flight,
                 notifier.clone(),
                 Clock::default(),
@@ -118,7 +118,7 @@ impl Accounts {
             sessions.insert(account.name.clone(), session);
             keepers.push(keeper);
         }
-        let logins = Logins::new(&sessions, Arc::clone(&store));
+        let logins = Logins::new(&sessions, store.clone());
         Ok(Self { sessions, logins, store, keepers, stop })
     }
 

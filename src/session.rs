@@ -253,7 +253,7 @@ impl Published {
 /// process ended, `random` spreads refreshes.
 pub fn start(
     source: TokenSource,
-    store: Arc<Store>,
+    store: Store,
     is_in_flight: bool,
     notifier: Notifier,
     clock: Clock,
@@ -282,7 +282,7 @@ pub fn start(
 /// # Errors
 /// When it can't be erased.
 pub async fn log_out_unconfigured(
-    store: Arc<Store>,
+    store: Store,
     account: String,
     sessions: impl Iterator<Item = &Session>,
 ) -> Result<Option<String>, AskError> {

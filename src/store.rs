@@ -2,7 +2,7 @@
 //! beside it, locked for the life of the daemon.
 //!
 //! A refresh token can be used once, so room for its successor is taken and synced **before** it is spent
-//! ([`Store::reserve`]), and the successor is durable before it is used ([`Store::commit`]).
+//! ([`FileStore::reserve`]), and the successor is durable before it is used ([`FileStore::commit`]).
 //!
 //! | file | what |
 //! |---|---|
@@ -18,6 +18,7 @@
 //! for no disk.
 
 mod files;
+mod kinds;
 mod record;
 mod seal;
 #[cfg(any(test, fuzzing))]
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use files::{Directory, failed, make, remove_if_there, rename};
+pub use kinds::{Reservation, Saved, Store};
 pub use record::{Binding, Record};
 use record::{Damage, Generation};
 pub use seal::{KeyId, SealError, SealKeys, SealedFor};
@@ -121,7 +123,7 @@ pub struct Findings {
 
 /// The open store. Holding it means holding the lock.
 #[derive(Debug)]
-pub struct Store {
+pub struct FileStore {
     directory: Directory,
     lock: File,
     /// Locked to look or to replace.
@@ -146,14 +148,14 @@ enum Found {
 
 /// Room on disk for the successor of a record. Dropping it gives the room back, unless a login may be in it.
 #[derive(Debug)]
-pub struct Reservation {
+pub struct Room {
     path: PathBuf,
     file: File,
     /// A login was written here, or half of it: the next start-up has to look.
     may_hold_login: bool,
 }
 
-impl Store {
+impl FileStore {
     /// Opens the store in `dir`, making the directory when it is not there, and locks it.
     ///
     /// # Errors
@@ -203,7 +205,7 @@ impl Store {
     /// # Errors
     /// When there is no room, the file system refuses, or another process works on the same login. Nothing
     /// was spent then and nothing is changed.
-    pub fn reserve(&self, account: &str) -> Result<Reservation, StoreError> {
+    pub fn reserve(&self, account: &str) -> Result<Room, StoreError> {
         let path = self.directory.join(&format!("{NEXT}{account}"));
         let mut writer = self.writer();
         self.adopt_foreign_change(&writer)?;
@@ -215,7 +217,7 @@ impl Store {
         drop(writer);
 
         let room = 2 * self.latest().encoded_len() + SPARE_ROOM;
-        let reservation = Reservation::new(path)?;
+        let reservation = Room::new(path)?;
         files::take_room(&reservation.file, room).map_err(failed("taking room in", &reservation.path))?;
         self.directory.sync()?;
         Ok(reservation)
@@ -229,7 +231,7 @@ impl Store {
     /// it can be tried again.
     pub fn commit(
         &self,
-        reservation: &mut Reservation,
+        reservation: &mut Room,
         account: &str,
         record: &Record,
     ) -> Result<(), StoreError> {
@@ -241,7 +243,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file system refuses; it can be tried again with a new reservation.
-    pub fn erase(&self, reservation: &mut Reservation, account: &str) -> Result<(), StoreError> {
+    pub fn erase(&self, reservation: &mut Room, account: &str) -> Result<(), StoreError> {
         let writer = self.writer();
         self.write(&writer, reservation, |next| next.erase(account))?;
         for name in [PREVIOUS, DAMAGED, PREVIOUS_DAMAGED, TAKEN] {
@@ -259,7 +261,7 @@ impl Store {
     fn write(
         &self,
         _writer: &Writer,
-        reservation: &mut Reservation,
+        reservation: &mut Room,
         change: impl FnOnce(&mut Generation),
     ) -> Result<(), StoreError> {
         let mut next = self.latest().successor();
@@ -382,7 +384,7 @@ impl Store {
             // The only durable copy stays until another one is.
             let copy = self.directory.join(TAKEN);
             remove_if_there(&copy)?;
-            let mut reservation = Reservation::new(copy)?;
+            let mut reservation = Room::new(copy)?;
             reservation.may_hold_login = true;
             self.write(writer, &mut reservation, |next| {
                 newer.into_iter().for_each(|record| next.put(account, record));
@@ -404,7 +406,7 @@ impl Store {
     }
 }
 
-impl Reservation {
+impl Room {
     fn new(path: PathBuf) -> Result<Self, StoreError> {
         let file = make(&path)?;
         Ok(Self { path, file, may_hold_login: false })
@@ -416,7 +418,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for Room {
     fn drop(&mut self) {
         if !self.may_hold_login {
             let _gone = fs::remove_file(&self.path);

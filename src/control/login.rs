@@ -3,7 +3,7 @@
 mod seal;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ const LOCAL_CALLBACK: &str = "/-/callback";
 /// The logins in progress of all accounts.
 pub struct Logins {
     sessions: BTreeMap<String, Session>,
-    store: Arc<Store>,
+    store: Store,
     seal: Seal,
     progress: Mutex<Progress>,
 }
@@ -95,7 +95,7 @@ pub enum Reason {
 
 impl Logins {
     /// Logins for those accounts that a person logs in to.
-    pub fn new(sessions: &BTreeMap<String, Session>, store: Arc<Store>) -> Self {
+    pub fn new(sessions: &BTreeMap<String, Session>, store: Store) -> Self {
         let mut sessions = sessions.clone();
         sessions.retain(|_, session| session.source().login().is_some());
         Self { sessions, store, seal: Seal::new(), progress: Mutex::default() }
@@ -117,7 +117,7 @@ impl Logins {
     /// # Errors
     /// When it can't be erased.
     pub async fn log_out_unconfigured(&self, account: &str) -> Result<Option<String>, AskError> {
-        let (store, account) = (Arc::clone(&self.store), account.to_owned());
+        let (store, account) = (self.store.clone(), account.to_owned());
         session::log_out_unconfigured(store, account, self.sessions.values()).await
     }
 

@@ -577,7 +577,7 @@ impl Daemon {
         let seed = books.lock().unwrap().seed();
         let (session, keeper) = super::start(
             TokenSource { account, oauth },
-            Arc::new(store),
+            store,
             findings.in_flight.contains(ACCOUNT),
             notifier,
             clock,

@@ -20,7 +20,7 @@ use super::{AskError, Confirmation, RefreshOutcome, Shared, State, TokenSource};
 use crate::config::{Grant, GrantType};
 use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
-use crate::store::{Binding, Record, Reservation, Store};
+use crate::store::{Binding, Record, Reservation, Saved, Store};
 use crate::token::{Lifetime, Moment, Token};
 pub(super) use login::log_out_unconfigured;
 pub(super) use report::first_status;
@@ -36,7 +36,7 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    store: Arc<Store>,
+    store: Store,
     record: Option<Record>,
     /// Room for a record that is in use and not on disk yet.
     unsaved: Option<Reservation>,
@@ -84,7 +84,7 @@ impl Keeper {
     /// Loads and publishes what is stored, so that the session serves at once.
     pub(super) fn new(
         shared: Arc<Shared>,
-        store: Arc<Store>,
+        store: Store,
         is_in_flight: bool,
         notifier: Notifier,
         mut random: fastrand::Rng,
@@ -509,9 +509,8 @@ impl Keeper {
         if self.unsaved.is_some() {
             return Err("the login before can't be saved, so nothing new is begun".to_owned());
         }
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         // Nothing is spent yet: a keeper that a disk holds up here may be taken for stuck.
-        let reserved = blocking(move || store.reserve(&account)).await;
+        let reserved = self.store.reserve(&self.shared.account).await;
         if self.grant() == GrantType::ClientCredentials {
             // Its token can be had again at any time, and needs no disk.
             return reserved.map_err(|error| with_causes(&error));
@@ -556,30 +555,23 @@ impl Keeper {
     }
 
     async fn save_if_needed(&mut self) {
-        let (Some(mut reservation), Some(record)) = (self.unsaved.take(), self.record.clone()) else {
+        let (Some(reservation), Some(record)) = (self.unsaved.take(), &self.record) else {
             return;
         };
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let (reservation, saved) = self
-            .on_disk(move || {
-                let saved = store.commit(&mut reservation, &account, &record);
-                (reservation, saved)
-            })
-            .await;
-        match saved {
-            Ok(()) => {
+        match self.held(self.store.commit(reservation, &self.shared.account, record)).await {
+            Ok(Saved::Kept) => {
                 self.store_works(Text::from("the login is saved again"));
                 self.revoke_replaced().await;
             }
-            Err(error) if self.grant() == GrantType::ClientCredentials => {
+            Err((reservation, error)) if self.grant() == GrantType::ClientCredentials => {
                 tracing::warn!(
                     account = self.shared.account,
                     error = with_causes(&error),
                     "a token is not saved"
                 );
-                self.on_disk(move || reservation.give_up()).await;
+                self.held(self.store.give_up(reservation)).await;
             }
-            Err(error) => {
+            Err((reservation, error)) => {
                 self.unsaved = Some(reservation);
                 self.journal.raise(Event::StoreFailing, || {
                     Text::from("the new login is in use but can't be saved, and a restart would lose it: ")
@@ -680,12 +672,7 @@ impl Keeper {
 
     /// Gives room back that nothing is kept in.
     pub(super) async fn give_back(&self, reservation: Reservation) {
-        self.on_disk(move || drop(reservation)).await;
-    }
-
-    /// Runs something that waits for the disk.
-    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.held(blocking(work)).await
+        self.held(self.store.give_back(reservation)).await;
     }
 
     /// Waits for the server or the disk. They may take their time, which is no reason to take this task for stuck: it
@@ -696,11 +683,6 @@ impl Keeper {
         self.shared.heartbeat.beat();
         done
     }
-}
-
-/// Runs something that may block beside the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
 }
 
 impl Drop for Keeper {

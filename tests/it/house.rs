@@ -100,7 +100,7 @@ fn only_a_few_files_start_tasks_threads_and_processes() {
             "server/reload.rs",
             "server/service.rs",
             "session.rs",
-            "session/keeper.rs",
+            "store/kinds.rs",
         ])
     );
 }

@@ -10,7 +10,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use cnblogs_proxy::store::{Findings, Store, StoreError};
+use cnblogs_proxy::store::{FileStore, Findings, StoreError};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
@@ -233,8 +233,8 @@ impl Life {
 
 /// Opens a store in this process. Another test may be starting a child, which holds our files until it runs its
 /// program, locks included.
-pub(super) fn open(directory: &Path) -> (Store, Findings) {
-    eventually("the store is nobody else's", || match Store::open(directory) {
+pub(super) fn open(directory: &Path) -> (FileStore, Findings) {
+    eventually("the store is nobody else's", || match FileStore::open(directory) {
         Err(StoreError::InUse { .. }) => None,
         opened => Some(opened.unwrap()),
     })
