@@ -26,12 +26,14 @@ use std::time::Duration;
 use http::Method;
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
 pub(crate) use http_proxy::basic;
 pub(crate) use parse::{endpoint, listen};
+pub use parse::{is_loopback, is_remote};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
 pub use store::{SealKey, StoreOptions};
@@ -148,8 +150,8 @@ pub enum Grant {
 }
 
 /// Which grant it is, as the configuration and the store name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
 pub enum GrantType {
     /// [`Grant::AuthorizationCode`].
     AuthorizationCode,
@@ -536,7 +538,7 @@ impl Config {
 impl Listen {
     /// True when other machines can reach it.
     pub fn is_remote(&self) -> bool {
-        matches!(self, Self::Tcp(address) if !address.ip().to_canonical().is_loopback())
+        matches!(self, Self::Tcp(address) if is_remote(address.ip()))
     }
 }
 
@@ -569,6 +571,24 @@ impl GrantType {
             Self::ClientCredentials => "client_credentials",
             Self::PersonalAccessToken => "personal_access_token",
         }
+    }
+}
+
+impl From<GrantType> for &'static str {
+    fn from(grant: GrantType) -> Self {
+        grant.as_str()
+    }
+}
+
+impl TryFrom<String> for GrantType {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let all = [Self::AuthorizationCode, Self::ClientCredentials, Self::PersonalAccessToken];
+        all.into_iter().find(|grant| grant.as_str() == text).ok_or_else(|| {
+            let [first, second, third] = all.map(Self::as_str);
+            format!("must be \"{first}\", \"{second}\" or \"{third}\"")
+        })
     }
 }
 

@@ -17,8 +17,7 @@ use command::{Runner, Strays};
 use webhook::Webhook;
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
     /// Only a person can help: a login with a browser is needed.
     LoginRequired,
@@ -134,6 +133,12 @@ impl Event {
             Self::Recovered => "recovered",
             Self::StoreFailing => "store-failing",
         }
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

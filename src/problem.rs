@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 
 /// RFC 9209.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// The Content-Security-Policy of what is data and no page: a browser that shows it runs nothing of it.
+pub const SANDBOX: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 /// What every answer of our own carries beside its own fields.
 pub const INERT: [(HeaderName, HeaderValue); 2] = [
     (http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (
-        http::header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox"),
-    ),
+    (http::header::CONTENT_SECURITY_POLICY, SANDBOX),
 ];
 
 /// What went wrong, as the contract names it.

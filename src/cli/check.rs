@@ -9,12 +9,11 @@ use std::time::Duration;
 pub(super) use lints::at_start;
 
 use super::daemon::Daemon;
+use super::status_line::about;
 use super::{Exit, Failure, say};
 use crate::config::{
     Account, Address, Callers, Client, Config, Endpoints, Environment, HttpProxy, Key, Route, User,
 };
-
-const DAY_SECS: u64 = 24 * 3600;
 
 pub(super) fn check(
     config: &Config,
@@ -115,15 +114,10 @@ fn words_for_lifetime(account: &Account) -> String {
     let Some(client) = account.client() else { return format!("{name}: the token is never replaced") };
     let percent = client.refresh_at * 100.0;
     let refreshed = format!("{name}: tokens are refreshed after {percent:.0} % of their lifetime");
-    match account.login().map(|login| login.lifetime.map(|lifetime| lifetime.as_secs())) {
+    match account.login().map(|login| login.lifetime) {
         None => refreshed,
         Some(None) => format!("{refreshed}; a login never ends"),
-        Some(Some(secs)) if secs % DAY_SECS == 0 => {
-            format!("{refreshed}; a login lasts {} days", secs / DAY_SECS)
-        }
-        Some(Some(secs)) => {
-            format!("{refreshed}; a login lasts {}", humantime::format_duration(Duration::from_secs(secs)))
-        }
+        Some(Some(lifetime)) => format!("{refreshed}; a login lasts {}", about(lifetime)),
     }
 }
 

@@ -187,14 +187,7 @@ fn read_grant_type(
     own: Option<&Environment>,
     environment: &Environment,
 ) -> Result<GrantType, ConfigError> {
-    let grant =
-        table.parsed("grant", |text| match text {
-            "authorization_code" => Ok(GrantType::AuthorizationCode),
-            "client_credentials" => Ok(GrantType::ClientCredentials),
-            "personal_access_token" => Ok(GrantType::PersonalAccessToken),
-            _ => Err("must be \"authorization_code\", \"client_credentials\" or \"personal_access_token\""
-                .to_owned()),
-        })?;
+    let grant = table.parsed("grant", |text| GrantType::try_from(text.to_owned()))?;
     let pat = own.is_some_and(|env| env.var("CNBLOGS_PAT").or_else(|| env.var("CNBLOGS_PAT_FILE")).is_some());
     let client = own.is_some_and(|env| env.var("CNBLOGS_CLIENT_ID").is_some());
     match grant {

@@ -84,7 +84,7 @@ pub(crate) fn endpoint(text: &str) -> Result<Url, String> {
     }
     match url.scheme() {
         "https" => Ok(url),
-        "http" if is_loopback(url.host().as_ref()) => Ok(url),
+        "http" if is_loopback(&url) => Ok(url),
         "http" => Err("must be https: a secret would cross the network in clear".to_owned()),
         _ => Err("must be an https:// URL".to_owned()),
     }
@@ -182,18 +182,40 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     if is_exact && !lower.contains('*') { Ok(lower) } else { Err(wrong()) }
 }
 
-fn is_loopback(host: Option<&Host<&str>>) -> bool {
-    match host {
+/// True when a URL's host is this machine, by its loopback interface.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        Some(Host::Ipv4(ip)) => IpAddr::V4(*ip).is_loopback(),
-        Some(Host::Ipv6(ip)) => IpAddr::V6(*ip).is_loopback(),
+        Some(Host::Ipv4(ip)) => !is_remote(ip.into()),
+        Some(Host::Ipv6(ip)) => !is_remote(ip.into()),
         None => false,
     }
+}
+
+/// True for an address that is not of this machine's loopback interface.
+pub fn is_remote(address: IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_local() {
+        for (address, expected) in [
+            ("127.0.0.1", false),
+            ("127.1.2.3", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", true),
+            ("::", true),
+            ("192.0.2.1", true),
+            ("::ffff:192.0.2.1", true),
+        ] {
+            assert_eq!(is_remote(address.parse().unwrap()), expected, "{address}");
+        }
+    }
 
     #[test]
     fn a_secret_goes_only_over_tls_or_stays_on_this_machine() {

@@ -7,11 +7,10 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::Upstream;
+use crate::problem::SANDBOX;
 use crate::token::Token;
 
 const AUTHORIZATION_TYPE: HeaderName = HeaderName::from_static("authorization-type");
-/// A 200 of the API that is opened in a browser runs nothing.
-const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 /// A page that may read the answer.
 #[derive(Debug)]

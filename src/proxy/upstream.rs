@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::headers;
 use super::replay::Upload;
 use super::timer::Timer;
-use crate::config::{Limits, Listen, Route, Upstream};
+use crate::config::{Limits, Listen, Route, Upstream, is_remote};
 use crate::metrics::Counters;
 use crate::tls::{self, TlsError, TlsStream};
 use crate::token::Token;
@@ -145,7 +145,7 @@ impl Endpoint {
     /// True when a connection ends at one of our own listeners: a request on it would go round in circles.
     fn is_at_our_own(&self, tcp: &TcpStream) -> bool {
         let (Ok(peer), Ok(own)) = (tcp.peer_addr(), tcp.local_addr()) else { return false };
-        let is_here = peer.ip().to_canonical().is_loopback() || peer.ip() == own.ip();
+        let is_here = !is_remote(peer.ip()) || peer.ip() == own.ip();
         self.listening.iter().any(|listen| match listen {
             Listen::Tcp(address) if address.ip().is_unspecified() => address.port() == peer.port() && is_here,
             Listen::Tcp(address) => *address == peer,

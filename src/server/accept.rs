@@ -17,6 +17,7 @@ use super::peer::{Kernel, owner_of_unix};
 use super::service::Service;
 use super::socket::Transport;
 use super::supervisor::HEARTBEAT;
+use crate::config::is_remote;
 use crate::heartbeat::Heartbeat;
 use crate::problem::{Code, Problem};
 use crate::proxy::guard::{Caller, Door, Peer};
@@ -40,7 +41,7 @@ impl Worker {
     }
 
     fn peer(&self, peer: SocketAddr, stream: &TcpStream) -> Peer {
-        if Peer::is_remote(peer.ip()) {
+        if is_remote(peer.ip()) {
             return Peer::Remote;
         }
         let own = stream.local_addr().ok();
@@ -98,7 +99,7 @@ async fn accept_from(
             let listener = TcpListener::from_std(listener)?;
             while let Some((stream, peer)) = accepted(&stop, &worker.limit, || listener.accept()).await {
                 // Containers come to loopback from elsewhere where `route_localnet` lets them; keys guard no such door.
-                if Peer::is_remote(peer.ip()) && !is_for_remote {
+                if is_remote(peer.ip()) && !is_for_remote {
                     continue;
                 }
                 // Small answers are not held back.

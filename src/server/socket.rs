@@ -15,10 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::peer::Kernel;
-use crate::config::Limits;
+use crate::config::{Limits, is_remote};
 use crate::problem::{Code, Problem};
 use crate::proxy::BodyWatch;
-use crate::proxy::guard::Peer;
 
 /// A head that takes longer is slow: its connection may be evicted. Most heads come whole, at once.
 const SLOW_HEAD: Duration = Duration::from_secs(1);
@@ -349,7 +348,7 @@ impl<T: Transport> WatchedSocket<T> {
     /// True when the kernel says that the other end of a connection of this machine was closed by its owner.
     fn is_orphaned(&self) -> bool {
         let (Some(kernel), Some((peer, own))) = (&self.kernel, self.socket.addresses()) else { return false };
-        !Peer::is_remote(peer.ip()) && kernel.is_orphaned(peer, own)
+        !is_remote(peer.ip()) && kernel.is_orphaned(peer, own)
     }
 }
 

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access};
 use rustix::process::{Gid, Resource, getegid, geteuid, getgroups, getrlimit};
 use socket2::{Domain, Socket, Type};
+use url::Url;
 
 use crate::config::{
     Account, Address, Config, Environment, ExtraCa, Grant, Key, Listen, ResponseMode, ResponseType, Route,
-    User,
+    User, is_loopback,
 };
 use crate::control::login::is_local;
-use crate::proxy::guard::{is_below, is_unambiguous};
+use crate::proxy::guard::{LOOPBACK, is_below, is_refused_method, is_unambiguous};
 use crate::server::listen::is_without_ipv6;
 use crate::store;
 use crate::tls;
@@ -266,18 +267,15 @@ fn of_callers(config: &Config, lints: &mut Vec<String>) {
     }
     let ports: Vec<_> = config.listen.iter().filter_map(port_of).collect();
     for (name, port) in &callers.hosts {
-        let is_loopback = ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str());
-        if is_loopback && port.is_none_or(|port| ports.contains(&port)) {
+        let is_own = LOOPBACK.contains(&name.as_str());
+        if is_own && port.is_none_or(|port| ports.contains(&port)) {
             lints.push(format!("callers.hosts: {name} is accepted without being named"));
         } else if ports.is_empty() {
             lints.push(format!("callers.hosts: {name} has no effect: over a unix socket any Host will do"));
         }
     }
     for origin in &callers.allowed_origins {
-        let host = origin.strip_prefix("http://").map(|rest| rest.split(':').next().unwrap_or(rest));
-        if host
-            .is_some_and(|host| !["localhost", "127.0.0.1", "["].iter().any(|local| host.starts_with(local)))
-        {
+        if Url::parse(origin).is_ok_and(|url| url.scheme() == "http" && !is_loopback(&url)) {
             lints.push(format!(
                 "callers.allowed_origins: whoever is on the network can pose as {origin}: use https"
             ));
@@ -297,7 +295,7 @@ fn of_key(key: &Key, routes: &[Route], lints: &mut Vec<String>) {
     let allowed = |route: &Route| key.routes.as_ref().is_none_or(|names| names.contains(&route.name));
     for method in key.methods.iter().flatten() {
         let upper = method.as_str().to_ascii_uppercase();
-        if ["CONNECT", "TRACE", "TRACK"].contains(&upper.as_str()) {
+        if is_refused_method(&upper) {
             lints.push(format!("key {name}: {upper} is never forwarded"));
         } else if upper != method.as_str() {
             lints.push(format!("key {name}: methods are told apart by case: {method} is not {upper}"));
