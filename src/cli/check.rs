@@ -13,6 +13,7 @@ use super::{Exit, Failure, say};
 use crate::config::{
     Account, Address, Callers, Config, Endpoints, Environment, Grant, HttpProxy, Key, Route, User,
 };
+use crate::store::SealKeys;
 
 const DAY_SECS: u64 = 24 * 3600;
 
@@ -61,6 +62,9 @@ fn describe(config: &Config, running: Option<&[String]>) {
         row("daemon", &format!("is running, on {}", running.join(", ")));
     }
     row("workers", &config.worker_threads().to_string());
+    for key in SealKeys::new(&config.store.seal_keys).names() {
+        row("seal key", &key);
+    }
     for account in config.accounts.values() {
         row("account", &words_for_account(account));
         row("", &words_for_lifetime(account));

@@ -24,6 +24,7 @@ use crate::proxy;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Way;
 use crate::session::Session;
+use crate::store::{SealKeys, Store};
 use crate::tls;
 
 /// Whoever asks hears within so long what came of it.
@@ -59,6 +60,7 @@ struct Running {
     config: Arc<Config>,
     sessions: BTreeMap<String, Session>,
     shared: Arc<proxy::Shared>,
+    store: Arc<Store>,
 }
 
 /// One reading, under way.
@@ -75,6 +77,7 @@ pub(super) struct Prepared {
     guard: Guard,
     ways: Vec<Way>,
     clients: Vec<(Session, Oauth)>,
+    keys: Arc<SealKeys>,
     swap_log: Box<dyn FnOnce() + Send>,
 }
 
@@ -87,8 +90,9 @@ impl Reloads {
         config: Arc<Config>,
         sessions: BTreeMap<String, Session>,
         shared: Arc<proxy::Shared>,
+        store: Arc<Store>,
     ) -> Self {
-        let running = Running { config, sessions, shared };
+        let running = Running { config, sessions, shared, store };
         Self { read, running, reading: None, once_more: Vec::new() }
     }
 
@@ -166,8 +170,8 @@ impl Reloads {
     }
 
     fn swap(&mut self, prepared: Prepared) {
-        let Prepared { reloadable, guard, ways, clients, swap_log } = prepared;
-        let Running { config, shared, .. } = &mut self.running;
+        let Prepared { reloadable, guard, ways, clients, keys, swap_log } = prepared;
+        let Running { config, shared, store, .. } = &mut self.running;
         swap_log();
         shared.guard.store(Arc::new(guard));
         for (endpoint, way) in shared.endpoints.iter().zip(ways) {
@@ -176,6 +180,7 @@ impl Reloads {
         for (session, oauth) in clients {
             session.reconfigure(oauth);
         }
+        store.use_keys(keys);
         *config = Arc::new(reloadable.into_config());
         tracing::info!("{TAKEN_OVER}");
     }
@@ -193,6 +198,8 @@ impl Running {
             check_reach(listen, &config.callers)?;
         }
 
+        let keys = Arc::new(SealKeys::new(&config.store.seal_keys));
+        self.store.try_keys(&keys).context("store.seal_key_files")?;
         tls::reread_system_roots()?;
         let clients = config.accounts.iter().map(|(name, account)| {
             let session = self.sessions[name].clone();
@@ -206,7 +213,7 @@ impl Running {
             Way::new(route).with_context(|| format!("route.{}", route.prefix))
         });
         let ways = ways.collect::<Result<_, _>>()?;
-        Ok(Prepared { guard: Guard::new(config), reloadable, ways, clients, swap_log })
+        Ok(Prepared { guard: Guard::new(config), reloadable, ways, clients, keys, swap_log })
     }
 }
 
