@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use zeroize::Zeroizing;
 
 use daemon::Daemon;
 use man_pages::Page;
@@ -90,6 +91,14 @@ enum Command {
     /// It takes over secrets, caller keys, CA files and the log filter. When anything else has changed it takes over
     /// nothing, and the exit code is 1: the message names the keys that need a restart.
     Reload,
+    /// Print a new key to seal stored logins with
+    ///
+    /// `cnblogs-proxy seal-key | install -m 600 /dev/stdin seal.key` puts it where `seal_key_files` of [store] may name
+    /// it. Keep a copy elsewhere than the store and its backups: without it nobody opens them.
+    SealKey,
+    /// How logins are stored
+    #[command(subcommand, disable_help_subcommand = true)]
+    Store(OnStore),
     /// Exit 0 when the daemon can serve requests, asked as its callers ask: for container health checks
     Health {
         /// Exit 0 when it answers at all, whether somebody has to log in or not
@@ -109,6 +118,15 @@ enum Command {
         #[arg(value_enum, default_value = "command")]
         page: Page,
     },
+}
+
+#[derive(Subcommand)]
+enum OnStore {
+    /// Seal every stored login with the first key, and leave none behind that is not
+    ///
+    /// Works with the daemon running, which uses the keys that it was started with, or that it read at the last
+    /// `reload`, and without.
+    Rekey,
 }
 
 #[derive(Args)]
@@ -204,6 +222,9 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             return print_bytes(man_pages::completions(shell, Cli::command()).as_bytes());
         }
         Command::Man { page } => return print_bytes(&man_pages::page(page, Cli::command())),
+        Command::SealKey => {
+            return print_bytes(&Zeroizing::new([store::new_key().as_bytes(), b"\n"].concat()));
+        }
         Command::Serve => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return serve::serve(config, common, environment.clone());
@@ -241,6 +262,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             show::change(Change::LogOut, &doer, &account, &common, environment)
         }
         Command::Reload => show::reload(doer.daemon()?),
+        Command::Store(OnStore::Rekey) => show::rekey(&doer),
         Command::Health { live } => show::health(&state_dir, live),
         _ => unreachable!("the others have returned"),
     }
@@ -309,6 +331,10 @@ impl Failure {
         match error.downcast_ref() {
             Some(StoreError::Newer { .. }) => failure.with_hint(
                 "use the newer program again, or move the file away and log in: this version never overwrites it",
+            ),
+            Some(StoreError::Sealed { .. }) => Self { exit: Exit::Configuration, ..failure }.with_hint(
+                "name the key that sealed it in seal_key_files of [store], behind the one that is to seal: nothing was \
+                 changed",
             ),
             Some(StoreError::NotAFile { .. }) => failure.with_hint("move it away, or set another state_dir"),
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),

@@ -72,7 +72,7 @@ pub struct Control {
     page_key: hmac::Key,
 }
 
-/// What came of a reload, in words: taken over, or why not.
+/// What came of a command, in words: that it is done, or why not.
 pub type Outcome = Result<String, String>;
 
 /// Where a reload is asked for.
@@ -231,6 +231,7 @@ pub fn router(control: Arc<Control>) -> Router {
 pub fn private_router(control: Arc<Control>, reloads: Reloads) -> Router {
     Router::new()
         .route("/-/token/{account}", get(access_token))
+        .route("/-/store/rekey", post(rekey))
         .with_state(Arc::clone(&control))
         .merge(Router::new().route("/-/reload", post(reload)).with_state(reloads))
         .layer(axum::middleware::map_response(inert))
@@ -446,9 +447,20 @@ async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
     // Without a receiver, the asker is dropped, and no outcome comes.
     let _asked = reloads.send(asker).await;
     match outcome.await {
-        Ok(Ok(words)) => Ok(axum_json(&json!({ "outcome": words })).into_response()),
-        Ok(Err(words)) => Ok((StatusCode::CONFLICT, axum_json(&json!({ "detail": words }))).into_response()),
+        Ok(outcome) => Ok(in_words(outcome)),
         Err(_stopping) => Err(Problem::new(Code::Stopping, "the daemon is stopping").into()),
+    }
+}
+
+async fn rekey(State(control): Shared) -> Response {
+    in_words(control.logins.rekey().await)
+}
+
+/// What came of a command.
+fn in_words(outcome: Outcome) -> Response {
+    match outcome {
+        Ok(words) => axum_json(&json!({ "outcome": words })).into_response(),
+        Err(words) => (StatusCode::CONFLICT, axum_json(&json!({ "detail": words }))).into_response(),
     }
 }
 

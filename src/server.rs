@@ -47,7 +47,7 @@ use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
 use crate::session::{self, Session, State, TokenSource};
-use crate::store::{Findings, Store};
+use crate::store::{Findings, SealKeys, Store, StoreError};
 use crate::token::{Clock, now};
 use accept::Worker;
 use limit::ConnectionLimit;
@@ -89,7 +89,7 @@ impl Accounts {
     /// # Errors
     /// When the store is in use, not ours, or can't be read.
     pub fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
-        Self::over(Store::open(&config.state_dir)?, config, notifier)
+        Self::over(open_store(config)?, config, notifier)
     }
 
     fn over(
@@ -147,6 +147,14 @@ pub fn run(
     ended
 }
 
+/// Opens the store of a configuration, which nobody else may have open.
+///
+/// # Errors
+/// When it is in use, not ours, can't be read, or none of the keys opens it.
+pub fn open_store(config: &Config) -> Result<(Store, Findings), StoreError> {
+    Store::open(&config.state_dir, Arc::new(SealKeys::new(&config.store.seal_keys)))
+}
+
 /// Where our own commands find a running daemon.
 pub fn control_socket(state_dir: &Path) -> PathBuf {
     state_dir.join(CONTROL_SOCKET)
@@ -165,7 +173,7 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify.clone(), started_with));
 
-    let opened = Store::open(&config.state_dir)?;
+    let opened = open_store(&config)?;
     // Before an account asks for a login, which is of no use where nothing can be listened on.
     let mut bound = listen::bind(&config, inherited)?;
     let _removed_at_the_end: Vec<_> = bound.iter_mut().filter_map(|one| one.file.take()).collect();
@@ -192,7 +200,7 @@ async fn serve(
     let mut supervisor = Supervisor::new();
     supervisor.ready(&sessions, &listening);
     let config = Arc::new(config);
-    let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared));
+    let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared), store);
 
     let is_asked_to_end = tokio::select! {
         () = attend(&mut signals, &mut askers, &mut reloads, &mut supervisor, &shared, &control) => true,

@@ -14,6 +14,7 @@ use super::{Exit, Failure, say};
 use crate::config::{
     Account, Address, Callers, Client, Config, Endpoints, Environment, HttpProxy, Key, Route, User,
 };
+use crate::store::SealKeys;
 
 pub(super) fn check(
     config: &Config,
@@ -60,6 +61,9 @@ fn describe(config: &Config, running: Option<&[String]>) {
         row("daemon", &format!("is running, on {}", running.join(", ")));
     }
     row("workers", &config.worker_threads().to_string());
+    for key in SealKeys::new(&config.store.seal_keys).names() {
+        row("seal key", &key);
+    }
     for account in config.accounts.values() {
         row("account", &words_for_account(account));
         row("", &words_for_lifetime(account));

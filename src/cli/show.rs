@@ -8,12 +8,12 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::daemon::{Daemon, login_required, printable};
+use super::daemon::{Daemon, login_required, printable, runtime};
 use super::login::open;
 use super::status_line::StatusLine;
 use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment};
-use crate::server::Accounts;
+use crate::server::{Accounts, open_store};
 use crate::session::{AskError, NoToken};
 
 /// How long a script waits for a token.
@@ -51,6 +51,23 @@ pub(super) fn health(state_dir: &Path, live: bool) -> Result<Exit, Failure> {
 pub(super) fn reload(daemon: &Daemon) -> Result<Exit, Failure> {
     let outcome = daemon.post("/-/reload", &[])?.success()?.json();
     say(outcome.get("outcome").and_then(Value::as_str).unwrap_or_default());
+    Ok(Exit::Done)
+}
+
+/// Seals all that is stored with the first key.
+pub(super) fn rekey(doer: &Doer) -> Result<Exit, Failure> {
+    let words = match doer {
+        Doer::Daemon(daemon) => {
+            let outcome = daemon.post("/-/store/rekey", &[])?.success()?.json();
+            outcome.get("outcome").and_then(Value::as_str).unwrap_or_default().to_owned()
+        }
+        Doer::Here(config) => {
+            let runtime = runtime()?;
+            let rekeyed = open_store(config).and_then(|(store, _findings)| runtime.block_on(store.rekey()));
+            rekeyed.map_err(|error| Failure::of(&error.into()))?
+        }
+    };
+    say(&words);
     Ok(Exit::Done)
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::config::BrowserLogin;
+use crate::notify::with_causes;
 use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
 use crate::oauth::{LoginError, Oauth, Pending};
@@ -109,6 +110,14 @@ impl Logins {
     /// True when there is a login of an account, configured or not.
     pub fn is_stored(&self, account: &str) -> bool {
         !self.store.records_of(account).is_empty()
+    }
+
+    /// Seals all that is stored with the first key, and says so in words.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn rekey(&self) -> Result<String, String> {
+        self.store.rekey().await.map_err(|error| with_causes(&error))
     }
 
     /// Logs out an account that is not configured any more. Gives a sentence that the person should read, if there is

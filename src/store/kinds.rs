@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Binding, FileStore, Findings, Record, Room, StoreError};
+use super::{Binding, FileStore, Findings, Record, Room, SealKeys, StoreError};
 
 /// Where logins are kept. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -32,8 +32,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`FileStore::open`].
-    pub fn open(dir: &Path) -> Result<(Self, Findings), StoreError> {
-        let (files, findings) = FileStore::open(dir)?;
+    pub fn open(dir: &Path, keys: Arc<SealKeys>) -> Result<(Self, Findings), StoreError> {
+        let (files, findings) = FileStore::open(dir, keys)?;
         Ok((Self::Files(Arc::new(files)), findings))
     }
 
@@ -44,6 +44,31 @@ impl Store {
     pub fn name_holder(&self, who: &str) -> Result<(), StoreError> {
         let Self::Files(files) = self;
         files.name_holder(who)
+    }
+
+    /// Looks whether these keys open all that is stored, before [`Self::use_keys`].
+    ///
+    /// # Errors
+    /// When they do not, or it can't be read.
+    pub fn try_keys(&self, keys: &SealKeys) -> Result<(), StoreError> {
+        let Self::Files(files) = self;
+        files.try_keys(keys)
+    }
+
+    /// From now on the first of these keys seals.
+    pub fn use_keys(&self, keys: Arc<SealKeys>) {
+        let Self::Files(files) = self;
+        files.use_keys(keys);
+    }
+
+    /// Seals all logins with the first key. Says so in words.
+    ///
+    /// # Errors
+    /// When there is no key, or it can't be written; what is stored is intact then.
+    pub async fn rekey(&self) -> Result<String, StoreError> {
+        let Self::Files(files) = self;
+        let files = Arc::clone(files);
+        blocking(move || files.rekey()).await
     }
 
     /// The login of an account, as last committed, when one is stored that belongs to this.

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -32,7 +34,7 @@ struct Key {
 }
 
 /// Tells keys apart, and says nothing about them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyId([u8; ID]);
 
 /// What a sealed record is bound to: anywhere else it does not open.
@@ -44,6 +46,16 @@ pub struct SealedFor<'a> {
     pub account: &'a str,
     /// The generation that it belongs to.
     pub generation: u64,
+}
+
+/// A new key as text, wiped when dropped.
+///
+/// # Panics
+/// When the system has no random numbers.
+pub fn new_key() -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SystemRandom::new().fill(&mut *bytes).expect("the system has random numbers");
+    Zeroizing::new(STANDARD.encode(*bytes))
 }
 
 /// Why a sealed record does not open. Nothing says that it is damaged: with the right key it may be whole.

@@ -242,7 +242,7 @@ fn a_store_of_a_newer_version_is_refused_with_advice_and_left_untouched() {
     assert_eq!(refresh(&world.daemon).status, 200);
     world.daemon.stop();
     let json = br#"{"generation":9,"accounts":{},"new":[1,2,3]}"#;
-    let newer = sealed(2, json);
+    let newer = sealed(3, json);
 
     let good = fs::read(current(&world.home)).unwrap();
     for name in ["store", "store.previous", "store.next.main"] {
