@@ -6,6 +6,7 @@ mod status_line;
 mod log;
 mod login;
 mod man_pages;
+mod on_store;
 mod run;
 mod serve;
 mod show;
@@ -96,7 +97,7 @@ enum Command {
     /// `cnblogs-proxy seal-key | install -m 600 /dev/stdin seal.key` puts it where `seal_key_files` of [store] may name
     /// it. Keep a copy elsewhere than the store and its backups: without it nobody opens them.
     SealKey,
-    /// How logins are stored
+    /// How and where logins are stored
     #[command(subcommand, disable_help_subcommand = true)]
     Store(OnStore),
     /// Exit 0 when the daemon can serve requests, asked as its callers ask: for container health checks
@@ -122,6 +123,19 @@ enum Command {
 
 #[derive(Subcommand)]
 enum OnStore {
+    /// Make the tables that replicas share their logins through, where they are not there yet
+    ///
+    /// The daemon does it by itself when it may.
+    Init {
+        /// Print it for an administrator of the database instead
+        #[arg(long)]
+        print: bool,
+    },
+    /// Take the logins of this machine's files along into the database, once
+    ///
+    /// They are erased from the files: two daemons that spend one login lose it. No daemon may run on this state_dir
+    /// meanwhile.
+    Import,
     /// Seal every stored login with the first key, and leave none behind that is not
     ///
     /// Works with the daemon running, which uses the keys that it was started with, or that it read at the last
@@ -229,6 +243,14 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             let config = Config::load(common.config.as_deref(), environment)?;
             return serve::serve(config, common, environment.clone());
         }
+        Command::Store(OnStore::Init { print }) => {
+            let config = Config::load(common.config.as_deref(), &environment.without_secrets())?;
+            return on_store::init(&config, print);
+        }
+        Command::Store(OnStore::Import) => {
+            let config = Config::load(common.config.as_deref(), environment)?;
+            return on_store::import(&config);
+        }
         Command::Check { connect } => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return check::check(&config, connect, environment);
@@ -332,7 +354,9 @@ impl Failure {
             Some(StoreError::Newer { .. }) => failure.with_hint(
                 "use the newer program again, or move the file away and log in: this version never overwrites it",
             ),
-            Some(StoreError::Sealed { .. }) => Self { exit: Exit::Configuration, ..failure }.with_hint(
+            Some(StoreError::NewerTables { .. }) => Self { exit: Exit::Configuration, ..failure }
+                .with_hint("use the newer program again, or another schema: nothing was changed"),
+            Some(StoreError::Sealed { .. } | StoreError::SealedRow { .. }) => Self { exit: Exit::Configuration, ..failure }.with_hint(
                 "name the key that sealed it in seal_key_files of [store], behind the one that is to seal: nothing was \
                  changed",
             ),

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod callers;
+mod database;
 mod files;
 mod http_proxy;
 mod parse;
@@ -29,6 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+pub use database::Database;
 pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
 pub(crate) use http_proxy::basic;
@@ -39,7 +41,8 @@ pub use reload::Reloadable;
 pub use store::{SealKey, StoreOptions};
 
 /// Variables that hold secrets: no program that we start gets them.
-pub const SECRET_VARIABLES: [&str; 2] = ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT"];
+pub const SECRET_VARIABLES: [&str; 3] =
+    ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT", "CNBLOGS_PROXY_STORE_PASSWORD"];
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8262", "[::1]:8262"];
 const ROOT: Known = &[
     "listen",

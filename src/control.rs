@@ -125,7 +125,7 @@ impl Control {
     pub fn status(&self) -> Value {
         let accounts: BTreeMap<_, _> =
             self.sessions.iter().map(|(name, session)| (name, session.status())).collect();
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "now": At(now().wall_ms()),
             "uptime_secs": now().since(self.started).as_secs(),
@@ -133,7 +133,11 @@ impl Control {
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
             "requests": self.metrics.totals().counts(),
             "last_hour": last_hour(&self.metrics.last_hour(now())),
-        })
+        });
+        if let Some(database) = self.logins.database() {
+            status["store"] = json!({ "database": database.shown(), "is_up": database.is_up() });
+        }
+        status
     }
 
     fn overview(&self) -> Overview {

@@ -47,7 +47,7 @@ use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Endpoint;
 use crate::proxy::{self, login_url};
 use crate::session::{self, Session, State, TokenSource};
-use crate::store::{Findings, SealKeys, Store, StoreError};
+use crate::store::{Findings, Store};
 use crate::token::{Clock, now};
 use accept::Worker;
 use limit::ConnectionLimit;
@@ -71,6 +71,7 @@ pub struct Accounts {
     pub logins: Logins,
     store: Store,
     keepers: Vec<JoinHandle<()>>,
+    follower: JoinHandle<()>,
     stop: CancellationToken,
 }
 
@@ -88,8 +89,8 @@ impl Accounts {
     ///
     /// # Errors
     /// When the store is in use, not ours, or can't be read.
-    pub fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
-        Self::over(open_store(config)?, config, notifier)
+    pub async fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
+        Self::over(Store::open(config).await?, config, notifier)
     }
 
     fn over(
@@ -119,12 +120,14 @@ impl Accounts {
             keepers.push(keeper);
         }
         let logins = Logins::new(&sessions, store.clone());
-        Ok(Self { sessions, logins, store, keepers, stop })
+        let follower = tokio::spawn(store.clone().follow());
+        Ok(Self { sessions, logins, store, keepers, follower, stop })
     }
 
     /// Lets every keeper finish what it has begun.
     pub async fn close(self) {
         close(self.stop, self.keepers).await;
+        self.follower.abort();
     }
 }
 
@@ -147,14 +150,6 @@ pub fn run(
     ended
 }
 
-/// Opens the store of a configuration, which nobody else may have open.
-///
-/// # Errors
-/// When it is in use, not ours, can't be read, or none of the keys opens it.
-pub fn open_store(config: &Config) -> Result<(Store, Findings), StoreError> {
-    Store::open(&config.state_dir, Arc::new(SealKeys::new(&config.store.seal_keys)))
-}
-
 /// Where our own commands find a running daemon.
 pub fn control_socket(state_dir: &Path) -> PathBuf {
     state_dir.join(CONTROL_SOCKET)
@@ -173,11 +168,11 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify.clone(), started_with));
 
-    let opened = open_store(&config)?;
+    let opened = Store::open(&config).await?;
     // Before an account asks for a login, which is of no use where nothing can be listened on.
     let mut bound = listen::bind(&config, inherited)?;
     let _removed_at_the_end: Vec<_> = bound.iter_mut().filter_map(|one| one.file.take()).collect();
-    let Accounts { sessions, logins, store, mut keepers, stop: stop_keepers } =
+    let Accounts { sessions, logins, store, mut keepers, follower, stop: stop_keepers } =
         Accounts::over(opened, &config, &notifier)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
     name_holder(&store, &listening);
@@ -214,6 +209,7 @@ async fn serve(
         () = signals.terminate() => false,
     };
     private.abort();
+    follower.abort();
     remove_control_socket(&config.state_dir);
     drop(notifier);
     notifying.abort();

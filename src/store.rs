@@ -23,6 +23,7 @@
 
 mod files;
 mod kinds;
+mod postgres;
 mod record;
 mod seal;
 #[cfg(any(test, fuzzing))]
@@ -34,10 +35,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use files::{Directory, failed, make, remove_if_there, rename};
-pub use kinds::{Reservation, Saved, Store};
+pub use kinds::{Changes, Reservation, Saved, Store};
+pub use postgres::{Claim, PostgresStore, SharedLogin, init, init_sql, inspect};
 pub use record::{Binding, Record};
 use record::{Damage, Generation, account_of};
 pub use seal::{KeyId, SealError, SealKeys, SealedFor, new_key};
@@ -119,6 +122,35 @@ pub enum StoreError {
     Contended {
         /// The other's reservation.
         path: PathBuf,
+    },
+    /// The database that replicas share can't be used now, and why.
+    #[error("{0}")]
+    Database(String),
+    /// The tables were made by a newer version of this program.
+    #[error("{database} has the tables of a newer version of this program (version {version})")]
+    NewerTables {
+        /// The database.
+        database: String,
+        /// Of its tables.
+        version: u32,
+    },
+    /// None of the keys opens what is stored, and nothing is done to it.
+    #[error("the login of {account} in {database} can't be opened")]
+    SealedRow {
+        /// The database.
+        database: String,
+        /// Whose login.
+        account: String,
+        /// Why.
+        source: SealError,
+    },
+    /// Another replica is about to replace the login.
+    #[error("{replica} refreshes this login at the moment")]
+    Claimed {
+        /// Who.
+        replica: String,
+        /// After that it may be taken over.
+        left: Duration,
     },
     /// The operating system said no.
     #[error("{action} {path}")]
@@ -251,12 +283,7 @@ impl FileStore {
     /// # Errors
     /// When the file system refuses; the stored generation is intact then, and so is the reservation, so that
     /// it can be tried again.
-    pub fn commit(
-        &self,
-        reservation: &mut Room,
-        account: &str,
-        record: &Record,
-    ) -> Result<(), StoreError> {
+    pub fn commit(&self, reservation: &mut Room, account: &str, record: &Record) -> Result<(), StoreError> {
         reservation.may_hold_login = true;
         self.write(&self.writer(), reservation, |next| next.put(account, record.clone()))
     }

@@ -13,8 +13,9 @@ use super::login::open;
 use super::status_line::StatusLine;
 use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment};
-use crate::server::{Accounts, open_store};
+use crate::server::Accounts;
 use crate::session::{AskError, NoToken};
+use crate::store::Store;
 
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
@@ -63,7 +64,13 @@ pub(super) fn rekey(doer: &Doer) -> Result<Exit, Failure> {
         }
         Doer::Here(config) => {
             let runtime = runtime()?;
-            let rekeyed = open_store(config).and_then(|(store, _findings)| runtime.block_on(store.rekey()));
+            let rekeyed = runtime.block_on(async {
+                let (store, _findings) = Store::open(config).await?;
+                tokio::select! {
+                    rekeyed = store.rekey() => rekeyed,
+                    () = store.clone().follow() => unreachable!("it never ends"),
+                }
+            });
             rekeyed.map_err(|error| Failure::of(&error.into()))?
         }
     };

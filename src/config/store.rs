@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 
 use super::files::secret_file;
 use super::reader::{Known, Reader};
-use super::{ConfigError, Environment, Secret};
+use super::{ConfigError, Database, Environment, Secret, database};
 
-pub(super) const STORE: Known = &["seal_key_files"];
+pub(super) const STORE: Known = &["url", "password_file", "ca_file", "seal_key_files", "schema"];
 const KEY_VARIABLE: &str = "CNBLOGS_PROXY_SEAL_KEY_FILE";
 /// 32 bytes in base64.
 const LONGEST_KEY: usize = 44;
@@ -27,6 +27,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub struct StoreOptions {
     /// The first seals what is stored, all of them open it. Without any, logins are kept plain.
     pub seal_keys: Vec<SealKey>,
+    /// Where replicas share their logins; none when this process has its own, in files.
+    pub database: Option<Database>,
 }
 
 /// A key that stored logins are sealed with.
@@ -40,7 +42,15 @@ pub struct SealKey {
 
 pub(super) fn read(root: &Reader<'_>, environment: &Environment) -> Result<StoreOptions, ConfigError> {
     let table = root.table("store", STORE)?;
-    Ok(StoreOptions { seal_keys: read_seal_keys(table.as_ref(), environment)? })
+    let seal_keys = read_seal_keys(table.as_ref(), environment)?;
+    let database = database::read(table.as_ref(), environment)?;
+    if database.is_some() && seal_keys.is_empty() && !environment.may_lack_secrets {
+        let error = ConfigError::at("", "store", "logins in a database have to be sealed".to_owned());
+        return Err(error.with_hint(
+            "`cnblogs-proxy seal-key` makes a key: name its file in seal_key_files, or in CNBLOGS_PROXY_SEAL_KEY_FILE",
+        ));
+    }
+    Ok(StoreOptions { seal_keys, database })
 }
 
 fn read_seal_keys(

@@ -15,7 +15,7 @@ use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
 use crate::oauth::{LoginError, Oauth, Pending};
 use crate::session::{self, AskError, LoginOutcome, Session, TokenSource};
-use crate::store::Store;
+use crate::store::{PostgresStore, Store};
 use crate::token::{At, Moment, now};
 use seal::Seal;
 
@@ -105,6 +105,11 @@ impl Logins {
     /// The accounts that a person logs in to.
     pub fn accounts(&self) -> impl Iterator<Item = &str> {
         self.sessions.keys().map(String::as_str)
+    }
+
+    /// The database that replicas share their logins through, if they do.
+    pub fn database(&self) -> Option<&PostgresStore> {
+        self.store.database()
     }
 
     /// True when there is a login of an account, configured or not.

@@ -180,6 +180,9 @@ impl Reloads {
             session.reconfigure(source);
         }
         store.use_keys(keys);
+        if let Err(error) = store.reconfigure(reloadable.config().store.database.as_ref()) {
+            tracing::error!(%error, "the database is used as before");
+        }
         *config = Arc::new(reloadable.into_config());
         tracing::info!("{TAKEN_OVER}");
     }

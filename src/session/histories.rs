@@ -544,7 +544,7 @@ impl History {
         }
         self.daemon.stop().await;
         if self.daemon.keeper.is_finished() {
-            let (store, _) = Store::open(&self.daemon.directory, Arc::default()).unwrap();
+            let (store, _) = Store::in_dir(&self.daemon.directory, Arc::default()).unwrap();
             self.books().check_stored(&store);
         }
     }
@@ -567,7 +567,7 @@ impl History {
 
 impl Daemon {
     fn start(books: &Arc<Mutex<Books>>, clocks: &Arc<Clocks>, directory: PathBuf) -> Self {
-        let (store, findings) = Store::open(&directory, Arc::default()).unwrap();
+        let (store, findings) = Store::in_dir(&directory, Arc::default()).unwrap();
         books.lock().unwrap().check_stored(&store);
         let (notifier, notices) = notify::channel();
         let stop = CancellationToken::new();

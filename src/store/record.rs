@@ -142,6 +142,32 @@ impl RecordForm {
     }
 }
 
+impl Record {
+    /// True when it holds the same tokens.
+    pub(super) fn has_tokens_of(&self, other: &Self) -> bool {
+        let tokens = |record: &Self| {
+            let refresh_token = record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
+            Zeroizing::new([
+                record.access_token.expose_secret().to_owned(),
+                refresh_token.unwrap_or_default(),
+            ])
+        };
+        self.refresh_token.is_some() == other.refresh_token.is_some() && tokens(self) == tokens(other)
+    }
+
+    /// True when nothing differs but times.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let said = |record: &Self| (record.is_refused, record.is_retried, record.person.clone());
+        self.has_tokens_of(other) && self.binding == other.binding && said(self) == said(other)
+    }
+
+    /// With its times by another clock.
+    pub(super) fn moved_by(self, by_ms: i64) -> Self {
+        let moved = |at_ms: i64| at_ms.saturating_add(by_ms);
+        Self { obtained_at_ms: moved(self.obtained_at_ms), login_at_ms: moved(self.login_at_ms), ..self }
+    }
+}
+
 impl Binding {
     /// Of what a client obtains by a grant.
     pub fn of(client: &Client, grant: GrantType) -> Self {

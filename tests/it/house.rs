@@ -57,6 +57,7 @@ fn secrets_are_exposed_in_few_files() {
             "config.rs",
             "config/accounts.rs",
             "config/callers.rs",
+            "config/database.rs",
             "config/http_proxy.rs",
             "config/store.rs",
             "oauth.rs",
@@ -100,7 +101,7 @@ fn only_a_few_files_start_tasks_threads_and_processes() {
             "server/reload.rs",
             "server/service.rs",
             "session.rs",
-            "store/kinds.rs",
+            "store/files.rs",
         ])
     );
 }

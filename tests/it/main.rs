@@ -18,6 +18,7 @@ mod containers;
 mod deployed;
 #[path = "../../src/testing/dice.rs"]
 mod dice;
+mod fleet;
 mod forwarding;
 mod house;
 mod login;

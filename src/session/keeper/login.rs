@@ -28,7 +28,7 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
-        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let reservation = self.reserve_for_a_person().await.map_err(AskError::NotBegun)?;
         let (record, remarks) = match self.exchange(pending, code, verified).await {
             Ok(exchanged) => exchanged,
             Err(error) => {
@@ -91,7 +91,7 @@ impl Keeper {
             self.drop_awaiting().await;
             return Ok(LoginOutcome::Declined);
         }
-        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let reservation = self.reserve_for_a_person().await.map_err(AskError::NotBegun)?;
         let Awaiting { record, remarks, .. } = self.awaiting.take().expect("it was there before");
         self.replaced.extend(self.record.take());
         Ok(self.accept(reservation, record, remarks).await)
@@ -160,7 +160,7 @@ impl Keeper {
         }
         let reservation = match self.unsaved.take() {
             Some(unsaved) => unsaved,
-            None => self.reserve().await.map_err(|reason| {
+            None => self.reserve_for_a_person().await.map_err(|reason| {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
