@@ -17,7 +17,7 @@ use crate::store::strace::threads_named;
 use crate::support::{Daemon, Home, PATIENCE, Setup, World, config, eventually};
 use crate::systemd::delayed;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "serve",
     "login",
     "status",
@@ -26,6 +26,8 @@ const COMMANDS: [&str; 11] = [
     "logout",
     "check",
     "reload",
+    "seal-key",
+    "store",
     "health",
     "completions",
     "man",
