@@ -658,10 +658,7 @@ fn completions_and_manual_need_no_configuration() {
     let page = done(&run(&home, &["man"]));
     assert!(page.contains(".TH cnblogs-proxy 1") && page.contains("SYNOPSIS"), "{page}");
     for command in COMMANDS {
-        assert!(
-            page.contains(&format!("cnblogs\\-proxy\\-{command}(1)")) || page.contains(command),
-            "{command}: {page}"
-        );
+        assert!(page.contains(&command.replace('-', "\\-")), "{command}: {page}");
     }
 }
 

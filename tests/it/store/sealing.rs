@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::damage::sealed;
+use super::killed::is_killed_at;
 use super::{current, errors_of, failing_start, files, next, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, World, config, eventually};
@@ -118,6 +119,8 @@ fn a_sealed_login_is_on_disk_for_nobody_without_the_key_and_serves_after_a_resta
     }
     assert_eq!(plain_files(&world), BTreeSet::new());
     assert_eq!(warnings(&world.home), Vec::<String>::new());
+    let checked = said(&world.home.run(&["check"], ""), 0);
+    assert!(checked.contains("\nlogin          main, sealed with file "), "{checked}");
 
     world.restart();
 
@@ -139,6 +142,7 @@ fn a_plain_login_is_sealed_at_the_next_save_and_no_plain_copy_stays() {
     world.daemon.stop();
     let plain = fs::read(current(&world.home)).unwrap();
     assert!(plain.starts_with(b"cnblogs-proxy store 1 ") && !plain_files(&world).is_empty());
+    assert!(said(&world.home.run(&["check"], ""), 0).contains("\nlogin          main, not sealed\n"));
     let state = world.home.state();
     for name in ["store.damaged", "store.previous.damaged", "store.taken"] {
         fs::write(state.join(name), &plain[1..]).unwrap();
@@ -328,6 +332,39 @@ fn the_first_key_of_all_comes_by_a_reload_and_rekey_seals_at_once_with_a_daemon_
     configure(&world.standin, &world.home, &[]);
     world.daemon = world.home.serve();
     world.log_in(Person::Bob);
+}
+
+/// Also where the generation before is the only one.
+#[test]
+fn a_rekey_that_is_killed_at_any_call_leaves_the_login_and_the_next_one_ends_it() {
+    let mut world = world(&[]);
+    world.daemon.stop();
+    let home = &world.home;
+    let token = stored_token(home);
+    let plain = fs::read(current(home)).unwrap();
+    configure(&world.standin, home, &["a.key"]);
+    for generations in [&["store", "store.previous"][..], &["store.previous"]] {
+        let is_killed = |call: &str, nth: usize| {
+            for name in content(home).into_keys() {
+                fs::remove_file(home.state().join(name)).unwrap();
+            }
+            for name in generations {
+                fs::write(home.state().join(name), &plain).unwrap();
+            }
+            let is_killed = is_killed_at(home, &["store", "rekey"], call, nth);
+            assert_eq!(stored_token(home), token, "{call}, number {nth}");
+            is_killed
+        };
+        let calls = ["openat", "pwrite64", "fdatasync", "fsync", "ftruncate", "unlink", "linkat", "rename"];
+        let kills = calls.map(|call| (1..).take_while(|nth| is_killed(call, *nth)).count());
+        assert!(kills.iter().sum::<usize>() > 12 && kills[7] >= 2, "{kills:?}");
+
+        assert_eq!(plain_files(&world), BTreeSet::new(), "the last one was not killed");
+        is_killed("rename", 2);
+        said(&home.run(&["store", "rekey"], ""), 0);
+        assert_eq!(plain_files(&world), BTreeSet::new());
+        assert_eq!(content(home).keys().collect::<Vec<_>>(), ["store", "store.previous"]);
+    }
 }
 
 #[test]
