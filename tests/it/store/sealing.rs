@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::damage::sealed;
 use super::killed::is_killed_at;
-use super::{current, errors_of, failing_start, files, next, previous, stored_token};
+use super::{behind, current, errors_of, failing_start, files, next, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, World, config, eventually};
 use crate::tokens::{events, refresh};
@@ -365,6 +365,29 @@ fn a_rekey_that_is_killed_at_any_call_leaves_the_login_and_the_next_one_ends_it(
         assert_eq!(plain_files(&world), BTreeSet::new());
         assert_eq!(content(home).keys().collect::<Vec<_>>(), ["store", "store.previous"]);
     }
+}
+
+#[test]
+fn a_rekey_on_a_disk_that_refuses_says_so_and_leaves_the_login() {
+    let mut world = world(&[]);
+    world.daemon.stop();
+    let home = &world.home;
+    let token = stored_token(home);
+    configure(&world.standin, home, &["a.key"]);
+    let taken = home.state().join("store.taken").display().to_string();
+    for (call, error) in [("pwrite64", "ENOSPC"), ("fdatasync", "EIO"), ("rename", "ENOSPC")] {
+        let left = fs::read(current(home)).unwrap();
+        let line =
+            format!("exec strace -f -o /dev/null -P '{taken}' -e inject={call}:error={error}:when=1 --");
+
+        let told = said(&behind(&line, &home.command(&["store", "rekey"])).output().unwrap(), 1);
+
+        assert!(told.starts_with("error: ") && told.contains("store.taken"), "{call}: {told}");
+        assert_eq!((fs::read(current(home)).unwrap(), stored_token(home)), (left, token.clone()), "{call}");
+        assert!(!files(home).contains("store.taken"), "{call}");
+    }
+    said(&home.run(&["store", "rekey"], ""), 0);
+    assert_eq!((plain_files(&world), stored_token(&world.home)), (BTreeSet::new(), token));
 }
 
 #[test]
