@@ -356,10 +356,12 @@ impl Failure {
             ),
             Some(StoreError::NewerTables { .. }) => Self { exit: Exit::Configuration, ..failure }
                 .with_hint("use the newer program again, or another schema: nothing was changed"),
-            Some(StoreError::Sealed { .. } | StoreError::SealedRow { .. }) => Self { exit: Exit::Configuration, ..failure }.with_hint(
-                "name the key that sealed it in seal_key_files of [store], behind the one that is to seal: nothing was \
-                 changed",
-            ),
+            Some(StoreError::Sealed { .. } | StoreError::SealedRow { .. }) => {
+                Self { exit: Exit::Configuration, ..failure }.with_hint(
+                    "name the file of that key in seal_key_files of [store], behind the one that is to seal (a \
+                     credential is seen by its service alone): nothing was changed",
+                )
+            }
             Some(StoreError::NotAFile { .. }) => failure.with_hint("move it away, or set another state_dir"),
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
             _ => match error.downcast_ref() {

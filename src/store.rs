@@ -371,6 +371,10 @@ impl FileStore {
     fn put_in_place(&self, writer: &Writer, path: &Path) -> Result<(), StoreError> {
         let (current, previous) = (self.directory.join(CURRENT), self.directory.join(PREVIOUS));
         if !self.was_sealed(&current) {
+            // The next start looks for the generation before only until it finds a current one.
+            if files::look(&current)?.is_none() && files::look(&previous)?.is_some() {
+                rename(&previous, &current)?;
+            }
             // Durably, before the sealed one is found in place: nothing looks for them then.
             self.remove_copies(writer, Some(path))?;
         } else if files::look(&current)?.is_some() {

@@ -76,8 +76,7 @@ fn of_sealing(config: &Config, lints: &mut Vec<String>) {
                 lints.push(format!("the login of {login} is sealed with {key}, not with the first key: {by_rekey}"));
             }
             Some((None, _)) => lints.push(format!(
-                "the login of {login} is sealed with a key that is not in store.seal_key_files: the daemon does not start \
-                 without it"
+                "the login of {login} is sealed with a key that is not here: a daemon without it does not start"
             )),
             None if keys.first().is_some() => {
                 lints.push(format!("the login of {login} is not sealed: {by_rekey}"));

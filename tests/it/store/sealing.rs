@@ -11,7 +11,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::damage::sealed;
-use super::{current, errors_of, failing_start, files, next, previous, stored_token};
+use super::killed::is_killed_at;
+use super::{behind, current, errors_of, failing_start, files, next, previous, stored_token};
 use crate::standin::{Options, Person, Standin};
 use crate::support::{Home, World, config, eventually};
 use crate::tokens::{events, refresh};
@@ -118,6 +119,8 @@ fn a_sealed_login_is_on_disk_for_nobody_without_the_key_and_serves_after_a_resta
     }
     assert_eq!(plain_files(&world), BTreeSet::new());
     assert_eq!(warnings(&world.home), Vec::<String>::new());
+    let checked = said(&world.home.run(&["check"], ""), 0);
+    assert!(checked.contains("\nlogin          main, sealed with file "), "{checked}");
 
     world.restart();
 
@@ -139,6 +142,7 @@ fn a_plain_login_is_sealed_at_the_next_save_and_no_plain_copy_stays() {
     world.daemon.stop();
     let plain = fs::read(current(&world.home)).unwrap();
     assert!(plain.starts_with(b"cnblogs-proxy store 1 ") && !plain_files(&world).is_empty());
+    assert!(said(&world.home.run(&["check"], ""), 0).contains("\nlogin          main, not sealed\n"));
     let state = world.home.state();
     for name in ["store.damaged", "store.previous.damaged", "store.taken"] {
         fs::write(state.join(name), &plain[1..]).unwrap();
@@ -209,34 +213,36 @@ fn without_its_key_nothing_starts_and_nothing_is_touched() {
             fs::write(home.state().join(name), bytes).unwrap();
             fs::set_permissions(home.state().join(name), Permissions::from_mode(0o600)).unwrap();
         }
-        let left = content(home);
         for keys in [&[][..], &["b.key"], &["b.key", "c.key"]] {
             configure(&world.standin, home, keys);
-            for command in ["serve", "token", "refresh", "login", "logout", "store rekey"] {
-                let words: Vec<_> = command.split(' ').collect();
-                let output = if command == "serve" { failing_start(home) } else { home.run(&words, "") };
-                let says = said(&output, 78);
-                let names: Vec<_> = state.iter().map(|(name, _)| name).collect();
-                assert!(
-                    says.contains("the login of main in ") && says.contains("hint: "),
-                    "{command}: {says}"
-                );
-                for (name, _) in KEYS {
-                    assert_eq!(says.contains(name), keys.contains(&name), "{command}: {says}");
-                }
-                assert!(!keys.is_empty() || says.contains("no key is configured"), "{command}: {says}");
-                assert_eq!(content(home), left, "{command} with {keys:?} on {names:?}");
-            }
+            refuse_without_a_trace(home, keys, &format!("{:?}", content(home).keys()));
         }
     }
     configure(&world.standin, home, &[]);
     let found = warnings(home);
-    assert!(found.len() == 1 && found[0].contains("the daemon does not start without it"), "{found:?}");
+    assert!(found.len() == 1 && found[0].contains("with a key that is not here"), "{found:?}");
 
     configure(&world.standin, home, &["b.key", "a.key"]);
     world.daemon = home.serve();
     assert_eq!(refresh(&world.daemon).status, 200);
     assert_eq!(world.standin.superseded_presentations(), 0);
+}
+
+/// Every command that opens the store, with these keys and none that opens it.
+#[track_caller]
+fn refuse_without_a_trace(home: &Home, keys: &[&str], what: &str) {
+    let left = content(home);
+    for command in ["serve", "token", "refresh", "login", "logout", "store rekey"] {
+        let words: Vec<_> = command.split(' ').collect();
+        let output = if command == "serve" { failing_start(home) } else { home.run(&words, "") };
+        let says = said(&output, 78);
+        assert!(says.contains("the login of main in ") && says.contains("hint: "), "{command}: {says}");
+        for (name, _) in KEYS {
+            assert_eq!(says.contains(name), keys.contains(&name), "{command}: {says}");
+        }
+        assert!(!keys.is_empty() || says.contains("no key is configured"), "{command}: {says}");
+        assert_eq!(content(home), left, "{command} with {keys:?} on {what}");
+    }
 }
 
 #[test]
@@ -326,6 +332,62 @@ fn the_first_key_of_all_comes_by_a_reload_and_rekey_seals_at_once_with_a_daemon_
     configure(&world.standin, &world.home, &[]);
     world.daemon = world.home.serve();
     world.log_in(Person::Bob);
+}
+
+/// Also where the generation before is the only one.
+#[test]
+fn a_rekey_that_is_killed_at_any_call_leaves_the_login_and_the_next_one_ends_it() {
+    let mut world = world(&[]);
+    world.daemon.stop();
+    let home = &world.home;
+    let token = stored_token(home);
+    let plain = fs::read(current(home)).unwrap();
+    configure(&world.standin, home, &["a.key"]);
+    for generations in [&["store", "store.previous"][..], &["store.previous"]] {
+        let is_killed = |call: &str, nth: usize| {
+            for name in content(home).into_keys() {
+                fs::remove_file(home.state().join(name)).unwrap();
+            }
+            for name in generations {
+                fs::write(home.state().join(name), &plain).unwrap();
+            }
+            let is_killed = is_killed_at(home, &["store", "rekey"], call, nth);
+            assert_eq!(stored_token(home), token, "{call}, number {nth}");
+            is_killed
+        };
+        let calls = ["openat", "pwrite64", "fdatasync", "fsync", "ftruncate", "unlink", "linkat", "rename"];
+        let kills = calls.map(|call| (1..).take_while(|nth| is_killed(call, *nth)).count());
+        assert!(kills.iter().sum::<usize>() > 12 && kills[7] >= 2, "{kills:?}");
+
+        assert_eq!(plain_files(&world), BTreeSet::new(), "the last one was not killed");
+        is_killed("rename", 2);
+        said(&home.run(&["store", "rekey"], ""), 0);
+        assert_eq!(plain_files(&world), BTreeSet::new());
+        assert_eq!(content(home).keys().collect::<Vec<_>>(), ["store", "store.previous"]);
+    }
+}
+
+#[test]
+fn a_rekey_on_a_disk_that_refuses_says_so_and_leaves_the_login() {
+    let mut world = world(&[]);
+    world.daemon.stop();
+    let home = &world.home;
+    let token = stored_token(home);
+    configure(&world.standin, home, &["a.key"]);
+    let taken = home.state().join("store.taken").display().to_string();
+    for (call, error) in [("pwrite64", "ENOSPC"), ("fdatasync", "EIO"), ("rename", "ENOSPC")] {
+        let left = fs::read(current(home)).unwrap();
+        let line =
+            format!("exec strace -f -o /dev/null -P '{taken}' -e inject={call}:error={error}:when=1 --");
+
+        let told = said(&behind(&line, &home.command(&["store", "rekey"])).output().unwrap(), 1);
+
+        assert!(told.starts_with("error: ") && told.contains("store.taken"), "{call}: {told}");
+        assert_eq!((fs::read(current(home)).unwrap(), stored_token(home)), (left, token.clone()), "{call}");
+        assert!(!files(home).contains("store.taken"), "{call}");
+    }
+    said(&home.run(&["store", "rekey"], ""), 0);
+    assert_eq!((plain_files(&world), stored_token(&world.home)), (BTreeSet::new(), token));
 }
 
 #[test]
