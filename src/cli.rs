@@ -27,7 +27,7 @@ use man_pages::Page;
 use show::Change;
 
 use crate::config::{Config, ConfigError, Environment};
-use crate::notify;
+use crate::processes;
 use crate::server::listen::ListenError;
 use crate::store::{self, StoreError};
 
@@ -194,8 +194,8 @@ const EXIT_CODES: &str = "0 done, 1 failed, 2 usage, 3 login required, 78 config
 /// Runs the program.
 pub fn run() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if arguments.next().is_some_and(|name| name == notify::LAUNCHER) {
-        return notify::launch(arguments);
+    if arguments.next().is_some_and(|name| name == processes::LAUNCHER) {
+        return processes::launch(arguments);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -255,10 +255,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             let config = Config::load(common.config.as_deref(), environment)?;
             return check::check(&config, connect, environment);
         }
-        Command::Run(ref asked) => {
-            let config = Config::load(common.config.as_deref(), &environment.without_secrets())?;
-            return run::run(asked, &config, environment);
-        }
+        Command::Run(ref asked) => return run::run(asked, common.config.as_deref(), environment),
         _ => {}
     }
 

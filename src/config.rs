@@ -34,7 +34,7 @@ pub use database::Database;
 pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
 pub(crate) use http_proxy::basic;
-pub(crate) use parse::{endpoint, listen};
+pub(crate) use parse::{endpoint, listen, upstream};
 pub use parse::{is_loopback, is_remote};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
@@ -479,10 +479,15 @@ impl Config {
     /// # Errors
     /// When the file can't be read, or does not say it in TOML.
     pub fn find_state_dir(file: Option<&Path>, environment: &Environment) -> Result<PathBuf, ConfigError> {
-        let (_, source) = source(file, environment)?;
-        let root = source.parse()?.into_inner();
-        let only = root.into_iter().filter(|(key, _)| key.get_ref() == "state_dir").collect();
-        read_state_dir(&Reader::new(&source, String::new(), None, &only, ROOT)?, environment)
+        find("state_dir", file, environment, read_state_dir)
+    }
+
+    /// Only where callers connect, for one that may not enter `state_dir`.
+    ///
+    /// # Errors
+    /// When the file can't be read, or does not say it in TOML.
+    pub fn find_listen(file: Option<&Path>, environment: &Environment) -> Result<Vec<Listen>, ConfigError> {
+        find("listen", file, environment, read_listen).map(|(listen, _)| listen)
     }
 
     /// How many worker threads there are, at least one.
@@ -703,6 +708,13 @@ impl ConfigError {
     }
 }
 
+/// As an address, with the path that is put in front.
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.origin(), self.base_path)
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [&self.place, &self.key, &self.message].map(String::as_str);
@@ -711,6 +723,19 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// One key of the file, whatever else is wrong with it.
+fn find<T>(
+    key: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+    read: impl FnOnce(&Reader<'_>, &Environment) -> Result<T, ConfigError>,
+) -> Result<T, ConfigError> {
+    let (_, source) = source(file, environment)?;
+    let root = source.parse()?.into_inner();
+    let only = root.into_iter().filter(|(known, _)| known.get_ref() == key).collect();
+    read(&Reader::new(&source, String::new(), None, &only, ROOT)?, environment)
+}
 
 /// The configuration file that was named or found, or nothing.
 fn source(file: Option<&Path>, environment: &Environment) -> Result<(Option<PathBuf>, Source), ConfigError> {

@@ -66,6 +66,8 @@ pub struct Control {
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
     workers: Vec<Arc<Heartbeat>>,
+    /// Where requests go, for the status document.
+    routes: Vec<Value>,
     /// By account, where a caller finds out whose token it is served with.
     samples: BTreeMap<String, String>,
     started: Moment,
@@ -100,7 +102,10 @@ impl Control {
             Some((account.clone(), format!("{}{path}", route.prefix.trim_end_matches('/'))))
         });
         let samples = samples.collect();
-        Self { sessions, logins, metrics, listening, workers, samples, started: now(), page_key }
+        let listed =
+            |route: &Route| json!({ "prefix": route.prefix, "upstream": route.upstream.to_string() });
+        let routes = routes.iter().map(listed).collect();
+        Self { sessions, logins, metrics, listening, workers, routes, samples, started: now(), page_key }
     }
 
     /// A command that calls through us, for a person who was admitted with these fields.
@@ -130,6 +135,7 @@ impl Control {
             "now": At(now().wall_ms()),
             "uptime_secs": now().since(self.started).as_secs(),
             "listening": self.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "routes": self.routes,
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
             "requests": self.metrics.totals().counts(),
             "last_hour": last_hour(&self.metrics.last_hour(now())),

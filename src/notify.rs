@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 
 use crate::token::At;
 use crate::{config, tls};
-pub use command::{LAUNCHER, launch};
 use command::{Runner, Strays};
 use webhook::Webhook;
 

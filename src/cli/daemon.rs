@@ -1,6 +1,7 @@
 //! Talking to the running daemon, over the socket in its state directory: whoever may enter that directory may
 //! read the store anyway, so no key is needed.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +24,10 @@ use crate::server::control_socket;
 const LARGEST_ANSWER: usize = 1 << 20;
 /// A daemon that is well answers a probe in this time. The image's health check waits for 5 s.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
+/// What is only asked for: a token is waited for 20 s.
+const READS_WITHIN: Duration = Duration::from_secs(30);
+/// What waits for the authorization server, which may take `token_timeout` more than once.
+const CHANGES_WITHIN: Duration = Duration::from_secs(600);
 
 /// A running daemon.
 pub(super) struct Daemon {
@@ -45,7 +50,7 @@ impl Daemon {
             .map_or_else(|_missing| control_socket(state_dir), |dir| control_socket(&dir));
         match runtime.block_on(UnixStream::connect(&path)) {
             Ok(_) => Ok(Some(Self { runtime, path })),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::new(
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Failure::new(
                 Exit::Failed,
                 format!("{} may not be entered: {error}", state_dir.display()),
             )
@@ -92,7 +97,8 @@ impl Daemon {
     }
 
     async fn ask_each(&self, path: &str) -> anyhow::Result<Answer> {
-        let status = within("its own socket", self.exchange(request(Method::GET, "/-/status", &[]))).await?;
+        let status =
+            within("its own socket", ask_socket(&self.path, request(Method::GET, "/-/status", &[]))).await?;
         let listening = status.json()["listening"].take();
         let mut answer = None;
         for listener in listening.as_array().into_iter().flatten().filter_map(Value::as_str) {
@@ -107,17 +113,19 @@ impl Daemon {
     }
 
     fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
-        let exchange = self.exchange(request(method, path, form));
-        self.runtime.block_on(exchange).map_err(|error| Failure::of(&error))
+        let asking = ask_socket(&self.path, request(method, path, form));
+        self.runtime.block_on(asking).map_err(|error| Failure::of(&error))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
-        let stream = UnixStream::connect(&self.path).await.context("the daemon is not running any more")?;
-        exchange(stream, request).await
+    /// The user that it runs as, by the kernel's word.
+    pub(super) fn user(&self) -> io::Result<u32> {
+        let user = async { Ok(UnixStream::connect(&self.path).await?.peer_cred()?.uid()) };
+        self.runtime.block_on(user)
     }
 }
 
-fn request(method: Method, path: &str, form: &[(&str, &str)]) -> Request<Full<Bytes>> {
+/// A request of ours, with a form.
+pub(super) fn request(method: Method, path: &str, form: &[(&str, &str)]) -> Request<Full<Bytes>> {
     let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     Request::builder()
         .method(method)
@@ -133,9 +141,27 @@ async fn within(
     listener: &str,
     asking: impl Future<Output = anyhow::Result<Answer>>,
 ) -> anyhow::Result<Answer> {
-    let asked = tokio::time::timeout(ANSWERS_WITHIN, asking).await;
-    let asked = asked.with_context(|| format!("no answer within {} s", ANSWERS_WITHIN.as_secs()));
-    asked.and_then(|answer| answer).with_context(|| format!("the daemon can't be used through {listener}"))
+    let asked = in_time(ANSWERS_WITHIN, asking).await;
+    asked.with_context(|| format!("the daemon can't be used through {listener}"))
+}
+
+/// What comes of it, or the error that it took too long.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    asking: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let asked = tokio::time::timeout(limit, asking).await;
+    asked.with_context(|| format!("no answer within {} s", limit.as_secs()))?
+}
+
+/// Asks through the daemon's own socket.
+async fn ask_socket(path: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+    let limit = if *request.method() == Method::GET { READS_WITHIN } else { CHANGES_WITHIN };
+    let asking = async {
+        let stream = UnixStream::connect(path).await.context("the daemon is not running any more")?;
+        exchange(stream, request).await
+    };
+    in_time(limit, asking).await
 }
 
 /// Asks through a listener as it is written in the status document.
@@ -152,7 +178,8 @@ async fn ask(listener: &str, request: Request<Full<Bytes>>) -> anyhow::Result<An
     exchange(TcpStream::connect(address).await?, request).await
 }
 
-async fn exchange(
+/// One request and its answer on a connection of their own.
+pub(super) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Answer> {
@@ -217,4 +244,21 @@ pub(super) fn login_required(message: String) -> Failure {
 pub(super) fn runtime() -> Result<Runtime, Failure> {
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::new(Exit::Failed, format!("starting a runtime: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_never_answers_is_not_waited_for_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = control_socket(directory.path());
+        let _silent = tokio::net::UnixListener::bind(&path).unwrap();
+
+        for (method, limit) in [(Method::GET, "30 s"), (Method::POST, "600 s")] {
+            let error = ask_socket(&path, request(method, "/-/status", &[])).await.err().unwrap();
+            assert_eq!(error.to_string(), format!("no answer within {limit}"));
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! before the program starts; the caller key is in our memory alone, and the proxy's password in the program's, too.
 
 mod authority;
+mod caller;
 mod child;
 mod proxy;
 mod site;
@@ -12,8 +13,7 @@ mod trust;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,19 +21,21 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
-use http::HeaderValue;
+use http::uri::Scheme;
+use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
+use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustls::pki_types::CertificateDer;
 use secrecy::ExposeSecret as _;
+use serde_json::Value;
 
 use super::daemon::{Daemon, runtime};
 use super::{Exit, Failure};
-use crate::config::{self, Config, Environment, Listen, Upstream};
+use crate::config::{self, Config, Environment};
 use crate::server::raise_open_files;
-use authority::Authority;
-use proxy::{Certified, Proxy};
-use site::{Routes, Way};
+use caller::Caller;
+use proxy::Proxy;
+use site::Routes;
 use trust::Trust;
 
 /// What the program asks of these goes to no proxy.
@@ -49,36 +51,27 @@ pub(super) struct Run {
     command: Vec<OsString>,
 }
 
-pub(super) fn run(asked: &Run, config: &Config, environment: &Environment) -> Result<Exit, Failure> {
+pub(super) fn run(asked: &Run, file: Option<&Path>, environment: &Environment) -> Result<Exit, Failure> {
     let key = asked.key.as_deref().map(caller_key).transpose()?;
-    let daemon = find_daemon(config)?;
-    let hosts: BTreeSet<String> = config
-        .routes
-        .iter()
-        .filter(|route| is_interceptable(&route.upstream))
-        .map(|route| route.upstream.host.to_ascii_lowercase())
-        .collect();
-    if hosts.is_empty() {
-        return Err(Failure::new(Exit::Configuration, "no route has an https upstream with a name")
-            .with_hint("`run` is for upstreams like https://api.cnblogs.com"));
-    }
+    let (caller, routes) = find_daemon(file, environment, key)?;
+    let outer = outer_proxy(environment)?;
 
-    let (authority, certified) = certify(&hosts).context("making certificates")?;
+    let hosts = routes.hosts();
+    let (authority, tls) = authority::certify(&hosts).context("making certificates")?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening on a loopback port")?;
     let address = listener.local_addr().context("listening on a loopback port")?;
+    let trust = Trust::write(&authority, address, environment)?;
     let password = random();
-    let trust = Trust::write(&authority, address, environment)
-        .context("writing the certificates that the program trusts")?;
-    let mut variables = trust.variables().to_vec();
-    variables.extend(proxy_variables(address, &password, &hosts, environment));
-
-    let routes = Routes::new(config.routes.clone());
-    let way = Way::new(daemon, key);
     let credential = config::basic(&format!("run:{password}"));
+    let mut variables = proxy_variables(address, &password, &hosts, environment);
+    variables.extend_from_slice(&trust.variables);
+
     runtime()?.block_on(async {
-        let mut child = child::start(&asked.command, &variables)?;
+        let mut child = child::start(&asked.command, &variables).context("starting the program")?;
         raise_open_files();
-        let proxy = Proxy::new(&credential, child.id, certified, routes, way);
+        let credential = digest(&SHA256, credential.as_bytes());
+        let (routes, caller) = (Arc::new(routes), Arc::new(caller));
+        let proxy = Proxy { credential, child: child.id, tls: tls.into(), routes, caller, outer };
         let ended = tokio::select! {
             ended = child.wait() => ended,
             never = Arc::new(proxy).serve(listener) => never,
@@ -87,30 +80,37 @@ pub(super) fn run(asked: &Run, config: &Config, environment: &Environment) -> Re
     })
 }
 
-/// The first listener of the daemon that can be connected to: as it says itself or, where its state directory is not
-/// ours to enter, as it is configured. Where we may enter it and no daemon is, whoever listens there is a stranger.
-fn find_daemon(config: &Config) -> Result<Listen, Failure> {
-    let listening: Vec<_> = match Daemon::find(&config.state_dir) {
-        Err(_) if config.listen.iter().any(answers) => config.listen.clone(),
-        Err(failure) => return Err(failure),
-        Ok(None) => return Err(Daemon::none(&config.state_dir)),
+/// The daemon of the state directory or, where that is not ours to enter, who accepts where the daemon is configured to
+/// listen. Where we may enter it and no daemon is, whoever listens there is a stranger.
+fn find_daemon(
+    file: Option<&Path>,
+    environment: &Environment,
+    key: Option<HeaderValue>,
+) -> Result<(Caller, Routes), Failure> {
+    let state_dir = Config::find_state_dir(file, environment)?;
+    let (caller, status) = match Daemon::find(&state_dir) {
+        Ok(None) => return Err(Daemon::none(&state_dir)),
         Ok(Some(daemon)) => {
             let status = daemon.get("/-/status")?.success()?.json();
-            let listening = status.get("listening").and_then(serde_json::Value::as_array);
-            let texts = listening.into_iter().flatten().filter_map(serde_json::Value::as_str);
-            texts.filter_map(|text| config::listen(text.trim_start_matches("http://")).ok()).collect()
+            let listening = status["listening"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let listening =
+                listening.filter_map(|one| config::listen(one.trim_start_matches("http://")).ok());
+            let user = daemon.user().context("asking the kernel whose the daemon is")?;
+            (runtime()?.block_on(Caller::new(listening.collect(), Some(user), key))?, status)
         }
+        Err(not_entered) => runtime()?.block_on(async {
+            let caller = Caller::new(Config::find_listen(file, environment)?, None, key).await;
+            let caller = caller.map_err(|why| not_entered.with_hint(why.message))?;
+            let status = caller.status().await?;
+            Ok::<_, Failure>((caller, status))
+        })?,
     };
-    listening.into_iter().find(answers).ok_or_else(|| {
-        Failure::new(Exit::Failed, "no listener of the daemon can be connected to from here")
-            .with_hint("`cnblogs-proxy status` names them")
-    })
-}
-
-fn answers(listen: &Listen) -> bool {
-    match listen {
-        Listen::Tcp(address) => TcpStream::connect(address).is_ok(),
-        Listen::Unix(path) => UnixStream::connect(path).is_ok(),
+    match Routes::of(&status) {
+        Some(routes) if !routes.hosts().is_empty() => Ok((caller, routes)),
+        Some(_) => Err(Failure::new(Exit::Configuration, "no route has an https upstream with a name")
+            .with_hint("`run` is for upstreams like https://api.cnblogs.com")),
+        None => Err(Failure::new(Exit::Failed, "the daemon does not say where its routes lead")
+            .with_hint("it is of another version: restart it")),
     }
 }
 
@@ -121,16 +121,25 @@ fn caller_key(path: &Path) -> Result<HeaderValue, Failure> {
     Ok(config::basic(&format!("run:{}", secret.value.expose_secret())))
 }
 
-/// The certificate of an authority, and what it certifies. Its key is gone when this returns.
-fn certify(hosts: &BTreeSet<String>) -> anyhow::Result<(CertificateDer<'static>, Certified)> {
-    let authority = Authority::new(hosts)?;
-    let certified = hosts.iter().map(|host| Ok((host.clone(), authority.server(host)?)));
-    Ok((authority.certificate().clone(), certified.collect::<anyhow::Result<_>>()?))
+/// The proxy that tunnels go through: that of our own environment.
+fn outer_proxy(environment: &Environment) -> Result<Matcher, Failure> {
+    let names = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let Some((name, url)) = names.into_iter().find_map(|name| Some((name, environment.var(name)?))) else {
+        return Ok(Matcher::builder().build());
+    };
+    let any = Matcher::builder().https(url).build().intercept(&Uri::from_static("https://any.invalid"));
+    if any.is_none_or(|proxy| proxy.uri().scheme() != Some(&Scheme::HTTP)) {
+        return Err(Failure::new(Exit::Failed, format!("{name} names a proxy that is not spoken to here"))
+            .with_hint(
+                "`run` reaches other hosts through proxies with http:// addresses alone, or through none",
+            ));
+    }
+    Ok(Matcher::builder().https(url).no(unproxied(environment)).build())
 }
 
-/// True when a certificate of our own can be for it: none is for an address.
-fn is_interceptable(upstream: &Upstream) -> bool {
-    upstream.tls && upstream.host.parse::<IpAddr>().is_err()
+/// Where our own environment wants no proxy.
+fn unproxied(environment: &Environment) -> &str {
+    environment.var("no_proxy").or_else(|| environment.var("NO_PROXY")).unwrap_or_default()
 }
 
 fn proxy_variables(
@@ -140,16 +149,15 @@ fn proxy_variables(
     environment: &Environment,
 ) -> Vec<(&'static str, String)> {
     let url = format!("http://run:{password}@{address}");
-    let outer = environment.var("no_proxy").or_else(|| environment.var("NO_PROXY")).unwrap_or_default();
-    let unproxied = LOOPBACK.split(',').chain(outer.split([',', ' '])).map(str::trim);
-    let unproxied: Vec<_> =
-        unproxied.filter(|entry| !entry.is_empty() && !covers_any(entry, hosts)).collect();
-    let unproxied = unproxied.join(",");
+    let outer = unproxied(environment).split([',', ' ']).filter(|entry| !entry.is_empty());
+    let entries: Vec<_> =
+        LOOPBACK.split(',').chain(outer).filter(|entry| !covers_any(entry, hosts)).collect();
+    let entries = entries.join(",");
     vec![
         ("HTTPS_PROXY", url.clone()),
         ("https_proxy", url),
-        ("NO_PROXY", unproxied.clone()),
-        ("no_proxy", unproxied),
+        ("NO_PROXY", entries.clone()),
+        ("no_proxy", entries),
         ("NODE_USE_ENV_PROXY", "1".to_owned()),
     ]
 }

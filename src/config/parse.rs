@@ -90,7 +90,8 @@ pub(crate) fn endpoint(text: &str) -> Result<Url, String> {
     }
 }
 
-pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
+/// A server that requests are forwarded to.
+pub(crate) fn upstream(text: &str) -> Result<Upstream, String> {
     let url = endpoint(text)?;
     if url.query().is_some() {
         return Err("must not contain a query".to_owned());

@@ -1,26 +1,19 @@
 //! The command that is told of events, and what becomes of what it starts.
 
-use std::ffi::OsString;
-use std::io::{Write as _, stderr};
-use std::os::unix::process::CommandExt as _;
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process_group, setrlimit, waitpid,
-};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process_group, waitpid};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::Notice;
 use crate::config::SECRET_VARIABLES;
-use crate::processes::{NOT_EXECUTABLE, NOT_FOUND, Process, unstarted_status};
+use crate::processes::{NOT_EXECUTABLE, NOT_FOUND, Prepared, Process};
 
 /// A command that takes longer is ended.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-/// The program under this name only lowers its limit of open files, the first argument, and becomes the program that
-/// the others name. Between fork and exec a process may not do so itself without unsafe code.
-pub const LAUNCHER: &str = "cnblogs-proxy-launch";
+
 /// Runs the command.
 pub(super) struct Runner {
     command: Vec<String>,
@@ -76,25 +69,11 @@ impl Runner {
     }
 
     fn start(&self, program: &str) -> Command {
-        let Some(limit) = self.limit else { return Command::new(program) };
-        // Also when another file is at our path by now.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(LAUNCHER).arg(limit.to_string()).arg(program);
-        command
+        self.limit.map_or_else(
+            || Command::new(program),
+            |limit| Prepared::OpenFiles(limit).command(program.as_ref()).into(),
+        )
     }
-}
-
-/// Becomes the command, as [`LAUNCHER`] says; returns only when that fails.
-pub fn launch(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let limit = arguments.next().and_then(|limit| limit.to_str()?.parse().ok());
-    let limits = Rlimit { current: limit, maximum: getrlimit(Resource::Nofile).maximum };
-    let program = arguments.next().unwrap_or_default();
-    let error = match setrlimit(Resource::Nofile, limits) {
-        Ok(()) => std::process::Command::new(&program).args(arguments).exec(),
-        Err(error) => error.into(),
-    };
-    let _written = writeln!(stderr(), "{LAUNCHER}: {}: {error}", program.display());
-    ExitCode::from(unstarted_status(&error))
 }
 
 /// Processes whose parents have ended: they are the first process's, which has to ask how each ends. Nobody's when we

@@ -43,7 +43,7 @@ impl Kernel {
     }
 
     /// The user that owns the socket at `peer` which is connected to `own`; none when the kernel can't tell.
-    pub(super) fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+    pub fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<u32> {
         self.ask(peer, own)
             .filter(|socket| socket.state != TIME_WAIT && socket.inode != 0)
             .map(|socket| socket.uid)
@@ -55,7 +55,7 @@ impl Kernel {
     }
 
     /// True when that socket is known, and no process has it any more: it was closed, not only shut down.
-    pub(super) fn is_orphaned(&self, peer: SocketAddr, own: SocketAddr) -> bool {
+    pub fn is_orphaned(&self, peer: SocketAddr, own: SocketAddr) -> bool {
         self.ask(peer, own).is_some_and(|socket| socket.inode == 0)
     }
 

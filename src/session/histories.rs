@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::clocks::Clocks;
-use self::server::{ANSWER_TIMEOUT, Books, Weather, network};
+use self::server::{ANSWER_TIMEOUT, Books, Known, Weather, network};
 use super::{AskError, LoginOutcome, Session, State, TokenSource};
 use crate::config::{
     Account, Address, BrowserLogin, Client, ClientAuth, Endpoints, Grant, RedirectUri, ResponseMode,
@@ -314,7 +314,7 @@ struct History {
     directories: usize,
     daemon: Daemon,
     requests: Vec<JoinHandle<()>>,
-    backup: Option<(PathBuf, u64)>,
+    backup: Option<(PathBuf, Known)>,
 }
 
 struct Daemon {
@@ -431,15 +431,15 @@ impl History {
 
     fn backup(&mut self) {
         let copy = self.copy_of(&self.daemon.directory.clone());
-        let held = self.books().held;
-        self.backup = Some((copy, held));
+        let known = self.books().known();
+        self.backup = Some((copy, known));
     }
 
     /// An older store is put in place of the newest one.
     async fn restore(&mut self) {
-        let Some((directory, held)) = self.backup.take() else { return };
+        let Some((directory, known)) = self.backup.take() else { return };
         self.daemon.stop().await;
-        self.books().restored(held);
+        self.books().restored(known);
         self.start_again(directory);
     }
 
@@ -486,11 +486,14 @@ impl History {
     }
 
     async fn log_in(&mut self) {
+        let before = self.books().held;
+        self.books().replaceable = Some(before);
         let mut outcome = self.present_code().await;
         // Nothing here says who it is, so a person is asked when somebody is logged in.
         if let Ok(LoginOutcome::NeedsConfirmation(asked)) = outcome {
             outcome = self.daemon.session.confirm(asked.id, true).await;
         }
+        self.books().replaceable = None;
         let usable = self.daemon.session.current().is_some();
         if outcome.is_err() || !usable {
             self.books().violate(format!("a login in clear weather failed: {outcome:?}"));

@@ -10,7 +10,7 @@ use rcgen::{
     GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, date_time_ymd,
 };
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::{tls, token};
 
@@ -18,47 +18,42 @@ use crate::{tls, token};
 const BEFORE: Duration = Duration::from_secs(3600);
 const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The authority.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// The authority's certificate, and TLS as any of these hosts: at least one, since without any permitted name, all
+/// would be. HTTP/1.1 is all that is spoken.
+pub(super) fn certify(
+    hosts: &BTreeSet<String>,
+) -> anyhow::Result<(CertificateDer<'static>, Arc<ServerConfig>)> {
+    let authority = authority(hosts)?;
+    let mut params = params("upstreams of cnblogs-proxy run", hosts.iter().cloned().collect())?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
 
-impl Authority {
-    /// For these hosts, of which there is at least one: without any permitted name, all would be.
-    pub(super) fn new(hosts: &BTreeSet<String>) -> Result<Self, rcgen::Error> {
-        let mut params = params("cnblogs-proxy run", vec![])?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: hosts.iter().cloned().map(GeneralSubtree::DnsName).collect(),
-            excluded_subtrees: vec![
-                GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
-                GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
-            ],
-        });
-        CertifiedIssuer::self_signed(params, KeyPair::generate()?).map(Self)
-    }
+    let mut config = ServerConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((authority.der().clone(), Arc::new(config)))
+}
 
-    /// Its own certificate.
-    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
-        self.0.der()
-    }
-
-    /// TLS as that host. HTTP/1.1 is all that is spoken.
-    pub(super) fn server(&self, host: &str) -> anyhow::Result<Arc<ServerConfig>> {
-        let mut params = params(host, vec![host.to_owned()])?;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.0)?;
-
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
-    }
+fn authority(hosts: &BTreeSet<String>) -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
+    let mut params = params("cnblogs-proxy run", vec![])?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: hosts.iter().cloned().map(GeneralSubtree::DnsName).collect(),
+        excluded_subtrees: vec![
+            GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
+            GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
+        ],
+    });
+    CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
 fn params(name: &str, hosts: Vec<String>) -> Result<CertificateParams, rcgen::Error> {
@@ -83,11 +78,11 @@ mod tests {
 
     /// What rustls says of a certificate for `name` that the authority for `api.cnblogs.com` signed.
     fn is_believed(name: &str) -> bool {
-        let authority = Authority::new(&BTreeSet::from(["api.cnblogs.com".to_owned()])).unwrap();
+        let authority = authority(&BTreeSet::from(["api.cnblogs.com".to_owned()])).unwrap();
         let params = params(name, vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&KeyPair::generate().unwrap(), &authority.0).unwrap();
+        let certificate = params.signed_by(&KeyPair::generate().unwrap(), &authority).unwrap();
         let mut roots = RootCertStore::empty();
-        roots.add(authority.certificate().clone()).unwrap();
+        roots.add(authority.der().clone()).unwrap();
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), tls::provider()).build().unwrap();
         let now =

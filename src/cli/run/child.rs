@@ -11,9 +11,8 @@ use rustix::termios::tcgetpgrp;
 use tokio::process::Command;
 use tokio::signal::unix::{Signal as Arriving, SignalKind, signal};
 
-use crate::cli::{Exit, Failure};
 use crate::config::SECRET_VARIABLES;
-use crate::processes::{Process, unstarted_status};
+use crate::processes::{Prepared, Process};
 
 /// What is passed on. The terminal sends the last two to its whole foreground group, in which the program is, too.
 const FORWARDED: [Signal; 6] =
@@ -26,19 +25,17 @@ pub(super) struct Child {
     pub(super) id: Pid,
 }
 
-/// Starts it, in our process group and on our terminal.
-pub(super) fn start(command: &[OsString], variables: &[(&'static str, String)]) -> Result<Child, Failure> {
+/// Starts it, in our process group and on our terminal. When we are killed, it is, too.
+pub(super) fn start(command: &[OsString], variables: &[(&'static str, String)]) -> io::Result<Child> {
     let (program, arguments) = command.split_first().expect("the command line asks for one");
     // Caught before there is a program, so that none of them ends us alone.
-    let caught = catch().map_err(|error| Failure::new(Exit::Failed, format!("catching signals: {error}")))?;
-    let mut command = Command::new(program);
+    let caught = catch()?;
+    let mut command = Prepared::EndsWithUs.command(program);
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
     for secret in SECRET_VARIABLES {
         command.env_remove(secret);
     }
-    let process = command.spawn().map_err(|error| {
-        Failure::new(Exit::Child(unstarted_status(&error)), format!("{}: {error}", program.display()))
-    })?;
+    let process = Command::from(command).spawn()?;
     let id = process.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("nobody waited for it yet");
     for (signal, arriving) in caught {
         tokio::spawn(pass_on(signal, arriving, id));

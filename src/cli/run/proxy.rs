@@ -2,7 +2,6 @@
 //! others are tunnels. Nobody else may use it: it wants a password, or the kernel's word that the program has the
 //! other end.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -24,57 +23,41 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::digest::{Digest, SHA256, digest};
 use rustix::process::Pid;
-use rustls::ServerConfig;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+use super::caller::Caller;
 use super::child;
-use super::site::{self, Routes, Visit, Way};
+use super::site::{Destination, Routes, Visit};
+use crate::cli::daemon::in_time;
 use crate::problem::{Code, Problem};
 use crate::server::peer::Kernel;
 
 /// To send the head of a request, or to begin TLS.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+const CONNECTS_WITHIN: Duration = Duration::from_secs(30);
+/// Whether a program still has its end of a connection.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between attempts to accept when there is no descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
-/// TLS as each of the upstreams' hosts.
-pub(super) type Certified = HashMap<String, Arc<ServerConfig>>;
-
 /// The proxy of one run.
 pub(super) struct Proxy {
-    credential: Digest,
-    child: Pid,
-    certified: Certified,
-    routes: Arc<Routes>,
-    way: Arc<Way>,
-    outer: Matcher,
+    /// The digest of what to present, so that how long a comparison takes tells nothing.
+    pub(super) credential: Digest,
+    /// With its descendants, who need not present it.
+    pub(super) child: Pid,
+    /// TLS as any of the upstreams.
+    pub(super) tls: TlsAcceptor,
+    pub(super) routes: Arc<Routes>,
+    pub(super) caller: Arc<Caller>,
+    /// What tunnels go through.
+    pub(super) outer: Matcher,
 }
 
 impl Proxy {
-    /// For who presents the credential, and for that process and its descendants. Tunnels go through the proxy that our
-    /// own environment names.
-    pub(super) fn new(
-        credential: &HeaderValue,
-        child: Pid,
-        certified: Certified,
-        routes: Routes,
-        way: Way,
-    ) -> Self {
-        Self {
-            credential: digest(&SHA256, credential.as_bytes()),
-            child,
-            certified,
-            routes: Arc::new(routes),
-            way: Arc::new(way),
-            outer: Matcher::from_env(),
-        }
-    }
-
     /// Serves until it is dropped; the error is one of setting up.
     pub(super) async fn serve<T>(self: Arc<Self>, listener: std::net::TcpListener) -> io::Result<T> {
         listener.set_nonblocking(true)?;
@@ -112,64 +95,67 @@ impl Proxy {
             return Problem::new(Code::BadRequest, detail).closing().into_response().map(Full::new);
         };
         let upgrade = upgrade::on(&mut request);
-        if let Some(tls) = self.certified.get(&authority.0).filter(|_| self.routes.lead_to(&authority)) {
-            tokio::spawn(Arc::clone(self).terminate(Arc::clone(tls), authority, upgrade));
+        if self.routes.lead_to(&authority) {
+            let visit = Visit::new(Arc::clone(&self.routes), Arc::clone(&self.caller), authority);
+            tokio::spawn(terminate(self.tls.clone(), upgrade, visit, closed(peer, own)));
             return Response::default();
         }
         match self.tunnel(&authority).await {
-            Ok(stream) => {
-                tokio::spawn(splice(upgrade, stream));
-                Response::default()
-            }
+            Ok(stream) => drop(tokio::spawn(splice(upgrade, stream))),
             Err(error) => {
                 let detail = format!("no connection to {}:{}: {error:#}", authority.0, authority.1);
-                Problem::new(Code::UpstreamUnreachable, detail).into_response().map(Full::new)
+                return Problem::new(Code::UpstreamUnreachable, detail).into_response().map(Full::new);
             }
         }
+        Response::default()
     }
 
-    /// Compares digests, so that how long it takes tells nothing of the password.
     fn admits(&self, fields: &HeaderMap, peer: SocketAddr, own: SocketAddr) -> bool {
         let credential = fields.get(PROXY_AUTHORIZATION).map(|value| digest(&SHA256, value.as_bytes()));
-        let knows_password =
-            credential.is_some_and(|credential| credential.as_ref() == self.credential.as_ref());
-        knows_password || {
+        credential.is_some_and(|credential| credential.as_ref() == self.credential.as_ref()) || {
             let inode = Kernel::new().ok().and_then(|kernel| kernel.inode(peer, own));
             inode.is_some_and(|inode| child::has_socket(self.child, inode))
         }
     }
 
-    /// TLS as the upstream, and HTTP/1.1 in it.
-    async fn terminate(
-        self: Arc<Self>,
-        tls: Arc<ServerConfig>,
-        authority: site::Destination,
-        upgrade: OnUpgrade,
-    ) {
-        let Ok(upgraded) = upgrade.await else { return };
-        let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(upgraded));
-        // A program that does not trust us says so itself.
-        let Ok(Ok(stream)) = tokio::time::timeout(HEAD_WITHIN, accepting).await else { return };
-        let (routes, way) = (Arc::clone(&self.routes), Arc::clone(&self.way));
-        Visit { routes, way, authority, daemon: Mutex::default() }.serve(stream).await;
-    }
-
-    async fn tunnel(&self, (host, port): &site::Destination) -> anyhow::Result<TcpStream> {
+    async fn tunnel(&self, (host, port): &Destination) -> anyhow::Result<TcpStream> {
         let target: Uri = format!("https://{host}:{port}").parse()?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_WITHIN));
-        let Some(outer) = self.outer.intercept(&target) else {
-            return Ok(connector.oneshot(target).await?.into_inner());
+        // Of several addresses, each has its part of the time.
+        connector.set_connect_timeout(Some(CONNECTS_WITHIN));
+        let connecting = async {
+            let Some(outer) = self.outer.intercept(&target) else {
+                return Ok(connector.oneshot(target).await?.into_inner());
+            };
+            let mut tunnel = Tunnel::new(outer.uri().clone(), connector);
+            if let Some(credential) = outer.basic_auth() {
+                tunnel = tunnel.with_auth(credential.clone());
+            }
+            let stream = tunnel.oneshot(target).await.context("through the proxy of the environment")?;
+            Ok(stream.into_inner())
         };
-        anyhow::ensure!(outer.uri().scheme_str() == Some("http"), "HTTPS_PROXY names no http:// proxy");
-        let tunnel = Tunnel::new(outer.uri().clone(), connector);
-        let tunnel = match outer.basic_auth() {
-            Some(credential) => tunnel.with_auth(credential.clone()),
-            None => tunnel,
-        };
-        Ok(tunnel.oneshot(target).await.context("through the proxy in HTTPS_PROXY")?.into_inner())
+        in_time(CONNECTS_WITHIN, connecting).await
+    }
+}
+
+/// TLS as the upstream, and HTTP/1.1 in it, until the connection ends or is closed.
+async fn terminate(tls: TlsAcceptor, upgrade: OnUpgrade, visit: Visit, closed: impl Future<Output = ()>) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let accepted = tokio::time::timeout(HEAD_WITHIN, tls.accept(TokioIo::new(upgraded))).await;
+    // A program that does not trust us says so itself.
+    let Ok(Ok(stream)) = accepted else { return };
+    tokio::select! {
+        () = visit.serve(stream) => {}
+        () = closed => {}
+    }
+}
+
+/// Comes when the program has closed its end: that looks like one that only has no more to send.
+async fn closed(peer: SocketAddr, own: SocketAddr) {
+    while !Kernel::new().is_ok_and(|kernel| kernel.is_orphaned(peer, own)) {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -182,17 +168,14 @@ async fn splice(upgrade: OnUpgrade, mut stream: TcpStream) {
 }
 
 /// Host and port of a CONNECT.
-fn connect_target(request: &Request<Incoming>) -> Option<site::Destination> {
+fn connect_target(request: &Request<Incoming>) -> Option<Destination> {
     let authority = request.uri().authority().filter(|_| request.method() == Method::CONNECT)?;
     Some((authority.host().to_ascii_lowercase(), authority.port_u16()?))
 }
 
 fn password_required() -> Response<Full<Bytes>> {
-    let mut response =
-        Response::new(Full::from("this proxy is for one program, and its password is that program's\n"));
-    *response.status_mut() = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-    let challenge = HeaderValue::from_static("Basic realm=\"cnblogs-proxy run\"");
-    response.headers_mut().insert(PROXY_AUTHENTICATE, challenge);
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
+    let words = "this proxy is for one program, and its password is that program's\n";
+    let response = Response::builder().status(StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+    let response = response.header(PROXY_AUTHENTICATE, "Basic realm=\"cnblogs-proxy run\"");
+    response.header(CONNECTION, "close").body(Full::from(words)).expect("they are valid fields")
 }

@@ -55,6 +55,8 @@ pub(super) struct Books {
     pub(super) lifetime: Duration,
     /// The refresh token that the daemon must present next.
     pub(super) held: u64,
+    /// The refresh token of a login that another one may replace, as long as nobody has said yes to it: it is in use.
+    pub(super) replaceable: Option<u64>,
     pub(super) violation: Option<String>,
     pub(super) lines: Vec<String>,
     clocks: Arc<Clocks>,
@@ -200,6 +202,12 @@ async fn carry(books: Arc<Mutex<Books>>, form: Form) -> Result<Response, GrantEr
     Ok(response.body(answer.body).unwrap().into())
 }
 
+/// What is in a store: the refresh token, and how often the server had refused which.
+pub(super) struct Known {
+    held: u64,
+    refused: BTreeMap<u64, u32>,
+}
+
 struct Answer {
     status: u16,
     retry_after: Option<u64>,
@@ -229,6 +237,7 @@ impl Books {
             weather: Weather::clear(),
             lifetime: Duration::from_secs(dice.pick(&[60, 600, 600, 3600, 3600, 3600, 3600, 7200])),
             held: 0,
+            replaceable: None,
             violation: None,
             lines: Vec::new(),
             grace: Duration::from_secs(dice.pick(&[0, 0, 30])),
@@ -291,7 +300,7 @@ impl Books {
 
     fn presented(&mut self, number: u64, fate: Fate) {
         self.tell(&format!("rt-{number} is presented: {fate:?}"));
-        if number != self.held {
+        if number != self.held && Some(number) != self.replaceable {
             self.violate(format!("rt-{number} was presented, but rt-{} has superseded it", self.held));
         }
         if self.refused.get(&number).is_some_and(|times| *times > 1) {
@@ -382,7 +391,7 @@ impl Books {
             .previous
             .is_some_and(|(previous, at)| previous == number && self.clocks.now().since(at) < self.grace);
         if self.is_dead || !(number == self.current || in_grace) {
-            self.is_dead |= self.kills_family && number != self.current;
+            self.is_dead |= self.kills_family && number != self.current && Some(number) != self.replaceable;
             self.tell(&format!("rt-{number} is refused"));
             return if self.mumbles {
                 Answer::new(400, r#"{"error": "invalid_request"}"#)
@@ -520,11 +529,15 @@ impl Books {
         self.held_access = None;
     }
 
-    pub(super) fn restored(&mut self, held: u64) {
-        self.tell(&format!("a store with rt-{held} is restored"));
-        self.held = held;
+    /// What a copy of the store knows.
+    pub(super) fn known(&self) -> Known {
+        Known { held: self.held, refused: self.refused.clone() }
+    }
+
+    pub(super) fn restored(&mut self, known: Known) {
+        self.tell(&format!("a store with rt-{} is restored", known.held));
+        (self.held, self.refused) = (known.held, known.refused);
         self.held_access = None;
-        self.refused.clear();
         self.process_ended();
     }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Named, Running, STAYS, with_hosts};
-use crate::support::{Daemon, Home, eventually};
+use crate::support::{Daemon, Home, PROGRAM, eventually};
 
 #[test]
 fn the_exit_status_is_the_programs_as_a_shell_tells_it() {
@@ -188,16 +188,88 @@ fn where_the_runtime_directory_is_of_no_use_the_temporary_one_is_taken() {
 }
 
 #[test]
-fn files_of_the_programs_own_are_kept_in_whatever_encoding() {
+fn settings_of_the_programs_own_are_kept_in_whatever_encoding() {
     let named = Named::start();
     let own = named.world.home.path().join("own");
     fs::write(&own, b"# caf\xe9\n").unwrap();
-    for variable in ["CURL_CA_BUNDLE", "WGETRC"] {
-        let mut command = named.run(&["--", "sh", "-c", &format!("cat \"${variable}\"")]);
-        let output = command.env(variable, &own).output().unwrap();
+    let mut command = named.run(&["--", "sh", "-c", "cat \"$WGETRC\""]);
+    let output = command.env("WGETRC", &own).output().unwrap();
 
-        assert!(output.stdout.starts_with(b"# caf\xe9\n"), "{variable}: {output:?}");
+    assert!(output.stdout.starts_with(b"# caf\xe9\n"), "{output:?}");
+}
+
+/// To go on would be to trust more than before, or nothing at all.
+#[test]
+fn a_variable_that_leads_to_no_certificate_is_named_before_the_program_starts() {
+    let named = Named::start();
+    let home = named.world.home.path();
+    let (started, empty, directory) = (home.join("started"), home.join("empty"), home.join("directory"));
+    fs::write(&empty, "# no certificate\n").unwrap();
+    fs::create_dir(&directory).unwrap();
+    let missing = home.join("missing");
+    let directories = format!("{}:{}", directory.display(), missing.display());
+    let (empty, missing, directory) = (empty.display(), missing.display(), directory.display());
+    for (variable, value) in [
+        ("SSL_CERT_FILE", missing.to_string()),
+        ("SSL_CERT_FILE", empty.to_string()),
+        ("SSL_CERT_FILE", String::new()),
+        ("SSL_CERT_FILE", "/dev/null".to_owned()),
+        ("SSL_CERT_DIR", directories),
+        ("CURL_CA_BUNDLE", missing.to_string()),
+        ("REQUESTS_CA_BUNDLE", directory.to_string()),
+        ("PIP_CERT", empty.to_string()),
+        ("NODE_EXTRA_CA_CERTS", missing.to_string()),
+        ("DENO_CERT", empty.to_string()),
+        ("GIT_SSL_CAINFO", missing.to_string()),
+        ("AWS_CA_BUNDLE", directory.to_string()),
+        ("WGETRC", missing.to_string()),
+    ] {
+        let mut command = named.run(&["--", "touch", started.to_str().unwrap()]);
+        let output = command.env(variable, &value).output().unwrap();
+
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{variable}={value}: {said}");
+        assert!(said.starts_with(&format!("error: {variable}: ")), "{value}: {said}");
+        assert!(!started.exists(), "{variable}={value}");
     }
+    assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_proxy_that_is_not_spoken_to_is_named_before_the_program_starts() {
+    let named = Named::start();
+    let started = named.world.home.path().join("started");
+    for (variables, refused) in [
+        (&[("HTTPS_PROXY", "socks5h://me:a-password@127.0.0.1:1")][..], Some("HTTPS_PROXY")),
+        (&[("https_proxy", "https://127.0.0.1:1")], Some("https_proxy")),
+        (&[("all_proxy", "socks4://127.0.0.1:1"), ("NO_PROXY", "*")], Some("all_proxy")),
+        (&[("ALL_PROXY", "no address")], Some("ALL_PROXY")),
+        (&[("HTTPS_PROXY", "http://127.0.0.1:1"), ("ALL_PROXY", "socks5://127.0.0.1:1")], None),
+        (&[("HTTPS_PROXY", "127.0.0.1:1")], None),
+        (&[("HTTP_PROXY", "socks5://127.0.0.1:1")], None),
+    ] {
+        let mut command = named.run(&["--", "touch", started.to_str().unwrap()]);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), refused.is_none(), "{variables:?}: {said}");
+        let begin = refused.map_or_else(String::new, |name| format!("error: {name} names a proxy "));
+        assert!(said.starts_with(&begin) && !said.contains("a-password"), "{variables:?}: {said}");
+        assert_eq!(fs::remove_file(&started).is_ok(), refused.is_none(), "{variables:?}");
+    }
+}
+
+/// `CNBLOGS_PAT=... cnblogs-proxy` in one terminal, and `cnblogs-proxy run` in another.
+#[test]
+fn the_running_daemon_says_where_its_routes_lead() {
+    let named = Named::start();
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--", "curl", "-sSf", &named.url("/api/users")]).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap()).env("TMPDIR", &named.runtime);
+    let output = command.env("CNBLOGS_PROXY_STATE_DIR", named.world.home.state()).output().unwrap();
+
+    assert!(String::from_utf8_lossy(&output.stdout).contains("DisplayName"), "{output:?}");
+    named.assert_answered_with_the_token();
 }
 
 #[test]
@@ -233,6 +305,20 @@ fn run_ends_when_its_program_is_killed() {
     let status = eventually("it ends", || running.process.try_wait().unwrap());
     assert_eq!(status.code(), Some(128 + 9));
     assert_eq!(named.left_over(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn the_program_is_killed_with_run() {
+    let named = Named::start();
+    let mut running = Running::start(named.run(&STAYS));
+    let pid = Pid::from_raw(running.pid.parse().unwrap()).unwrap();
+    // It would end with its standard input, too.
+    let _open = running.process.stdin.take();
+
+    running.process.kill().unwrap();
+    running.process.wait().unwrap();
+
+    eventually("the program ends", || kill_process(pid, Signal::CONT).is_err().then_some(()));
 }
 
 fn parent_of(pid: &str) -> Pid {

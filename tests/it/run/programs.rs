@@ -158,13 +158,43 @@ fn tunnels_go_through_the_proxy_that_was_there_before_and_the_upstream_does_not(
 #[test]
 fn certificates_that_were_trusted_before_still_are() {
     let named = Named::start();
-    let ca = named.world.standin.ca_pem_path();
+    let home = named.world.home.path();
+    let pem = std::fs::read(named.world.standin.ca_pem_path()).unwrap();
+    let (file, directory, other) = (home.join("ca.pem"), home.join("directory"), home.join("other"));
+    // What stands between certificates is in any encoding.
+    std::fs::write(&file, [b"# caf\xe9\n", &pem[..]].concat()).unwrap();
+    for directory in [&directory, &other] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    std::fs::write(directory.join("ca.pem"), &pem).unwrap();
+    let (file, directory, other) = (file.display(), directory.display(), other.display());
+    let requests = format!("{PYTHON} -c 'import sys, requests as r; r.get(sys.argv[1]).raise_for_status()'");
+    let node = "node-24 -e 'fetch(process.argv[1]).then(a => process.exit(a.ok ? 0 : 1))'";
     let url = format!("{}/.well-known/openid-configuration/jwks", elsewhere(&named.world.standin));
-    for (variable, program) in [("CURL_CA_BUNDLE", "curl -sSf"), ("SSL_CERT_FILE", "curl -sSf")] {
+    for (variable, value, program) in [
+        ("CURL_CA_BUNDLE", file.to_string(), "curl -sSf"),
+        ("SSL_CERT_FILE", file.to_string(), "curl -sSf"),
+        ("SSL_CERT_DIR", format!("{other}:{directory}"), "curl -sSf"),
+        ("REQUESTS_CA_BUNDLE", file.to_string(), &requests),
+        ("REQUESTS_CA_BUNDLE", directory.to_string(), &requests),
+        ("NODE_EXTRA_CA_CERTS", file.to_string(), node),
+    ] {
         let script = format!("{program} \"$0\" && {program} \"$1\"");
         let mut command = named.run(&["--", "sh", "-c", &script, &named.url("/api/users"), &url]);
-        let output = command.env(variable, &ca).output().unwrap();
-        assert!(output.status.success(), "{variable}: {output:?}");
+        let output = command.env(variable, &value).output().unwrap();
+        assert!(output.status.success(), "{variable}={value}: {output:?}");
+    }
+}
+
+/// They are trusted beside the program's own roots, so that the system's would be more than before.
+#[test]
+fn variables_for_extra_certificates_name_ours_alone() {
+    let named = Named::start();
+    for (variable, is_alone) in [("NODE_EXTRA_CA_CERTS", true), ("DENO_CERT", true), ("SSL_CERT_FILE", false)]
+    {
+        let script = format!("grep -c BEGIN \"${variable}\"");
+        let counted: usize = named.printed(&["--", "sh", "-c", &script]).trim().parse().unwrap();
+        assert_eq!(counted == 1, is_alone, "{variable}: {counted}");
     }
 }
 

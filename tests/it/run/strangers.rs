@@ -1,11 +1,11 @@
 //! Who may use what `run` opens, what a program gets to know, and what goes up.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -14,6 +14,8 @@ use crate::attacks::memory::found_in_memory;
 use crate::support::{Answer, Home, PROGRAM};
 
 const NOBODY: u32 = 65534;
+/// A person's, as the first ones of a machine have.
+const SOMEBODY: u32 = 1234;
 
 /// What the proxy answers to a CONNECT with these fields, from this process.
 fn connect(running: &Running, target: &str, fields: &str) -> Answer {
@@ -36,6 +38,42 @@ fn another_process_without_the_password_is_refused() {
         }
     }
     assert_eq!(named.world.standin.api_requests().len(), 0);
+}
+
+/// A key in the request, whoever listens there.
+#[test]
+fn another_user_who_took_the_daemons_port_is_sent_nothing() {
+    assert!(rustix::process::geteuid().is_root(), "only root runs a program as somebody else");
+    let key = "[[callers.key]]\nname = \"k\"\nfile = \"KEY\"\n";
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("key").display().to_string();
+    fs::write(&secret, "the-key\n").unwrap();
+    let mut named = Named::with("", "", &key.replace("KEY", &secret));
+    let running = Running::start(named.run(&[&["--key", &secret], &STAYS[..]].concat()));
+    let address = named.world.daemon.authority.clone();
+    named.world.daemon.stop();
+    let script = "
+import socket, sys
+host, port = sys.argv[1].rsplit(':', 1)
+listener = socket.create_server((host, int(port)))
+print('listening', flush=True)
+connection, _ = listener.accept()
+print(connection.recv(1), flush=True)";
+    let mut stranger = Command::new("python3");
+    stranger.args(["-c", script, &address]).current_dir("/").stdout(Stdio::piped());
+    let mut stranger = stranger.uid(SOMEBODY).gid(SOMEBODY).spawn().unwrap();
+    let mut said = BufReader::new(stranger.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "listening");
+
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--proxy", &running.proxy, "--cacert", &running.bundle, &named.url("/api/users")]);
+    let output = curl.output().unwrap();
+
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains("urn:cnblogs-proxy:upstream-unreachable"), "{output:?}");
+    assert!(printed.contains(&format!("a program of user {SOMEBODY} listens there")), "{printed}");
+    assert_eq!(said.next().unwrap().unwrap(), "b''", "not a byte");
+    stranger.wait().unwrap();
 }
 
 #[test]
