@@ -133,8 +133,8 @@ enum OnStore {
     },
     /// Take the logins of this machine's files along into the database, once
     ///
-    /// They are erased from the files: two daemons that spend one login lose it. No daemon may run on this state_dir
-    /// meanwhile.
+    /// They are erased from the files: two daemons that spend one login lose it. No daemon may run on this
+    /// `state_dir` meanwhile.
     Import,
     /// Seal every stored login with the first key, and leave none behind that is not
     ///
@@ -243,14 +243,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             let config = Config::load(common.config.as_deref(), environment)?;
             return serve::serve(config, common, environment.clone());
         }
-        Command::Store(OnStore::Init { print }) => {
-            let config = Config::load(common.config.as_deref(), &environment.without_secrets())?;
-            return on_store::init(&config, print);
-        }
-        Command::Store(OnStore::Import) => {
-            let config = Config::load(common.config.as_deref(), environment)?;
-            return on_store::import(&config);
-        }
+        Command::Store(OnStore::Init { print }) => return on_store::init(print, &common, environment),
+        Command::Store(OnStore::Import) => return on_store::import(&common, environment),
         Command::Check { connect } => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return check::check(&config, connect, environment);

@@ -208,8 +208,7 @@ async fn serve(
         () = close(stop_keepers, keepers) => true,
         () = signals.terminate() => false,
     };
-    private.abort();
-    follower.abort();
+    [private, follower].iter().for_each(JoinHandle::abort);
     remove_control_socket(&config.state_dir);
     drop(notifier);
     notifying.abort();

@@ -1,13 +1,14 @@
 //! `store init` and `store import`: what is done to a database once.
 
 use super::daemon::runtime;
-use super::{Exit, Failure, print_bytes, say};
-use crate::config::{Config, Database};
+use super::{Common, Exit, Failure, print_bytes, say};
+use crate::config::{Config, Database, Environment};
 use crate::store::{self, FileStore, Record, SealKeys, Store, StoreError};
 
 /// Makes the tables, or prints what makes them.
-pub(super) fn init(config: &Config, is_to_print: bool) -> Result<Exit, Failure> {
-    let database = database(config)?;
+pub(super) fn init(is_to_print: bool, common: &Common, environment: &Environment) -> Result<Exit, Failure> {
+    let config = Config::load(common.config.as_deref(), environment)?;
+    let database = database(&config)?;
     if is_to_print {
         return print_bytes(store::init_sql(&database.schema).as_bytes());
     }
@@ -18,8 +19,9 @@ pub(super) fn init(config: &Config, is_to_print: bool) -> Result<Exit, Failure> 
 
 /// Takes the logins of this machine's files along, and erases them there: two programs that spend one refresh token
 /// lose the login.
-pub(super) fn import(config: &Config) -> Result<Exit, Failure> {
-    database(config)?;
+pub(super) fn import(common: &Common, environment: &Environment) -> Result<Exit, Failure> {
+    let config = Config::load(common.config.as_deref(), environment)?;
+    database(&config)?;
     let failed = |error: StoreError| Failure::of(&error.into());
     let keys = || SealKeys::new(&config.store.seal_keys).into();
     let logins: Vec<(String, Vec<Record>)> = {
@@ -31,7 +33,7 @@ pub(super) fn import(config: &Config) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let imported = runtime()?.block_on(async {
-        let (store, _findings) = Store::open(config).await?;
+        let (store, _findings) = Store::open(&config).await?;
         tokio::select! {
             imported = import_all(&store, &logins) => imported,
             () = store.clone().follow() => unreachable!("it never ends"),
@@ -47,27 +49,21 @@ pub(super) fn import(config: &Config) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// One that is there already must be the same, as after an import that was cut off.
 async fn import_all(store: &Store, logins: &[(String, Vec<Record>)]) -> Result<(), StoreError> {
-    for (account, records) in logins {
-        for record in records {
-            let reservation = store.reserve(account).await?;
-            let stored = store.record(account, &record.binding);
-            match stored {
-                None => {
-                    store.commit(reservation, account, record).await.map_err(|(_claim, error)| error)?;
-                }
-                Some(stored) => {
-                    store.give_back(reservation, false).await;
-                    if !stored.is_same(record) {
-                        let words = format!(
-                            "{account} has another login in the database: log out there first, or delete this \
-                             machine's files"
-                        );
-                        return Err(StoreError::Database(words));
-                    }
-                }
-            }
+    let all =
+        logins.iter().flat_map(|(account, records)| records.iter().map(move |record| (account, record)));
+    for (account, record) in all {
+        let reservation = store.reserve(account).await?;
+        let Some(stored) = store.record(account, &record.binding) else {
+            store.commit(reservation, account, record).await.map_err(|(_claim, error)| error)?;
+            continue;
+        };
+        store.give_back(reservation, false).await;
+        // It is the same after an import that was cut off.
+        if !stored.is_same(record) {
+            return Err(StoreError::Database(format!(
+                "{account} has another login in the database: log out there first, or delete this machine's files"
+            )));
         }
     }
     Ok(())

@@ -3,15 +3,18 @@
 mod database;
 
 use std::fs;
-use std::process::Output;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::standin::{Endpoint, Fault, Gate, Options, Person, Standin};
-use crate::support::{Daemon, Home, World, config, eventually};
-use database::{Database, Pooler};
+use crate::support::{Daemon, Home, PATIENCE, World, config, eventually};
+use database::{Database, Pooler, Relay};
 
 /// Daemons with one login.
 struct Fleet {
@@ -371,6 +374,139 @@ fn a_role_without_rights_and_a_standby_are_told_with_their_cure_and_spend_nothin
         String::from_utf8_lossy(&refused.stderr).contains("read-only standby").then_some(())
     });
     assert_eq!(fleet.refreshes(), 0);
+}
+
+/// The successor of one replica can't be saved while another takes the refresh over and is refused.
+#[test]
+fn a_replica_that_is_cut_off_from_the_database_saves_its_successor_when_the_way_is_back() {
+    let database = Database::start();
+    let way = Relay::to(&database);
+    let standin = Standin::start(Options::default());
+    let urls = [way.url(), database.url("postgres")];
+    let homes = urls.map(|url| home(&standin, &url, ""));
+    let replicas = homes.into_iter().map(|home| Replica { daemon: home.serve(), home }).collect();
+    let fleet = Fleet { replicas, standin, database };
+    fleet.log_in(0);
+    fleet.all_serve();
+    let gate = Gate::default();
+    fleet.standin.fault(Endpoint::Token, Fault::HoldAfter(gate.clone()));
+    let home = &fleet.replicas[0].home;
+    std::thread::scope(|scope| {
+        let refreshing = scope.spawn(|| home.run(&["refresh"], ""));
+        eventually("the request waits", || (gate.waiting() > 0).then_some(()));
+        way.cut(true);
+        gate.open();
+        assert!(refreshing.join().unwrap().status.success());
+    });
+    let token = fleet.token(0);
+    assert_eq!(fleet.replicas[0].daemon.get("/api/users").status, 200);
+
+    fleet.age_claims();
+    let refused = fleet.replicas[1].refresh();
+    assert!(!refused.status.success(), "its refresh token is spent: {refused:?}");
+    eventually("it says so", || (fleet.replicas[1].daemon.state() == "login-required").then_some(()));
+    way.cut(false);
+
+    for replica in &fleet.replicas {
+        eventually("all are well", || {
+            (replica.token() == token && replica.daemon.state() == "ready").then_some(())
+        });
+    }
+    fleet.replicas[1].refreshes();
+    fleet.all_serve();
+}
+
+/// Of eight replicas under constant load, with tokens that last seconds.
+#[test]
+fn no_request_fails_while_replicas_take_turns_to_refresh() {
+    through_refreshes("", None);
+}
+
+#[test]
+fn no_request_fails_while_replicas_take_turns_to_refresh_through_a_pooler() {
+    let database = Database::start();
+    let pooler = Pooler::start(&database);
+    through_refreshes(&pooler.url(), Some(database));
+}
+
+fn through_refreshes(url: &str, database: Option<Database>) {
+    const REFRESHES: usize = 20;
+    let fleet = match database {
+        Some(database) => Fleet::over(database, url, 8, ""),
+        None => Fleet::start(8),
+    };
+    fleet.standin.set_expires_in(6);
+    fleet.log_in(0);
+    fleet.all_serve();
+    let is_over = AtomicBool::new(false);
+    let authorities: Vec<_> = fleet.replicas.iter().map(|replica| replica.daemon.authority.clone()).collect();
+    let ask = |authority: &str| {
+        let mut answered = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let status = get(authority);
+            assert_eq!(status, 200, "after {answered} answers");
+            answered += 1;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        answered
+    };
+
+    let answered: usize = std::thread::scope(|scope| {
+        let askers: Vec<_> =
+            authorities.iter().map(|authority| scope.spawn(move || ask(authority))).collect();
+        eventually("all refreshes are over", || (fleet.standin.refreshes().len() >= REFRESHES).then_some(()));
+        is_over.store(true, Ordering::Relaxed);
+        askers.into_iter().map(|asker| asker.join().unwrap()).sum()
+    });
+
+    assert!(answered > 100, "{answered} requests");
+    fleet.refreshes();
+}
+
+/// The status of an answer, on a connection of its own.
+fn get(authority: &str) -> u16 {
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("GET /api/users HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_replica_whose_clock_is_an_hour_off_changes_nothing() {
+    let fleet = Fleet::logged_in(1);
+    let url = fleet.database.url("postgres");
+    for offset in ["-1h", "+1h"] {
+        let home = home(&fleet.standin, &url, "");
+        let mut command = Command::new("faketime");
+        let serve = home.command(&["serve"]);
+        command.args(["-f", offset]).arg(serve.get_program()).args(serve.get_args());
+        command.env("HOME", home.path());
+        let other = Replica { daemon: Daemon::spawn(command), home };
+        let refreshes = fleet.refreshes();
+        assert_eq!(other.token(), fleet.token(0));
+
+        other.refreshes();
+        eventually("the other serves it", || (other.token() == fleet.token(0)).then_some(()));
+        fleet.replicas[0].refreshes();
+        eventually("the other serves it", || (other.token() == fleet.token(0)).then_some(()));
+
+        // By another clock the token would be over, or for ever fresh.
+        assert_eq!(fleet.refreshes(), refreshes + 2, "{offset}");
+        for replica in [&other, &fleet.replicas[0]] {
+            assert_eq!(replica.daemon.get("/api/users").status, 200, "{offset}");
+        }
+        let ends = |replica: &Replica, ahead: i64| {
+            let at = replica.daemon.status()["accounts"]["main"]["expires_at"].as_str().unwrap().to_owned();
+            let at = humantime::parse_rfc3339(&at).unwrap().duration_since(UNIX_EPOCH).unwrap();
+            i64::try_from(at.as_secs()).unwrap() - ahead
+        };
+        let ahead = if offset == "+1h" { 3600 } else { -3600 };
+        let (ours, theirs) = (ends(&fleet.replicas[0], 0), ends(&other, ahead));
+        assert!((ours - theirs).abs() < 60, "{offset}: {ours}, {theirs}");
+    }
 }
 
 #[test]

@@ -4,9 +4,9 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -94,16 +94,7 @@ impl Link {
         first: impl Future<Output = Result<(), LinkError>>,
         on_change: impl Fn(),
     ) -> LinkError {
-        let driven = poll_fn(|cx| {
-            loop {
-                match ready!(connection.poll_message(cx)) {
-                    Some(Ok(AsyncMessage::Notification(_))) => on_change(),
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return Poll::Ready(LinkError::of(&error)),
-                    None => return Poll::Ready(LinkError::of_words("the connection was closed")),
-                }
-            }
-        });
+        let driven = end_of(&mut connection, on_change);
         let used = async {
             if let Err(error) = first.await {
                 return error;
@@ -131,16 +122,10 @@ impl Link {
         (_, connection): &mut Fresh,
         answer: impl Future<Output = T>,
     ) -> Result<T, LinkError> {
-        let mut driven = pin!(poll_fn(|cx| loop {
-            match ready!(connection.poll_message(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(LinkError::of(&error)),
-                None => return Poll::Ready(LinkError::of_words("the connection was closed")),
-            }
-        }));
+        let driven = end_of(connection, || ());
         tokio::select! {
             biased;
-            why = &mut driven => Err(why),
+            why = driven => Err(why),
             answer = answer => Ok(answer),
         }
     }
@@ -169,6 +154,18 @@ impl Link {
             self.is_given_up.notify_one();
         }
         answered
+    }
+}
+
+/// Drives a connection to its end, and says why it ended.
+async fn end_of(connection: &mut Connection<Socket, Tls<Socket>>, on_change: impl Fn()) -> LinkError {
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notification(_))) => on_change(),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return LinkError::of(&error),
+            None => return LinkError::of_words("the connection was closed"),
+        }
     }
 }
 

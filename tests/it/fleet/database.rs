@@ -1,16 +1,22 @@
 //! A PostgreSQL of Debian's package in a temporary directory, on a unix socket, and pgbouncer in front of it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
 use crate::support::eventually;
 
+const SOCKET: &str = ".s.PGSQL.5432";
 const SERVERS: &str = "/usr/lib/postgresql";
 /// PostgreSQL does not run as root.
 const NOBODY: u32 = 65_534;
@@ -179,6 +185,53 @@ impl Drop for Pooler {
         let _gone = self.server.kill();
         let _waited = self.server.wait();
     }
+}
+
+/// A way to a database that can be cut.
+pub(crate) struct Relay {
+    directory: TempDir,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Relay {
+    pub(crate) fn to(database: &Database) -> Self {
+        let directory = tempfile::Builder::new().prefix("re").tempdir_in("/tmp").unwrap();
+        let listener = UnixListener::bind(directory.path().join(SOCKET)).unwrap();
+        let (is_cut, behind) = (Arc::new(AtomicBool::new(false)), database.path().join(SOCKET));
+        let cut = Arc::clone(&is_cut);
+        std::thread::spawn(move || {
+            let callers = listener.incoming().map_while(Result::ok);
+            for caller in callers.filter(|_| !cut.load(Ordering::Relaxed)) {
+                let server = UnixStream::connect(&behind).unwrap();
+                carry(caller.try_clone().unwrap(), server.try_clone().unwrap(), Arc::clone(&cut));
+                carry(server, caller, Arc::clone(&cut));
+            }
+        });
+        Self { directory, is_cut }
+    }
+
+    pub(crate) fn cut(&self, is_cut: bool) {
+        self.is_cut.store(is_cut, Ordering::Relaxed);
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres:///postgres?host={}&user=postgres", self.directory.path().display())
+    }
+}
+
+/// Carries bytes one way until an end, or until the way is cut.
+fn carry(mut from: UnixStream, mut to: UnixStream, is_cut: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            if is_cut.load(Ordering::Relaxed) || to.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        for stream in [&from, &to] {
+            let _gone = stream.shutdown(Shutdown::Both);
+        }
+    });
 }
 
 /// The newest server that is installed.
