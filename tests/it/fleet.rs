@@ -437,7 +437,9 @@ fn through_refreshes(url: &str, database: Option<Database>) {
     };
     fleet.standin.set_expires_in(6);
     fleet.log_in(0);
-    fleet.all_serve();
+    for replica in &fleet.replicas {
+        eventually("every replica serves", || (replica.daemon.get("/api/users").status == 200).then_some(()));
+    }
     let is_over = AtomicBool::new(false);
     let authorities: Vec<_> = fleet.replicas.iter().map(|replica| replica.daemon.authority.clone()).collect();
     let ask = |authority: &str| {
