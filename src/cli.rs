@@ -6,6 +6,7 @@ mod status_line;
 mod log;
 mod login;
 mod man_pages;
+mod on_store;
 mod run;
 mod serve;
 mod show;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use zeroize::Zeroizing;
 
 use daemon::Daemon;
 use man_pages::Page;
@@ -90,6 +92,14 @@ enum Command {
     /// It takes over secrets, caller keys, CA files and the log filter. When anything else has changed it takes over
     /// nothing, and the exit code is 1: the message names the keys that need a restart.
     Reload,
+    /// Print a new key to seal stored logins with
+    ///
+    /// `cnblogs-proxy seal-key | install -m 600 /dev/stdin seal.key` puts it where `seal_key_files` of [store] may name
+    /// it. Keep a copy elsewhere than the store and its backups: without it nobody opens them.
+    SealKey,
+    /// How and where logins are stored
+    #[command(subcommand, disable_help_subcommand = true)]
+    Store(OnStore),
     /// Exit 0 when the daemon can serve requests, asked as its callers ask: for container health checks
     Health {
         /// Exit 0 when it answers at all, whether somebody has to log in or not
@@ -109,6 +119,28 @@ enum Command {
         #[arg(value_enum, default_value = "command")]
         page: Page,
     },
+}
+
+#[derive(Subcommand)]
+enum OnStore {
+    /// Make the tables that replicas share their logins through, where they are not there yet
+    ///
+    /// The daemon does it by itself when it may.
+    Init {
+        /// Print it for an administrator of the database instead
+        #[arg(long)]
+        print: bool,
+    },
+    /// Take the logins of this machine's files along into the database, once
+    ///
+    /// They are erased from the files: two daemons that spend one login lose it. No daemon may run on this
+    /// `state_dir` meanwhile.
+    Import,
+    /// Seal every stored login with the first key, and leave none behind that is not
+    ///
+    /// Works with the daemon running, which uses the keys that it was started with, or that it read at the last
+    /// `reload`, and without.
+    Rekey,
 }
 
 #[derive(Args)]
@@ -206,10 +238,15 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             return print_bytes(man_pages::completions(shell, Cli::command()).as_bytes());
         }
         Command::Man { page } => return print_bytes(&man_pages::page(page, Cli::command())),
+        Command::SealKey => {
+            return print_bytes(&Zeroizing::new([store::new_key().as_bytes(), b"\n"].concat()));
+        }
         Command::Serve => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return serve::serve(config, common, environment.clone());
         }
+        Command::Store(OnStore::Init { print }) => return on_store::init(print, &common, environment),
+        Command::Store(OnStore::Import) => return on_store::import(&common, environment),
         Command::Check { connect } => {
             let config = Config::load(common.config.as_deref(), environment)?;
             return check::check(&config, connect, environment);
@@ -240,6 +277,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<Exit, Failure> {
             show::change(Change::LogOut, &doer, &account, &common, environment)
         }
         Command::Reload => show::reload(doer.daemon()?),
+        Command::Store(OnStore::Rekey) => show::rekey(&doer),
         Command::Health { live } => show::health(&state_dir, live),
         _ => unreachable!("the others have returned"),
     }
@@ -309,6 +347,14 @@ impl Failure {
             Some(StoreError::Newer { .. }) => failure.with_hint(
                 "use the newer program again, or move the file away and log in: this version never overwrites it",
             ),
+            Some(StoreError::NewerTables { .. }) => Self { exit: Exit::Configuration, ..failure }
+                .with_hint("use the newer program again, or another schema: nothing was changed"),
+            Some(StoreError::Sealed { .. } | StoreError::SealedRow { .. }) => {
+                Self { exit: Exit::Configuration, ..failure }.with_hint(
+                    "name the file of that key in seal_key_files of [store], behind the one that is to seal (a \
+                     credential is seen by its service alone): nothing was changed",
+                )
+            }
             Some(StoreError::NotAFile { .. }) => failure.with_hint("move it away, or set another state_dir"),
             Some(StoreError::Foreign { .. }) => failure.with_hint("run as that user, or set another state_dir"),
             _ => match error.downcast_ref() {

@@ -6,12 +6,14 @@
 
 mod accounts;
 mod callers;
+mod database;
 mod files;
 mod http_proxy;
 mod parse;
 mod reader;
 mod reload;
 mod routes;
+mod store;
 mod users;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
@@ -28,6 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+pub use database::Database;
 pub(crate) use files::secret_file;
 pub use http_proxy::HttpProxy;
 pub(crate) use http_proxy::basic;
@@ -35,9 +38,11 @@ pub(crate) use parse::{endpoint, listen, upstream};
 pub use parse::{is_loopback, is_remote};
 use reader::{Entry, Known, Reader, Source};
 pub use reload::Reloadable;
+pub use store::{SealKey, StoreOptions};
 
 /// Variables that hold secrets: no program that we start gets them.
-pub const SECRET_VARIABLES: [&str; 2] = ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT"];
+pub const SECRET_VARIABLES: [&str; 3] =
+    ["CNBLOGS_CLIENT_SECRET", "CNBLOGS_PAT", "CNBLOGS_PROXY_STORE_PASSWORD"];
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8262", "[::1]:8262"];
 const ROOT: Known = &[
     "listen",
@@ -50,6 +55,7 @@ const ROOT: Known = &[
     "callers",
     "limits",
     "notify",
+    "store",
 ];
 const NOTIFY: Known = &["command", "webhook"];
 const LIMITS: Known = &[
@@ -99,6 +105,8 @@ pub struct Config {
     pub limits: Limits,
     /// Who is told of events.
     pub notify: Notify,
+    /// How logins are kept.
+    pub store: StoreOptions,
 }
 
 /// Who is told of events.
@@ -512,6 +520,7 @@ impl Config {
         let callers = callers::read(root, environment, &listen, &routes)?;
         let limits = read_limits(root)?;
         let notify = read_notify(root)?;
+        let store = store::read(root, environment)?;
 
         Ok(Self {
             file,
@@ -529,6 +538,7 @@ impl Config {
             callers,
             limits,
             notify,
+            store,
         })
     }
 }

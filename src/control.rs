@@ -74,7 +74,7 @@ pub struct Control {
     page_key: hmac::Key,
 }
 
-/// What came of a reload, in words: taken over, or why not.
+/// What came of a command, in words: that it is done, or why not.
 pub type Outcome = Result<String, String>;
 
 /// Where a reload is asked for.
@@ -130,7 +130,7 @@ impl Control {
     pub fn status(&self) -> Value {
         let accounts: BTreeMap<_, _> =
             self.sessions.iter().map(|(name, session)| (name, session.status())).collect();
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "now": At(now().wall_ms()),
             "uptime_secs": now().since(self.started).as_secs(),
@@ -139,7 +139,11 @@ impl Control {
             "accounts": accounts.iter().map(|(name, status)| ((*name).clone(), json!(**status))).collect::<serde_json::Map<_, _>>(),
             "requests": self.metrics.totals().counts(),
             "last_hour": last_hour(&self.metrics.last_hour(now())),
-        })
+        });
+        if let Some(database) = self.logins.database() {
+            status["store"] = json!({ "database": database.shown(), "is_up": database.is_up() });
+        }
+        status
     }
 
     fn overview(&self) -> Overview {
@@ -237,6 +241,7 @@ pub fn router(control: Arc<Control>) -> Router {
 pub fn private_router(control: Arc<Control>, reloads: Reloads) -> Router {
     Router::new()
         .route("/-/token/{account}", get(access_token))
+        .route("/-/store/rekey", post(rekey))
         .with_state(Arc::clone(&control))
         .merge(Router::new().route("/-/reload", post(reload)).with_state(reloads))
         .layer(axum::middleware::map_response(inert))
@@ -452,9 +457,20 @@ async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
     // Without a receiver, the asker is dropped, and no outcome comes.
     let _asked = reloads.send(asker).await;
     match outcome.await {
-        Ok(Ok(words)) => Ok(axum_json(&json!({ "outcome": words })).into_response()),
-        Ok(Err(words)) => Ok((StatusCode::CONFLICT, axum_json(&json!({ "detail": words }))).into_response()),
+        Ok(outcome) => Ok(in_words(outcome)),
         Err(_stopping) => Err(Problem::new(Code::Stopping, "the daemon is stopping").into()),
+    }
+}
+
+async fn rekey(State(control): Shared) -> Response {
+    in_words(control.logins.rekey().await)
+}
+
+/// What came of a command.
+fn in_words(outcome: Outcome) -> Response {
+    match outcome {
+        Ok(words) => axum_json(&json!({ "outcome": words })).into_response(),
+        Err(words) => (StatusCode::CONFLICT, axum_json(&json!({ "detail": words }))).into_response(),
     }
 }
 

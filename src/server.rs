@@ -69,8 +69,9 @@ pub struct Accounts {
     pub sessions: BTreeMap<String, Session>,
     /// Logins in progress.
     pub logins: Logins,
-    store: Arc<Store>,
+    store: Store,
     keepers: Vec<JoinHandle<()>>,
+    follower: JoinHandle<()>,
     stop: CancellationToken,
 }
 
@@ -88,8 +89,8 @@ impl Accounts {
     ///
     /// # Errors
     /// When the store is in use, not ours, or can't be read.
-    pub fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
-        Self::over(Store::open(&config.state_dir)?, config, notifier)
+    pub async fn open(config: &Config, notifier: &Notifier) -> anyhow::Result<Self> {
+        Self::over(Store::open(config).await?, config, notifier)
     }
 
     fn over(
@@ -101,14 +102,14 @@ impl Accounts {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        let (store, stop) = (Arc::new(store), CancellationToken::new());
+        let stop = CancellationToken::new();
         let mut sessions = BTreeMap::new();
         let mut keepers = Vec::new();
         for account in config.accounts.values() {
             let is_in_flight = in_flight.contains(&account.name);
             let (session, keeper) = session::start(
                 TokenSource::new(account.clone(), config.limits.token_timeout, &config.state_dir)?,
-                Arc::clone(&store),
+                store.clone(),
                 is_in_flight,
                 notifier.clone(),
                 Clock::default(),
@@ -118,13 +119,15 @@ impl Accounts {
             sessions.insert(account.name.clone(), session);
             keepers.push(keeper);
         }
-        let logins = Logins::new(&sessions, Arc::clone(&store));
-        Ok(Self { sessions, logins, store, keepers, stop })
+        let logins = Logins::new(&sessions, store.clone());
+        let follower = tokio::spawn(store.clone().follow());
+        Ok(Self { sessions, logins, store, keepers, follower, stop })
     }
 
     /// Lets every keeper finish what it has begun.
     pub async fn close(self) {
         close(self.stop, self.keepers).await;
+        self.follower.abort();
     }
 }
 
@@ -165,11 +168,11 @@ async fn serve(
     let (notifier, notices) = notify::channel();
     let notifying = tokio::spawn(notify::run(notices, config.notify.clone(), started_with));
 
-    let opened = Store::open(&config.state_dir)?;
+    let opened = Store::open(&config).await?;
     // Before an account asks for a login, which is of no use where nothing can be listened on.
     let mut bound = listen::bind(&config, inherited)?;
     let _removed_at_the_end: Vec<_> = bound.iter_mut().filter_map(|one| one.file.take()).collect();
-    let Accounts { sessions, logins, store, mut keepers, stop: stop_keepers } =
+    let Accounts { sessions, logins, store, mut keepers, follower, stop: stop_keepers } =
         Accounts::over(opened, &config, &notifier)?;
     let listening: Vec<_> = bound.iter().map(|one| one.listen.clone()).collect();
     name_holder(&store, &listening);
@@ -192,7 +195,7 @@ async fn serve(
     let mut supervisor = Supervisor::new();
     supervisor.ready(&sessions, &listening);
     let config = Arc::new(config);
-    let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared));
+    let mut reloads = Reloads::new(read, Arc::clone(&config), sessions.clone(), Arc::clone(&shared), store);
 
     let is_asked_to_end = tokio::select! {
         () = attend(&mut signals, &mut askers, &mut reloads, &mut supervisor, &shared, &control) => true,
@@ -205,7 +208,7 @@ async fn serve(
         () = close(stop_keepers, keepers) => true,
         () = signals.terminate() => false,
     };
-    private.abort();
+    [private, follower].iter().for_each(JoinHandle::abort);
     remove_control_socket(&config.state_dir);
     drop(notifier);
     notifying.abort();

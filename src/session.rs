@@ -27,7 +27,7 @@ use crate::heartbeat::Heartbeat;
 use crate::notify::{Event, Notice, Notifier};
 use crate::oauth::callback::Code;
 use crate::oauth::{Oauth, Pending, Verified};
-use crate::store::Store;
+use crate::store::{SharedLogin, Store};
 use crate::tls::TlsError;
 use crate::token::{At, Clock, Moment, Token};
 use mailbox::{Ask, Mailbox, Reply};
@@ -115,6 +115,9 @@ pub struct Status {
     pub refreshes: VecDeque<Refresh>,
     /// The newest last.
     pub events: VecDeque<Notice>,
+    /// What replicas share of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedLogin>,
     /// How many refreshes of this process ended how.
     #[serde(skip)]
     pub refresh_counts: BTreeMap<RefreshOutcome, u64>,
@@ -251,7 +254,7 @@ impl Published {
 /// process ended, `random` spreads refreshes.
 pub fn start(
     source: TokenSource,
-    store: Arc<Store>,
+    store: Store,
     is_in_flight: bool,
     notifier: Notifier,
     clock: Clock,
@@ -280,7 +283,7 @@ pub fn start(
 /// # Errors
 /// When it can't be erased.
 pub async fn log_out_unconfigured(
-    store: Arc<Store>,
+    store: Store,
     account: String,
     sessions: impl Iterator<Item = &Session>,
 ) -> Result<Option<String>, AskError> {

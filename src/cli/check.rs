@@ -14,6 +14,7 @@ use super::{Exit, Failure, say};
 use crate::config::{
     Account, Address, Callers, Client, Config, Endpoints, Environment, HttpProxy, Key, Route, User,
 };
+use crate::store::{self, SealKeys};
 
 pub(super) fn check(
     config: &Config,
@@ -60,6 +61,7 @@ fn describe(config: &Config, running: Option<&[String]>) {
         row("daemon", &format!("is running, on {}", running.join(", ")));
     }
     row("workers", &config.worker_threads().to_string());
+    describe_store(config);
     for account in config.accounts.values() {
         row("account", &words_for_account(account));
         row("", &words_for_lifetime(account));
@@ -80,6 +82,20 @@ fn describe(config: &Config, running: Option<&[String]>) {
     // The rest of such an address is often a secret.
     if let Some(url) = &config.notify.webhook {
         row("notify", &format!("a webhook at {}", url.origin().ascii_serialization()));
+    }
+}
+
+fn describe_store(config: &Config) {
+    let keys = SealKeys::new(&config.store.seal_keys);
+    for key in keys.names() {
+        row("seal key", &key);
+    }
+    for (login, sealed) in store::logins_in(&config.state_dir) {
+        let with =
+            |sealed: Vec<u8>| keys.name_of(&sealed).unwrap_or_else(|| "a key that is not here".to_owned());
+        let how =
+            sealed.map_or_else(|| "not sealed".to_owned(), |sealed| format!("sealed with {}", with(sealed)));
+        row("login", &format!("{login}, {how}"));
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn open(config: &Config) -> Result<(Runtime, Accounts), Failure> {
     let runtime = runtime()?;
     // Nobody is told of events while a person sits in front of it.
     let (notifier, _) = notify::channel();
-    let accounts = runtime.block_on(async { Accounts::open(config, &notifier) })?;
+    let accounts = runtime.block_on(Accounts::open(config, &notifier))?;
     Ok((runtime, accounts))
 }
 

@@ -68,7 +68,13 @@ fn of_command(command: Command, text: &mut Vec<u8>) -> std::io::Result<()> {
     let mut roff = Roff::new();
     roff.control("SH", ["COMMANDS"]);
     for one in command.get_subcommands() {
-        describe(&mut roff, one);
+        let below: Vec<_> = one.get_subcommands().collect();
+        if below.is_empty() {
+            describe(&mut roff, one, one.get_name());
+        }
+        for nested in below {
+            describe(&mut roff, nested, &format!("{} {}", one.get_name(), nested.get_name()));
+        }
     }
     roff.control("SH", ["EXIT STATUS"]);
     roff.text([roman(EXIT_CODES)]);
@@ -83,9 +89,9 @@ fn of_command(command: Command, text: &mut Vec<u8>) -> std::io::Result<()> {
     roff.to_writer(text)
 }
 
-fn describe(roff: &mut Roff, command: &Command) {
+fn describe(roff: &mut Roff, command: &Command, name: &str) {
     roff.control("TP", []);
-    let mut usage = vec![bold(command.get_name())];
+    let mut usage = vec![bold(name)];
     for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
         usage.push(roman(" "));
         match argument.get_long() {

@@ -8,13 +8,14 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::daemon::{Daemon, login_required, printable};
+use super::daemon::{Daemon, login_required, printable, runtime};
 use super::login::open;
 use super::status_line::StatusLine;
 use super::{Common, Doer, Exit, Failure, log, print_bytes, say, say_error};
 use crate::config::{Config, Environment};
 use crate::server::Accounts;
 use crate::session::{AskError, NoToken};
+use crate::store::Store;
 
 /// How long a script waits for a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(20);
@@ -51,6 +52,29 @@ pub(super) fn health(state_dir: &Path, live: bool) -> Result<Exit, Failure> {
 pub(super) fn reload(daemon: &Daemon) -> Result<Exit, Failure> {
     let outcome = daemon.post("/-/reload", &[])?.success()?.json();
     say(outcome.get("outcome").and_then(Value::as_str).unwrap_or_default());
+    Ok(Exit::Done)
+}
+
+/// Seals all that is stored with the first key.
+pub(super) fn rekey(doer: &Doer) -> Result<Exit, Failure> {
+    let words = match doer {
+        Doer::Daemon(daemon) => {
+            let outcome = daemon.post("/-/store/rekey", &[])?.success()?.json();
+            outcome.get("outcome").and_then(Value::as_str).unwrap_or_default().to_owned()
+        }
+        Doer::Here(config) => {
+            let runtime = runtime()?;
+            let rekeyed = runtime.block_on(async {
+                let (store, _findings) = Store::open(config).await?;
+                tokio::select! {
+                    rekeyed = store.rekey() => rekeyed,
+                    () = store.clone().follow() => unreachable!("it never ends"),
+                }
+            });
+            rekeyed.map_err(|error| Failure::of(&error.into()))?
+        }
+    };
+    say(&words);
     Ok(Exit::Done)
 }
 

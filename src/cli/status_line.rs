@@ -48,6 +48,11 @@ impl StatusLine {
             "requests: {total} answered, {client_errors} client errors, {server_errors} server errors, \
              {refused} refused"
         );
+        if let Some(database) = word(&status["store"], "database") {
+            let mood = if status["store"]["is_up"] == true { Mood::Good } else { Mood::Bad };
+            let state = self.coloured(if status["store"]["is_up"] == true { "up" } else { "down" }, mood);
+            let _written = writeln!(text, "store: {database}, {state}");
+        }
         let uptime = Duration::from_secs(status["uptime_secs"].as_u64().unwrap_or_default());
         let listening = status["listening"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let _written = write!(
@@ -84,6 +89,14 @@ impl StatusLine {
             }),
         );
         row("because", word(last, "error").map(str::to_owned));
+        let shared = &account["shared"];
+        row(
+            "shared",
+            shared["generation"].as_u64().map(|generation| {
+                let by = word(shared, "refreshed_by").unwrap_or("nobody");
+                format!("generation {generation}, last refreshed by {by}")
+            }),
+        );
         let events = account["events"].as_array().into_iter().flatten().rev().take(EVENTS);
         for (index, event) in events.enumerate() {
             let words = [word(event, "event"), word(event, "message")].map(Option::unwrap_or_default);

@@ -10,13 +10,14 @@ use super::accounts::ACCOUNT;
 use super::callers::{CALLERS, KEY};
 use super::reader::{Reader, Source};
 use super::routes::ROUTE;
+use super::store::STORE;
 use super::{Config, ConfigError, Environment, Known, LIMITS, Listen, NOTIFY, ROOT};
 use crate::testing::fuzz::Input;
 
 const FILE: &str = "config.toml";
 const CANARY: &str = "canary-of-a-secret";
 /// Where a value may stand: a table's header, the keys below it, and some that are none.
-const KEYS: [(&str, Known, &[&str]); 8] = [
+const KEYS: [(&str, Known, &[&str]); 9] = [
     ("", ROOT, &["lsten"]),
     ("[account.main]", ACCOUNT, &["client_secret", "token", "password"]),
     (
@@ -29,6 +30,7 @@ const KEYS: [(&str, Known, &[&str]); 8] = [
     ("[[callers.key]]", KEY, &["secret"]),
     ("[limits]", LIMITS, &[]),
     ("[notify]", NOTIFY, &["comand"]),
+    ("[store]", STORE, &["seal_key"]),
 ];
 /// Values with a place for the secret.
 const VALUES: [&str; 24] = [

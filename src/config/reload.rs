@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::ENDPOINTS;
 use super::{
-    Account, BrowserLogin, Callers, Client, ClientAuth, Config, Grant, HttpProxy, Limits, Notify, Route,
+    Account, BrowserLogin, Callers, Client, ClientAuth, Config, Database, Grant, HttpProxy, Limits, Notify,
+    Route, StoreOptions,
 };
 
 /// A configuration that differs from the running one in nothing but secrets, the end of a personal access token,
@@ -29,7 +30,7 @@ impl Config {
     /// The keys that differ and need a restart.
     pub fn reloadable(&self, new: Self) -> Result<Reloadable, Vec<String>> {
         let top = differing!(Config, self, new => listen, state_dir, workers, log_format;
-            else file, is_default_listen, log, accounts, routes, callers, limits, notify);
+            else file, is_default_listen, log, accounts, routes, callers, limits, notify, store);
         let below = |table: &str, keys: Vec<&str>| -> Vec<_> {
             keys.iter().map(|key| format!("{table}.{key}")).collect()
         };
@@ -40,6 +41,7 @@ impl Config {
             below("callers", of_callers(&self.callers, &new.callers)),
             below("limits", of_limits(&self.limits, &new.limits)),
             below("notify", of_notify(&self.notify, &new.notify)),
+            below("store", of_store(&self.store, &new.store)),
         ]
         .concat();
         if keys.is_empty() { Ok(Reloadable(new)) } else { Err(keys) }
@@ -129,6 +131,20 @@ fn of_limits(running: &Limits, new: &Limits) -> Vec<&'static str> {
 
 fn of_notify(running: &Notify, new: &Notify) -> Vec<&'static str> {
     differing!(Notify, running, new => command, webhook)
+}
+
+/// What the database is shown and who signs its certificate may change.
+fn of_store(running: &StoreOptions, new: &StoreOptions) -> Vec<&'static str> {
+    match (&running.database, &new.database) {
+        (Some(running), Some(new)) => {
+            differing!(Database, running, new => server, schema; else shown, password, ca)
+                .into_iter()
+                .map(|key| if key == "server" { "url" } else { key })
+                .collect()
+        }
+        (None, None) => Vec::new(),
+        _ => vec!["url"],
+    }
 }
 
 /// The keys of tables with names; a table that only one of them has is named as a whole.

@@ -3,18 +3,19 @@
 mod seal;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::config::BrowserLogin;
+use crate::notify::with_causes;
 use crate::oauth::callback::{self, Callback, CallbackError, Outcome};
 use crate::oauth::id_token::IdTokenError;
 use crate::oauth::{LoginError, Oauth, Pending};
 use crate::session::{self, AskError, LoginOutcome, Session, TokenSource};
-use crate::store::Store;
+use crate::store::{PostgresStore, Store};
 use crate::token::{At, Moment, now};
 use seal::Seal;
 
@@ -30,7 +31,7 @@ const LOCAL_CALLBACK: &str = "/-/callback";
 /// The logins in progress of all accounts.
 pub struct Logins {
     sessions: BTreeMap<String, Session>,
-    store: Arc<Store>,
+    store: Store,
     seal: Seal,
     progress: Mutex<Progress>,
 }
@@ -95,7 +96,7 @@ pub enum Reason {
 
 impl Logins {
     /// Logins for those accounts that a person logs in to.
-    pub fn new(sessions: &BTreeMap<String, Session>, store: Arc<Store>) -> Self {
+    pub fn new(sessions: &BTreeMap<String, Session>, store: Store) -> Self {
         let mut sessions = sessions.clone();
         sessions.retain(|_, session| session.source().login().is_some());
         Self { sessions, store, seal: Seal::new(), progress: Mutex::default() }
@@ -106,9 +107,22 @@ impl Logins {
         self.sessions.keys().map(String::as_str)
     }
 
+    /// The database that replicas share their logins through, if they do.
+    pub fn database(&self) -> Option<&PostgresStore> {
+        self.store.database()
+    }
+
     /// True when there is a login of an account, configured or not.
     pub fn is_stored(&self, account: &str) -> bool {
         !self.store.records_of(account).is_empty()
+    }
+
+    /// Seals all that is stored with the first key, and says so in words.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn rekey(&self) -> Result<String, String> {
+        self.store.rekey().await.map_err(|error| with_causes(&error))
     }
 
     /// Logs out an account that is not configured any more. Gives a sentence that the person should read, if there is
@@ -117,7 +131,7 @@ impl Logins {
     /// # Errors
     /// When it can't be erased.
     pub async fn log_out_unconfigured(&self, account: &str) -> Result<Option<String>, AskError> {
-        let (store, account) = (Arc::clone(&self.store), account.to_owned());
+        let (store, account) = (self.store.clone(), account.to_owned());
         session::log_out_unconfigured(store, account, self.sessions.values()).await
     }
 

@@ -13,6 +13,7 @@ use crate::metrics::Totals;
 use crate::metrics::text::{self, Kind, Text};
 use crate::notify::Event;
 use crate::session::{RefreshOutcome, Session, State as AccountState, Status};
+use crate::store::PostgresStore;
 use crate::token::At;
 
 /// As `--version` says it: the version and, in a release, the commit and its day in parentheses.
@@ -46,6 +47,9 @@ fn written(control: &Control) -> String {
     about_states(&mut text, &accounts);
     about_ends(&mut text, &accounts);
     about_refreshes_and_events(&mut text, &accounts);
+    if let Some(database) = control.logins.database() {
+        about_the_store(&mut text, database, &accounts);
+    }
     text.into_string()
 }
 
@@ -147,6 +151,21 @@ fn about_refreshes_and_events(text: &mut Text, accounts: &[Account<'_>]) {
         for event in Event::ALL {
             let number = account.status.event_counts.get(&event).copied().unwrap_or(0);
             family.sample(&[("account", account.name), ("event", event.as_str())], number);
+        }
+    }
+}
+
+/// Only where replicas share their logins.
+fn about_the_store(text: &mut Text, database: &PostgresStore, accounts: &[Account<'_>]) {
+    let help = "Whether there is a connection to the database that replicas share their logins through.";
+    gauge(text, "store_up", help, u8::from(database.is_up()));
+    let help = "Claims on a login that were tried, each before a refresh token is spent.";
+    counter(text, "store_claims_total", help, database.claims());
+    let help = "How often the login was replaced, by whichever replica.";
+    let mut family = text.family("store_generation", Kind::Gauge, help);
+    for account in accounts {
+        if let Some(shared) = &account.status.shared {
+            family.sample(&[("account", account.name)], shared.generation);
         }
     }
 }

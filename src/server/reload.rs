@@ -23,6 +23,7 @@ use crate::proxy;
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Way;
 use crate::session::{Session, TokenSource};
+use crate::store::{SealKeys, Store};
 use crate::tls;
 
 /// Whoever asks hears within so long what came of it.
@@ -58,6 +59,7 @@ struct Running {
     config: Arc<Config>,
     sessions: BTreeMap<String, Session>,
     shared: Arc<proxy::Shared>,
+    store: Store,
 }
 
 /// One reading, under way.
@@ -74,6 +76,7 @@ pub(super) struct Prepared {
     guard: Guard,
     ways: Vec<Way>,
     sources: Vec<(Session, TokenSource)>,
+    keys: Arc<SealKeys>,
     swap_log: Box<dyn FnOnce() + Send>,
 }
 
@@ -86,8 +89,9 @@ impl Reloads {
         config: Arc<Config>,
         sessions: BTreeMap<String, Session>,
         shared: Arc<proxy::Shared>,
+        store: Store,
     ) -> Self {
-        let running = Running { config, sessions, shared };
+        let running = Running { config, sessions, shared, store };
         Self { read, running, reading: None, once_more: Vec::new() }
     }
 
@@ -165,8 +169,8 @@ impl Reloads {
     }
 
     fn swap(&mut self, prepared: Prepared) {
-        let Prepared { reloadable, guard, ways, sources, swap_log } = prepared;
-        let Running { config, shared, .. } = &mut self.running;
+        let Prepared { reloadable, guard, ways, sources, keys, swap_log } = prepared;
+        let Running { config, shared, store, .. } = &mut self.running;
         swap_log();
         shared.guard.store(Arc::new(guard));
         for (endpoint, way) in shared.endpoints.iter().zip(ways) {
@@ -174,6 +178,10 @@ impl Reloads {
         }
         for (session, source) in sources {
             session.reconfigure(source);
+        }
+        store.use_keys(keys);
+        if let Err(error) = store.reconfigure(reloadable.config().store.database.as_ref()) {
+            tracing::error!(%error, "the database is used as before");
         }
         *config = Arc::new(reloadable.into_config());
         tracing::info!("{TAKEN_OVER}");
@@ -192,6 +200,8 @@ impl Running {
             check_reach(listen, &config.callers)?;
         }
 
+        let keys = Arc::new(SealKeys::new(&config.store.seal_keys));
+        self.store.try_keys(&keys).context("store.seal_key_files")?;
         tls::reread_system_roots()?;
         let sources = config.accounts.iter().map(|(name, account)| {
             let session = self.sessions[name].clone();
@@ -205,7 +215,7 @@ impl Running {
             Way::new(route).with_context(|| format!("route.{}", route.prefix))
         });
         let ways = ways.collect::<Result<_, _>>()?;
-        Ok(Prepared { guard: Guard::new(config), reloadable, ways, sources, swap_log })
+        Ok(Prepared { guard: Guard::new(config), reloadable, ways, sources, keys, swap_log })
     }
 }
 

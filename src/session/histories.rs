@@ -547,7 +547,7 @@ impl History {
         }
         self.daemon.stop().await;
         if self.daemon.keeper.is_finished() {
-            let (store, _) = Store::open(&self.daemon.directory).unwrap();
+            let (store, _) = Store::in_dir(&self.daemon.directory, Arc::default()).unwrap();
             self.books().check_stored(&store);
         }
     }
@@ -570,7 +570,7 @@ impl History {
 
 impl Daemon {
     fn start(books: &Arc<Mutex<Books>>, clocks: &Arc<Clocks>, directory: PathBuf) -> Self {
-        let (store, findings) = Store::open(&directory).unwrap();
+        let (store, findings) = Store::in_dir(&directory, Arc::default()).unwrap();
         books.lock().unwrap().check_stored(&store);
         let (notifier, notices) = notify::channel();
         let stop = CancellationToken::new();
@@ -580,7 +580,7 @@ impl Daemon {
         let seed = books.lock().unwrap().seed();
         let (session, keeper) = super::start(
             TokenSource { account, oauth },
-            Arc::new(store),
+            store,
             findings.in_flight.contains(ACCOUNT),
             notifier,
             clock,

@@ -20,7 +20,7 @@ use super::{AskError, Confirmation, RefreshOutcome, Shared, State, TokenSource};
 use crate::config::{Grant, GrantType};
 use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
-use crate::store::{Binding, Record, Reservation, Store};
+use crate::store::{Binding, Changes, Record, Reservation, Saved, Store, StoreError};
 use crate::token::{Lifetime, Moment, Token};
 pub(super) use login::log_out_unconfigured;
 pub(super) use report::first_status;
@@ -33,10 +33,13 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(600);
 const NOT_REFRESHED: &str = "a personal access token is not refreshed";
 /// How often a store that refuses is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
+/// How long a person waits for another replica that works on the same login.
+const OTHER_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    store: Arc<Store>,
+    store: Store,
+    changes: Changes,
     record: Option<Record>,
     /// Room for a record that is in use and not on disk yet.
     unsaved: Option<Reservation>,
@@ -49,6 +52,10 @@ pub(super) struct Keeper {
     random: fastrand::Rng,
     is_in_doubt: bool,
     is_refreshing: bool,
+    /// Another process refreshes the login.
+    is_elsewhere: bool,
+    /// The store was not read yet.
+    is_unknown: bool,
     /// The API takes the token in use no more, and no refresh replaces it.
     is_dead: bool,
     /// The API refuses fresh tokens as well, and a person was told.
@@ -77,6 +84,7 @@ impl Awaiting {
 enum Wake {
     Stop,
     Message(Message),
+    Change,
     Time,
 }
 
@@ -84,15 +92,17 @@ impl Keeper {
     /// Loads and publishes what is stored, so that the session serves at once.
     pub(super) fn new(
         shared: Arc<Shared>,
-        store: Arc<Store>,
+        store: Store,
         is_in_flight: bool,
         notifier: Notifier,
         mut random: fastrand::Rng,
     ) -> Self {
         let journal = Journal::new(shared.account.clone(), shared.clock.clone(), notifier);
+        let changes = store.changes();
         let mut keeper = Self {
             shared,
             store,
+            changes,
             record: None,
             unsaved: None,
             replaced: Vec::new(),
@@ -102,12 +112,15 @@ impl Keeper {
             random,
             is_in_doubt: is_in_flight,
             is_refreshing: false,
+            is_elsewhere: false,
+            is_unknown: false,
             is_dead: false,
             is_incurable: false,
             serial: 0,
             journal,
         };
         keeper.load();
+        keeper.tell_of_unknown();
         keeper.refresh_status();
         keeper
     }
@@ -122,16 +135,18 @@ impl Keeper {
                 let _outcome = self.refresh().await;
                 continue;
             }
+            let until_next = self.until_next();
             let wake = tokio::select! {
                 biased;
                 () = stop.cancelled() => Wake::Stop,
                 message = shared.mailbox.next() => Wake::Message(message),
-                () = tokio::time::sleep(self.until_next()) => Wake::Time,
+                () = self.changes.next() => Wake::Change,
+                () = tokio::time::sleep(until_next) => Wake::Time,
             };
             match wake {
                 Wake::Stop => return self.end().await,
                 Wake::Message(message) => self.act_on(message).await,
-                Wake::Time => {}
+                Wake::Change | Wake::Time => {}
             }
             self.on_time().await;
         }
@@ -203,9 +218,8 @@ impl Keeper {
                 let _listening = reply.send(outcome);
             }
             Message::Refresh => {
-                if let Err(error) = self.refresh_for_a_person().await {
-                    self.answer_refreshes(&Err(error));
-                }
+                let outcome = self.refresh_for_a_person().await;
+                self.answer_refreshes(&outcome);
             }
             Message::Rejected(serial) => self.rejected(serial).await,
             Message::Accepted(serial) => self.accepted(serial),
@@ -216,6 +230,7 @@ impl Keeper {
 
     async fn on_time(&mut self) {
         self.save_if_needed().await;
+        self.look_at_changes();
         if self.awaiting.as_ref().is_some_and(|awaiting| awaiting.is_over(self.now())) {
             self.drop_awaiting().await;
         }
@@ -279,7 +294,13 @@ impl Keeper {
             )));
         }
         self.plan.forgive();
-        self.refresh().await
+        let serial = self.serial;
+        let outcome = self.refresh().await;
+        match self.is_elsewhere && self.is_free_in_time().await {
+            true if self.serial != serial => Ok(()),
+            true => self.refresh().await,
+            false => outcome,
+        }
     }
 
     /// Reserve, spend, commit, publish; one outcome for all who asked meanwhile.
@@ -289,6 +310,10 @@ impl Keeper {
         let outcome = self.try_refresh().await;
         self.is_refreshing = false;
         self.refresh_status();
+        if self.is_elsewhere {
+            // Those who wait for a token wait for that of the other process.
+            return outcome.map_err(AskError::NotBegun);
+        }
         let outcome = outcome.map_err(|message| match self.state() {
             State::LoginRequired => AskError::LoginRequired(message),
             _ => AskError::Failed(message),
@@ -308,24 +333,26 @@ impl Keeper {
         let reservation = match self.reserve().await {
             Ok(reservation) => Some(reservation),
             // Nothing is spent and nothing can be lost.
-            Err(_) if self.grant() == GrantType::ClientCredentials => None,
+            Err(_) if self.grant() == GrantType::ClientCredentials && !self.is_elsewhere => None,
             Err(message) => return Err(message),
         };
         if self.unsaved.is_none() && self.is_superseded() {
-            self.load();
+            self.adopt();
             if let Some(reservation) = reservation {
                 self.give_back(reservation).await;
             }
             return Ok(());
         }
         let reservation = self.mark_last_try(reservation).await?;
+        self.is_in_doubt |= reservation.as_ref().is_some_and(Reservation::is_in_doubt);
+        let serial = self.serial;
 
-        let mut outcome = self.spend().await;
+        let mut outcome = self.spend(reservation.as_ref()).await;
         if let Err(GrantError::InDoubt { reason, loss }) = &outcome {
             tracing::warn!(account = self.shared.account, reason, "the answer to a refresh was lost");
             self.is_in_doubt = true;
             if *loss == Loss::Broken {
-                outcome = self.spend().await;
+                outcome = self.spend(reservation.as_ref()).await;
             }
         }
         match outcome {
@@ -341,7 +368,8 @@ impl Keeper {
                 if let Some(reservation) = self.failed(reservation, error).await {
                     self.give_back(reservation).await;
                 }
-                Err(message)
+                // What the server says to a token that another process has replaced means nothing.
+                if self.serial == serial { Err(message) } else { Ok(()) }
             }
         }
     }
@@ -370,10 +398,13 @@ impl Keeper {
         }
     }
 
-    async fn spend(&mut self) -> Result<Granted, GrantError> {
+    async fn spend(&mut self, reservation: Option<&Reservation>) -> Result<Granted, GrantError> {
         self.plan.sending(self.now());
         let source = self.source();
         let Some(oauth) = &source.oauth else { return Err(GrantError::unsent(NOT_REFRESHED)) };
+        if !reservation.is_none_or(|reservation| reservation.covers_a_request(oauth.timeout(), self.now())) {
+            return Err(GrantError::unsent("another process may soon take this refresh over"));
+        }
         let subject = self.record.as_ref().and_then(|record| record.subject.as_deref());
         let refresh_token = self.record.as_ref().and_then(|record| record.refresh_token.as_ref());
         match refresh_token {
@@ -460,7 +491,9 @@ impl Keeper {
             record.is_retried |= record.is_refused || was_lost;
             record.is_refused = true;
             self.unsaved = Some(reservation);
-            self.save_if_needed().await;
+            if self.save_if_needed().await == Some(Saved::Superseded) {
+                return;
+            }
         }
         if was_lost {
             self.journal.raise(Event::RotationInDoubt, || {
@@ -506,13 +539,14 @@ impl Keeper {
     /// something that may fail, and the store is never compared with a login that it has not seen.
     async fn reserve(&mut self) -> Result<Reservation, String> {
         self.save_if_needed().await;
+        self.not_elsewhere();
         if self.unsaved.is_some() {
             return Err("the login before can't be saved, so nothing new is begun".to_owned());
         }
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
         // Nothing is spent yet: a keeper that a disk holds up here may be taken for stuck.
-        let reserved = blocking(move || store.reserve(&account)).await;
-        if self.grant() == GrantType::ClientCredentials {
+        let reserved = self.store.reserve(&self.shared.account).await;
+        let is_claimed = matches!(reserved, Err(StoreError::Claimed { .. }));
+        if self.grant() == GrantType::ClientCredentials && !is_claimed {
             // Its token can be had again at any time, and needs no disk.
             return reserved.map_err(|error| with_causes(&error));
         }
@@ -520,6 +554,12 @@ impl Keeper {
             Ok(reservation) => {
                 self.store_works(Text::from("the login can be saved again"));
                 Ok(reservation)
+            }
+            Err(StoreError::Claimed { replica, left }) => {
+                self.plan.postpone(left, self.now());
+                self.is_elsewhere = true;
+                self.store.await_change(&self.shared.account, true);
+                Err(format!("{replica} refreshes this login at the moment"))
             }
             Err(error) => {
                 self.plan.postpone(STORE_RETRY, self.now());
@@ -539,8 +579,15 @@ impl Keeper {
         let is_first = self.record.replace(record).is_none();
         // Without room of its own it takes the place of what is still to be saved, if there is something.
         self.unsaved = reservation.or_else(|| self.unsaved.take());
-        self.save_if_needed().await;
-        self.publish_token(&access_token, lifetime);
+        let saved = self.save_if_needed().await;
+        if saved != Some(Saved::Superseded) {
+            self.publish_token(&access_token, lifetime);
+        }
+        self.is_well_again(is_first);
+    }
+
+    /// There is a token, and nothing is in doubt.
+    fn is_well_again(&mut self, is_first: bool) {
         self.is_in_doubt = false;
         let was_told = self.plan.succeeded();
         let was_failing = self.journal.clear(Event::RefreshFailing);
@@ -555,37 +602,119 @@ impl Keeper {
         }
     }
 
-    async fn save_if_needed(&mut self) {
-        let (Some(mut reservation), Some(record)) = (self.unsaved.take(), self.record.clone()) else {
-            return;
+    /// Saves what is not saved yet. What another process has put in its place meanwhile is used instead of it.
+    async fn save_if_needed(&mut self) -> Option<Saved> {
+        let (Some(reservation), Some(record)) = (self.unsaved.take(), &self.record) else {
+            return None;
         };
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let (reservation, saved) = self
-            .on_disk(move || {
-                let saved = store.commit(&mut reservation, &account, &record);
-                (reservation, saved)
-            })
-            .await;
-        match saved {
-            Ok(()) => {
+        match self.held(self.store.commit(reservation, &self.shared.account, record)).await {
+            Ok(saved) => {
                 self.store_works(Text::from("the login is saved again"));
                 self.revoke_replaced().await;
+                if saved == Saved::Superseded {
+                    self.adopt();
+                }
+                return Some(saved);
             }
-            Err(error) if self.grant() == GrantType::ClientCredentials => {
+            Err((reservation, error)) if self.grant() == GrantType::ClientCredentials => {
                 tracing::warn!(
                     account = self.shared.account,
                     error = with_causes(&error),
                     "a token is not saved"
                 );
-                self.on_disk(move || reservation.give_up()).await;
+                self.held(self.store.give_up(reservation)).await;
             }
-            Err(error) => {
+            Err((reservation, error)) => {
                 self.unsaved = Some(reservation);
                 self.journal.raise(Event::StoreFailing, || {
                     Text::from("the new login is in use but can't be saved, and a restart would lose it: ")
                         .value(with_causes(&error))
                 });
             }
+        }
+        None
+    }
+
+    /// Uses what another process has stored, be it a login or none.
+    fn adopt(&mut self) {
+        tracing::info!(account = self.shared.account, "takes over what another process did to this login");
+        let is_first = self.record.is_none();
+        self.not_elsewhere();
+        self.load();
+        match &self.record {
+            Some(record) if record.is_refused => {}
+            Some(_) => self.is_well_again(is_first),
+            None => {
+                self.shared.current.store(None);
+                self.plan = Plan::default();
+                self.is_in_doubt = false;
+            }
+        }
+    }
+
+    /// What other processes did meanwhile. A login that is not saved yet is compared when it is saved.
+    fn look_at_changes(&mut self) {
+        if !self.is_shared() || self.grant() == GrantType::PersonalAccessToken {
+            return;
+        }
+        self.tell_of_unknown();
+        if self.is_elsewhere && !self.store.is_claimed(&self.shared.account) {
+            // Nobody has it now: whoever had it failed, or what it brought is taken over below.
+            self.not_elsewhere();
+            self.plan.postpone(Duration::from_secs(1).mul_f64(self.random.f64()), self.now());
+        }
+        let stored = self.stored();
+        let differs = match (&stored, &self.record) {
+            (Some(stored), Some(ours)) => !stored.is_same(ours),
+            (Some(_), None) => true,
+            (None, Some(_)) => self.grant() == GrantType::AuthorizationCode,
+            (None, None) => false,
+        };
+        if differs && self.unsaved.is_none() {
+            self.adopt();
+            self.refresh_status();
+            self.finish_try();
+        }
+    }
+
+    fn not_elsewhere(&mut self) {
+        self.is_elsewhere = false;
+        self.store.await_change(&self.shared.account, false);
+    }
+
+    /// Waits for another process that works on the login. True when it does not any more.
+    async fn is_free_in_time(&mut self) -> bool {
+        let _late = tokio::time::timeout(OTHER_WITHIN, async {
+            while self.is_elsewhere {
+                self.changes.next().await;
+                self.look_at_changes();
+            }
+        })
+        .await;
+        !self.is_elsewhere
+    }
+
+    /// Takes room for what a person wants, after another process that works on the same login.
+    async fn reserve_for_a_person(&mut self) -> Result<Reservation, String> {
+        match self.reserve().await {
+            Err(_) if self.is_elsewhere && self.is_free_in_time().await => self.reserve().await,
+            reserved => reserved,
+        }
+    }
+
+    /// A store that was never read says nothing of a login.
+    fn tell_of_unknown(&mut self) {
+        if self.grant() != GrantType::AuthorizationCode {
+            return;
+        }
+        let why = self.store.why_unknown();
+        let was_unknown = std::mem::replace(&mut self.is_unknown, why.is_some());
+        match why {
+            Some(why) => self.journal.raise(Event::StoreFailing, || {
+                Text::from("it is not known yet whether there is a login: ").value(&why)
+            }),
+            None if was_unknown => self.store_works(Text::from("the login can be read")),
+            None => {}
         }
     }
 
@@ -600,9 +729,17 @@ impl Keeper {
         let secret =
             |record: &Record| record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
         match (&self.stored(), &self.record) {
+            (Some(stored), Some(ours)) if self.is_shared() => !stored.is_same(ours),
             (Some(stored), Some(ours)) => secret(stored) != secret(ours),
+            // Somebody has logged out.
+            (None, Some(_)) => self.is_shared() && self.grant() == GrantType::AuthorizationCode,
             _ => false,
         }
+    }
+
+    /// True when other processes use the same login.
+    fn is_shared(&self) -> bool {
+        self.store.database().is_some()
     }
 
     /// How long until a refresh is to be tried; none when there is nothing to be tried.
@@ -680,12 +817,7 @@ impl Keeper {
 
     /// Gives room back that nothing is kept in.
     pub(super) async fn give_back(&self, reservation: Reservation) {
-        self.on_disk(move || drop(reservation)).await;
-    }
-
-    /// Runs something that waits for the disk.
-    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.held(blocking(work)).await
+        self.held(self.store.give_back(reservation, self.is_in_doubt)).await;
     }
 
     /// Waits for the server or the disk. They may take their time, which is no reason to take this task for stuck: it
@@ -696,11 +828,6 @@ impl Keeper {
         self.shared.heartbeat.beat();
         done
     }
-}
-
-/// Runs something that may block beside the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
 }
 
 impl Drop for Keeper {

@@ -233,6 +233,11 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     move |source| StoreError::Io { action, path, source }
 }
 
+/// Runs something that may block beside the runtime.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("work on the store does not panic")
+}
+
 /// Whether it is a regular file of ours.
 fn check(path: &Path, metadata: &Metadata) -> Result<(), StoreError> {
     if !metadata.is_file() {

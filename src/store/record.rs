@@ -5,22 +5,39 @@
 //! {"generation":7,"accounts":{"main":{...},"main@1f0c53a9":{...}}}
 //! ```
 //!
+//! With keys, each record is sealed for its key in the JSON and its generation, and the version is 2:
+//!
+//! ```text
+//! cnblogs-proxy store 2 sha256:<hex of the rest of the file and the version>
+//! {"generation":7,"accounts":{"main":"<base64 of the sealed record>"}}
+//! ```
+//!
 //! An account has one record under its own name, and one under `NAME@` and a digest for each other client, grant or
 //! token endpoint that it was configured with. No account's name has an `@`, so 0.1.0 keeps those unread.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ring::digest::{Context, SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
+use super::seal::{KeyId, SealError, SealKeys, SealedFor};
 use crate::config::{Client, GrantType};
 use crate::token::Person;
 
-/// The format that this program writes, and the newest that it reads.
-const VERSION: u32 = 1;
+/// The format without sealed records, which every version of this program reads.
+const PLAIN: u32 = 1;
+/// The format of sealed records, and the newest that this program reads.
+const SEALED: u32 = 2;
 const MAGIC: &str = "cnblogs-proxy store ";
+/// What the records of this kind of store are sealed for.
+const SCHEMA: &str = "file store";
+/// A record without its tokens, unless it is full of what JSON escapes.
+const MEMBERS: usize = 1024;
 
 /// What a login belongs to. Presented by another client, for another grant or to another server, its tokens are
 /// of no use there, and may be spent.
@@ -66,6 +83,8 @@ pub struct Record {
 pub(super) struct Generation {
     pub(super) number: u64,
     pub(super) records: BTreeMap<String, Record>,
+    /// The key that all of it was sealed with where it was read or written; none when not all of it was.
+    pub(super) sealed_with: Option<KeyId>,
 }
 
 /// Why a file is not a generation.
@@ -79,12 +98,15 @@ pub(super) enum Damage {
     Newer { version: u32 },
     #[error("it is not the JSON of a store")]
     Content,
+    /// None, for whoever has the key.
+    #[error("the login of {account} is sealed")]
+    Sealed { account: String, source: SealError },
 }
 
 #[derive(Serialize, Deserialize)]
-struct Form {
+struct Form<K: Ord, R> {
     generation: u64,
-    accounts: BTreeMap<String, RecordForm>,
+    accounts: BTreeMap<K, R>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,15 +134,37 @@ struct RecordForm {
     person: Option<Person>,
 }
 
-impl Form {
+impl RecordForm {
     /// Room for all of it, unless it is full of what JSON escapes: what grows leaves copies behind.
     fn room(&self) -> usize {
-        const MEMBERS: usize = 1024;
-        let secrets = self.accounts.values().map(|record| {
-            let refresh_token = record.refresh_token.as_ref().map_or(0, |token| token.len());
-            MEMBERS + record.access_token.len() + refresh_token
-        });
-        MEMBERS + secrets.sum::<usize>()
+        let refresh_token = self.refresh_token.as_ref().map_or(0, |token| token.len());
+        MEMBERS + self.access_token.len() + refresh_token
+    }
+}
+
+impl Record {
+    /// True when it holds the same tokens.
+    pub(super) fn has_tokens_of(&self, other: &Self) -> bool {
+        let tokens = |record: &Self| {
+            let refresh_token = record.refresh_token.as_ref().map(|token| token.expose_secret().to_owned());
+            Zeroizing::new([
+                record.access_token.expose_secret().to_owned(),
+                refresh_token.unwrap_or_default(),
+            ])
+        };
+        self.refresh_token.is_some() == other.refresh_token.is_some() && tokens(self) == tokens(other)
+    }
+
+    /// True when nothing differs but times.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let said = |record: &Self| (record.is_refused, record.is_retried, record.person.clone());
+        self.has_tokens_of(other) && self.binding == other.binding && said(self) == said(other)
+    }
+
+    /// With its times by another clock.
+    pub(super) fn moved_by(self, by_ms: i64) -> Self {
+        let moved = |at_ms: i64| at_ms.saturating_add(by_ms);
+        Self { obtained_at_ms: moved(self.obtained_at_ms), login_at_ms: moved(self.login_at_ms), ..self }
     }
 }
 
@@ -158,7 +202,7 @@ fn agree<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
 impl Generation {
     /// A copy with the next number.
     pub(super) fn successor(&self) -> Self {
-        Self { number: self.number + 1, records: self.records.clone() }
+        Self { number: self.number + 1, records: self.records.clone(), sealed_with: None }
     }
 
     /// The login of an account, when one is stored that belongs to this.
@@ -197,42 +241,120 @@ impl Generation {
         self.records.retain(|key, _| account_of(key) != account);
     }
 
-    /// The bytes of the file, wiped when dropped.
-    pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let accounts = self.records.iter().map(|(name, record)| (name.clone(), record.into())).collect();
-        let form = Form { generation: self.number, accounts };
-        let mut json = Zeroizing::new(Vec::with_capacity(form.room()));
-        serde_json::to_writer(&mut *json, &form).expect("a store has only string keys");
-        let header = format!("{MAGIC}{VERSION} sha256:{}\n", checksum(VERSION, &json));
-        let mut bytes = Zeroizing::new(Vec::with_capacity(header.len() + json.len() + 1));
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.extend_from_slice(&json);
-        bytes
+    /// The bytes of the file, wiped when dropped, with every record sealed when there is a key.
+    pub(super) fn encode(&self, keys: &SealKeys) -> Zeroizing<Vec<u8>> {
+        if keys.first().is_none() || self.records.is_empty() {
+            let forms = self.records.iter().map(|(name, record)| (name, RecordForm::from(record)));
+            let accounts: BTreeMap<_, _> = forms.collect();
+            let room = MEMBERS + accounts.values().map(RecordForm::room).sum::<usize>();
+            return in_file(PLAIN, &json(&Form { generation: self.number, accounts }, room));
+        }
+        let sealed = self.records.iter().map(|(name, record)| {
+            let place = SealedFor { schema: SCHEMA, account: name, generation: self.number };
+            (name, STANDARD.encode(keys.seal(&place, &record.encode())))
+        });
+        in_file(SEALED, &json(&Form { generation: self.number, accounts: sealed.collect() }, MEMBERS))
     }
 
     /// How many bytes [`Self::encode`] gives.
-    pub(super) fn encoded_len(&self) -> u64 {
-        self.encode().len() as u64
+    pub(super) fn encoded_len(&self, keys: &SealKeys) -> u64 {
+        self.encode(keys).len() as u64
     }
 
     /// Reads what [`Self::encode`] wrote; anything else, down to a single bit, is damage.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Damage> {
-        let newline = bytes.iter().take(200).position(|b| *b == b'\n').ok_or(Damage::NotAStore)?;
-        let (header, json) = (&bytes[..newline], &bytes[newline + 1..]);
-        let header = std::str::from_utf8(header).map_err(|_invalid| Damage::NotAStore)?;
-        let rest = header.strip_prefix(MAGIC).ok_or(Damage::NotAStore)?;
-        let (version, sum) = rest.split_once(" sha256:").ok_or(Damage::NotAStore)?;
-        let version_number: u32 = version.parse().map_err(|_invalid| Damage::NotAStore)?;
-        if version_number.to_string() != version || checksum(version_number, json) != sum {
-            return Err(Damage::Checksum);
-        }
-        if version_number > VERSION {
-            return Err(Damage::Newer { version: version_number });
+    pub(super) fn decode(bytes: &[u8], keys: &SealKeys) -> Result<Self, Damage> {
+        let (version, json) = content(bytes)?;
+        if version == PLAIN {
+            let Form { generation, accounts } = form::<Form<String, RecordForm>>(json)?;
+            let records = accounts.into_iter().map(|(name, record)| (name, record.into())).collect();
+            return Ok(Self { number: generation, records, sealed_with: None });
         }
 
-        let form: Form = serde_json::from_slice(json).map_err(|_invalid| Damage::Content)?;
-        let records = form.accounts.into_iter().map(|(name, record)| (name, record.into())).collect();
-        Ok(Self { number: form.generation, records })
+        let Form { generation, accounts } = form::<Form<String, Base64>>(json)?;
+        let ids: BTreeSet<_> = accounts.values().map(|sealed| KeyId::of_sealed(&sealed.0)).collect();
+        let open = |(name, Base64(sealed)): (String, Base64)| {
+            let place = SealedFor { schema: SCHEMA, account: &name, generation };
+            let opened = keys.open(&place, &sealed);
+            let opened = opened.map_err(|source| Damage::Sealed { account: name.clone(), source })?;
+            Ok((name, Record::decode(&opened)?))
+        };
+        let records = accounts.into_iter().map(open).collect::<Result<_, _>>()?;
+        let sealed_with = if ids.len() == 1 { ids.into_iter().next().flatten() } else { None };
+        Ok(Self { number: generation, records, sealed_with })
+    }
+}
+
+impl Record {
+    /// As it is sealed, wiped when dropped.
+    pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let form = RecordForm::from(self);
+        json(&form, form.room())
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub(super) fn decode(json: &[u8]) -> Result<Self, Damage> {
+        form::<RecordForm>(json).map(Self::from)
+    }
+}
+
+/// The keys of the records in a file, for whoever has no key that opens them, and what each is sealed with.
+pub(super) fn sealed_with(bytes: &[u8]) -> Result<BTreeMap<String, Option<Vec<u8>>>, Damage> {
+    let (version, json) = content(bytes)?;
+    Ok(match version {
+        PLAIN => {
+            form::<Form<String, IgnoredAny>>(json)?.accounts.into_keys().map(|key| (key, None)).collect()
+        }
+        _ => form::<Form<String, Base64>>(json)?
+            .accounts
+            .into_iter()
+            .map(|(key, sealed)| (key, Some(sealed.0)))
+            .collect(),
+    })
+}
+
+/// The version and the JSON of a file whose checksum is right.
+fn content(bytes: &[u8]) -> Result<(u32, &[u8]), Damage> {
+    let newline = bytes.iter().take(200).position(|b| *b == b'\n').ok_or(Damage::NotAStore)?;
+    let (header, json) = (&bytes[..newline], &bytes[newline + 1..]);
+    let header = std::str::from_utf8(header).map_err(|_invalid| Damage::NotAStore)?;
+    let rest = header.strip_prefix(MAGIC).ok_or(Damage::NotAStore)?;
+    let (version, sum) = rest.split_once(" sha256:").ok_or(Damage::NotAStore)?;
+    let version_number: u32 = version.parse().map_err(|_invalid| Damage::NotAStore)?;
+    if version_number.to_string() != version || checksum(version_number, json) != sum {
+        return Err(Damage::Checksum);
+    }
+    match version_number {
+        PLAIN | SEALED => Ok((version_number, json)),
+        0 => Err(Damage::NotAStore),
+        version => Err(Damage::Newer { version }),
+    }
+}
+
+fn form<F: DeserializeOwned>(json: &[u8]) -> Result<F, Damage> {
+    serde_json::from_slice(json).map_err(|_invalid| Damage::Content)
+}
+
+fn json(form: &impl Serialize, room: usize) -> Zeroizing<Vec<u8>> {
+    let mut json = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer(&mut *json, form).expect("a store has only string keys");
+    json
+}
+
+fn in_file(version: u32, json: &[u8]) -> Zeroizing<Vec<u8>> {
+    let header = format!("{MAGIC}{version} sha256:{}\n", checksum(version, json));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(header.len() + json.len() + 1));
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(json);
+    bytes
+}
+
+/// A sealed record as text.
+struct Base64(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Self).map_err(D::Error::custom)
     }
 }
 
@@ -280,7 +402,7 @@ impl From<RecordForm> for Record {
 }
 
 /// The account whose record has this key.
-fn account_of(key: &str) -> &str {
+pub(super) fn account_of(key: &str) -> &str {
     key.split_once('@').map_or(key, |(account, _)| account)
 }
 
@@ -298,6 +420,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SealKey;
 
     fn binding() -> Binding {
         let grant = Some(GrantType::AuthorizationCode);
@@ -318,17 +441,73 @@ mod tests {
             issuer: None,
             person: Some(Person { id: "1".into(), name: "园子".into() }),
         };
-        Generation { number: 7, records: BTreeMap::from([("main".to_owned(), record)]) }
+        Generation { number: 7, records: BTreeMap::from([("main".to_owned(), record)]), sealed_with: None }
+    }
+
+    fn plain() -> SealKeys {
+        SealKeys::default()
+    }
+
+    /// Keys of bytes that are all the same.
+    fn keys(bytes: &[u8]) -> SealKeys {
+        let key = |byte: &u8| SealKey { from: format!("file {byte}"), bytes: Box::new([*byte; 32]).into() };
+        SealKeys::new(&bytes.iter().map(key).collect::<Vec<_>>())
     }
 
     #[test]
     fn what_was_written_is_read() {
-        let read = Generation::decode(&generation().encode()).unwrap();
+        for keys in [plain(), keys(&[1])] {
+            let read = Generation::decode(&generation().encode(&keys), &keys).unwrap();
 
-        let record = &read.records["main"];
-        assert_eq!(read.number, 7);
-        assert_eq!(record.refresh_token.as_ref().unwrap().expose_secret(), "refresh-secret");
-        assert_eq!(record.person.as_ref().unwrap().name, "园子");
+            let record = &read.records["main"];
+            assert_eq!((read.number, read.sealed_with), (7, keys.first()));
+            assert_eq!(record.refresh_token.as_ref().unwrap().expose_secret(), "refresh-secret");
+            assert_eq!(record.person.as_ref().unwrap().name, "园子");
+        }
+    }
+
+    #[test]
+    fn only_names_can_be_read_of_what_is_sealed() {
+        let bytes = generation().encode(&keys(&[1]));
+
+        let text = str::from_utf8(&bytes).unwrap();
+        assert!(text.starts_with("cnblogs-proxy store 2 sha256:") && text.contains("\"main\""), "{text}");
+        for hidden in ["secret", "园子", "id", "a.test", "_token"] {
+            assert!(!text.contains(hidden), "{hidden} in {text}");
+        }
+        assert_eq!(sealed_with(&bytes).unwrap().into_keys().collect::<Vec<_>>(), ["main"]);
+    }
+
+    #[test]
+    fn the_format_is_a_newer_one_only_when_something_is_sealed() {
+        for (generation, keys) in [(generation(), plain()), (Generation::default(), keys(&[1]))] {
+            assert!(generation.encode(&keys).starts_with(b"cnblogs-proxy store 1 sha256:"));
+        }
+    }
+
+    #[test]
+    fn what_does_not_open_is_not_damaged_and_the_keys_that_were_tried_are_named() {
+        let sealed = generation().encode(&keys(&[1]));
+        assert_eq!(Generation::decode(&sealed, &keys(&[2, 1])).unwrap().records.len(), 1);
+        for (tried, says) in [(plain(), "no key is configured"), (keys(&[2, 3]), "tried file 2 (key ")] {
+            let damage = Generation::decode(&sealed, &tried).unwrap_err();
+            let Damage::Sealed { account, source } = damage else { panic!("{damage}") };
+            assert!(account == "main" && source.to_string().contains(says), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_sealed_record_opens_under_no_other_name_and_in_no_other_generation() {
+        let keys = keys(&[1]);
+        let sealed = generation().encode(&keys);
+        let json = str::from_utf8(&sealed).unwrap().split_once('\n').unwrap().1;
+        let opened = |json: &str| Generation::decode(&in_file(SEALED, json.as_bytes()), &keys);
+        assert!(opened(json).is_ok());
+
+        for (from, to) in [("\"main\"", "\"other\""), (":7,", ":8,"), (":7,", ":6,")] {
+            let damage = opened(&json.replace(from, to)).unwrap_err();
+            assert!(matches!(damage, Damage::Sealed { source: SealError::Altered { .. }, .. }), "{damage}");
+        }
     }
 
     /// A login with this access token that belongs to a client, a grant and a token endpoint.
@@ -418,31 +597,36 @@ mod tests {
     #[test]
     fn what_was_retried_is_said_only_when_it_was() {
         let mut generation = generation();
-        let text = |generation: &Generation| String::from_utf8(generation.encode().to_vec()).unwrap();
+        let text = |generation: &Generation| String::from_utf8(generation.encode(&plain()).to_vec()).unwrap();
         assert!(!text(&generation).contains("is_retried"));
 
         generation.records.get_mut("main").unwrap().is_retried = true;
 
         assert!(text(&generation).contains("\"is_retried\":true"));
-        assert!(Generation::decode(&generation.encode()).unwrap().records["main"].is_retried);
+        assert!(
+            Generation::decode(&generation.encode(&plain()), &plain()).unwrap().records["main"].is_retried
+        );
     }
 
     #[test]
     fn every_truncation_and_every_flipped_bit_is_damage() {
-        let good = generation().encode();
-        for length in 0..good.len() {
-            assert!(Generation::decode(&good[..length]).is_err(), "{length} bytes");
-        }
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.to_vec();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            let damage = Generation::decode(&bad);
-            assert!(damage.is_err() && !matches!(damage, Err(Damage::Newer { .. })), "bit {bit}");
+        for keys in [plain(), keys(&[1])] {
+            let good = generation().encode(&keys);
+            for length in 0..good.len() {
+                assert!(Generation::decode(&good[..length], &keys).is_err(), "{length} bytes");
+            }
+            for bit in 0..good.len() * 8 {
+                let mut bad = good.to_vec();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                let damage = Generation::decode(&bad, &keys).unwrap_err();
+                assert!(matches!(damage, Damage::NotAStore | Damage::Checksum), "bit {bit}: {damage}");
+            }
         }
     }
 
     /// Files as each version of the format was first released. They never change, and are read for good.
-    const RELEASED: [&[u8]; VERSION as usize] = [include_bytes!("../testing/store-1")];
+    const RELEASED: [&[u8]; SEALED as usize] =
+        [include_bytes!("../testing/store-1"), include_bytes!("../testing/store-2")];
 
     #[test]
     fn every_released_format_is_read_for_good() {
@@ -450,7 +634,7 @@ mod tests {
             let version = format!("{MAGIC}{} ", index + 1);
             assert!(file.starts_with(version.as_bytes()), "{version}");
 
-            let read = Generation::decode(file).unwrap();
+            let read = Generation::decode(file, &keys(&[1])).unwrap();
 
             assert_eq!((read.number, read.records.len()), (41, 2), "{version}");
             let (full, bare) = (&read.records["main"], &read.records["application"]);
@@ -478,10 +662,10 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let json = br#"{"generation":1,"accounts":{}}"#;
-        let mut bytes = format!("{MAGIC}2 sha256:{}\n", checksum(2, json)).into_bytes();
+        let mut bytes = format!("{MAGIC}3 sha256:{}\n", checksum(3, json)).into_bytes();
         bytes.extend_from_slice(json);
 
-        assert!(matches!(Generation::decode(&bytes), Err(Damage::Newer { version: 2 })));
+        assert!(matches!(Generation::decode(&bytes, &plain()), Err(Damage::Newer { version: 3 })));
     }
 
     #[test]

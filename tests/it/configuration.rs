@@ -47,6 +47,7 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("callers", Kind::Table),
             ("limits", Kind::Table),
             ("notify", Kind::Table),
+            ("store", Kind::Table),
         ],
     ),
     (
@@ -126,6 +127,16 @@ const KEYS: &[(&str, &[(&str, Kind)])] = &[
         ],
     ),
     ("notify", &[("command", Kind::Texts), ("webhook", Kind::Text)]),
+    (
+        "store",
+        &[
+            ("url", Kind::Text),
+            ("password_file", Kind::Text),
+            ("ca_file", Kind::Text),
+            ("seal_key_files", Kind::Texts),
+            ("schema", Kind::Text),
+        ],
+    ),
 ];
 
 /// Keys that do not exist. `»` marks the place that the error names.
@@ -495,9 +506,10 @@ fn what_the_complete_file_leaves_as_comments_is_accepted_too() {
     let key = home.path().join("key").display().to_string();
     let fill = |text: String| text.replace("/etc/cnblogs-proxy/reader.key", &key);
 
-    let with_keys = with_secret(&home, &fill(uncommented(&["token_file", "#expires"])));
-    let personal =
-        fill(uncommented(&["client_secret_file"])).replace("authorization_code\"", "personal_access_token\"");
+    let with_keys =
+        with_secret(&home, &fill(uncommented(&["token_file", "#expires", "#url", "#password_file"])));
+    let personal = fill(uncommented(&["client_secret_file", "#url", "#password_file"]))
+        .replace("authorization_code\"", "personal_access_token\"");
     let pat = home.path().join("pat").display().to_string();
     let personal = personal.replace("/etc/cnblogs-proxy/personal_access_token", &pat);
 

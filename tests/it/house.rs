@@ -57,7 +57,9 @@ fn secrets_are_exposed_in_few_files() {
             "config.rs",
             "config/accounts.rs",
             "config/callers.rs",
+            "config/database.rs",
             "config/http_proxy.rs",
+            "config/store.rs",
             "oauth.rs",
             "oauth/callback.rs",
             "oauth/id_token.rs",
@@ -65,6 +67,7 @@ fn secrets_are_exposed_in_few_files() {
             "proxy/guard.rs",
             "session/keeper.rs",
             "store/record.rs",
+            "store/seal.rs",
             "token.rs",
         ])
     );
@@ -98,7 +101,7 @@ fn only_a_few_files_start_tasks_threads_and_processes() {
             "server/reload.rs",
             "server/service.rs",
             "session.rs",
-            "session/keeper.rs",
+            "store/files.rs",
         ])
     );
 }

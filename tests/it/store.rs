@@ -2,6 +2,7 @@
 
 mod binding;
 pub(crate) mod damage;
+pub(crate) mod sealing;
 
 use std::collections::BTreeSet;
 use std::fs;

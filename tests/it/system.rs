@@ -7,6 +7,7 @@
 //! | `clients`, `readme`, `run`, `sandbox` | bash; java, node, go, ruby, php, wget, and python with packages of PyPI |
 //! | `commands`, `login` | strace; `script`, `setsid` and `setpriv` of util-linux |
 //! | `containers` | podman, buildah, runc, and podman-compose of PyPI |
+//! | `fleet` | postgresql, pgbouncer, faketime |
 //! | `prometheus` | promtool |
 //! | `provider`, `providers` | node and packages of npm, glewlwyd, python with packages of PyPI |
 //! | `proxies`, `trust`, `attacks` | openssl, squid, tinyproxy, nginx, haproxy |
@@ -25,6 +26,7 @@ mod commands;
 mod containers;
 mod deployed;
 mod descriptors;
+mod fleet;
 mod idle;
 mod login;
 mod names;

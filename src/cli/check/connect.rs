@@ -14,10 +14,13 @@ use tokio::time::{Instant, timeout};
 use super::super::daemon::runtime;
 use super::super::{Failure, say};
 use super::{in_ms, row, through};
-use crate::config::{Account, Address, Client, Config, Endpoints, Environment, ExtraCa, HttpProxy, Upstream};
+use crate::config::{
+    Account, Address, Client, Config, Database, Endpoints, Environment, ExtraCa, HttpProxy, Upstream,
+};
 use crate::notify::with_causes;
 use crate::oauth::Oauth;
 use crate::proxy::upstream::Tunnel;
+use crate::store::{self, SealKeys};
 use crate::tls::{self, TlsStream};
 
 /// A server, and what it is for.
@@ -39,6 +42,10 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
             row("connect", &format!("{} ({purposes}){through}", server.upstream.origin()));
             unusable += usize::from(!try_server(&server, config.limits.connect_timeout).await);
         }
+        if let Some(database) = &config.store.database {
+            row("connect", &format!("{} (shared logins)", database.shown));
+            unusable += usize::from(!try_database(database, config).await);
+        }
         for (account, client) in clients(config) {
             unusable += usize::from(!try_metadata(account, client, config.limits.connect_timeout).await);
         }
@@ -47,6 +54,15 @@ pub(super) fn try_all(config: &Config) -> Result<usize, Failure> {
     // A name server that does not answer holds nobody up.
     runtime.shutdown_background();
     Ok(unusable)
+}
+
+async fn try_database(database: &Database, config: &Config) -> bool {
+    let inspected = store::inspect(database, &SealKeys::new(&config.store.seal_keys)).await;
+    match &inspected {
+        Ok(found) => found.iter().for_each(|words| say_found(words)),
+        Err(error) => say_found(&with_causes(error)),
+    }
+    inspected.is_ok()
 }
 
 /// The accounts that have a client.

@@ -17,7 +17,7 @@ use crate::config::{
 use crate::control::login::is_local;
 use crate::proxy::guard::{LOOPBACK, is_below, is_refused_method, is_unambiguous};
 use crate::server::listen::is_without_ipv6;
-use crate::store;
+use crate::store::{self, SealKeys};
 use crate::tls;
 
 /// The longest name of a unix socket (`sun_path`, with its end).
@@ -33,6 +33,7 @@ pub(super) fn lints(config: &Config, running: &[String], environment: &Environme
     lints.extend(free.filter_map(|listen| of_listen(listen, config.is_default_listen)));
     lints.extend(of_state(&config.state_dir));
     of_stored_logins(config, &mut lints);
+    of_sealing(config, &mut lints);
     for account in config.accounts.values() {
         of_account(account, config, &mut lints);
     }
@@ -64,15 +65,46 @@ fn of_stored_logins(config: &Config, lints: &mut Vec<String>) {
     }
 }
 
+/// Which logins are not sealed although there is a key, and which none of the keys opens.
+fn of_sealing(config: &Config, lints: &mut Vec<String>) {
+    let keys = SealKeys::new(&config.store.seal_keys);
+    for (login, sealed) in store::logins_in(&config.state_dir) {
+        let by_rekey = "at the next save it is, or by `cnblogs-proxy store rekey`";
+        match sealed.map(|sealed| (keys.name_of(&sealed), keys.is_of_first(&sealed))) {
+            Some((Some(_), true)) => {}
+            Some((Some(key), false)) => {
+                lints.push(format!("the login of {login} is sealed with {key}, not with the first key: {by_rekey}"));
+            }
+            Some((None, _)) => lints.push(format!(
+                "the login of {login} is sealed with a key that is not here: a daemon without it does not start"
+            )),
+            None if keys.first().is_some() => {
+                lints.push(format!("the login of {login} is not sealed: {by_rekey}"));
+            }
+            None => {}
+        }
+    }
+    for key in &config.store.seal_keys {
+        let path = key.from.strip_prefix("file ").map(Path::new);
+        if let Some(path) = path.filter(|path| path.starts_with(&config.state_dir)) {
+            lints.push(format!(
+                "{} lies beside the logins that it seals: whoever copies the directory has both",
+                path.display()
+            ));
+        }
+    }
+}
+
 fn of_secrets(config: &Config, environment: &Environment, lints: &mut Vec<String>) {
     let secrets = config.accounts.values().map(|account| &account.secret);
     let secrets = secrets.chain(config.callers.keys.iter().map(|key| &key.secret));
     let of_accounts = config.accounts.values().filter_map(|account| account.proxy.as_ref());
     let of_routes = config.routes.iter().filter_map(|route| route.proxy.as_ref());
     let secrets = secrets.chain(of_accounts.chain(of_routes).filter_map(|proxy| proxy.auth.as_ref()));
+    let seal_keys = config.store.seal_keys.iter().map(|key| &key.from);
     let given = environment.var("CREDENTIALS_DIRECTORY").map(Path::new);
-    for secret in secrets {
-        let Some(path) = secret.from.strip_prefix("file ").map(Path::new) else { continue };
+    for from in secrets.map(|secret| &secret.from).chain(seal_keys) {
+        let Some(path) = from.strip_prefix("file ").map(Path::new) else { continue };
         // The service manager keeps others out of its directory.
         if given.is_some_and(|directory| path.starts_with(directory)) {
             continue;

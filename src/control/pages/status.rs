@@ -10,6 +10,7 @@ use crate::control::pages::words::{Fill, escape};
 use crate::metrics::{Counts, MINUTES, Minute};
 use crate::notify::{Event, Notice, Piece, Text};
 use crate::session::{Refresh, RefreshOutcome, State, Status, WARN_BEFORE};
+use crate::store::SharedLogin;
 use crate::token::At;
 
 const STATUS: &str = include_str!("status.html");
@@ -160,6 +161,7 @@ fn facts(reader: Reader, status: &Status) -> String {
         ("account.token", "token", Some(token(reader, status))),
         ("account.next", "due", next_refresh(reader, status)),
         ("account.login", "", needs_person.then(|| login_end(reader, status)).flatten()),
+        ("account.shared", "", status.shared.as_ref().map(|shared| shared_by(reader, shared))),
     ];
     // What is drawn in `life` is explained here.
     let is_drawn = status.expires_at.is_some();
@@ -169,6 +171,13 @@ fn facts(reader: Reader, status: &Status) -> String {
         Some(format!("<div><dt>{key}{}</dt><dd>{}</dd></div>", reader.word(word), fact?))
     };
     facts.into_iter().filter_map(fact).collect()
+}
+
+fn shared_by(reader: Reader, shared: &SharedLogin) -> String {
+    Fill::new(reader)
+        .markup("generation", shared.generation.to_string())
+        .text("replica", shared.refreshed_by.as_deref().unwrap_or("-"))
+        .word("account.shared.by")
 }
 
 fn token(reader: Reader, status: &Status) -> String {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Awaiting, Keeper, blocking};
+use super::{Awaiting, Keeper};
 use crate::config::GrantType;
 use crate::notify::{Event, with_causes};
 use crate::oauth::callback::Code;
@@ -28,7 +28,7 @@ impl Keeper {
         code: &Code,
         verified: Verified,
     ) -> Result<LoginOutcome, AskError> {
-        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let reservation = self.reserve_for_a_person().await.map_err(AskError::NotBegun)?;
         let (record, remarks) = match self.exchange(pending, code, verified).await {
             Ok(exchanged) => exchanged,
             Err(error) => {
@@ -91,7 +91,7 @@ impl Keeper {
             self.drop_awaiting().await;
             return Ok(LoginOutcome::Declined);
         }
-        let reservation = self.reserve().await.map_err(AskError::NotBegun)?;
+        let reservation = self.reserve_for_a_person().await.map_err(AskError::NotBegun)?;
         let Awaiting { record, remarks, .. } = self.awaiting.take().expect("it was there before");
         self.replaced.extend(self.record.take());
         Ok(self.accept(reservation, record, remarks).await)
@@ -158,9 +158,9 @@ impl Keeper {
                 _ => AskError::Failed(NO_LOGIN.to_owned()),
             });
         }
-        let mut reservation = match self.unsaved.take() {
+        let reservation = match self.unsaved.take() {
             Some(unsaved) => unsaved,
-            None => self.reserve().await.map_err(|reason| {
+            None => self.reserve_for_a_person().await.map_err(|reason| {
                 AskError::NotBegun(format!("{reason}; nothing is revoked, please log out again"))
             })?,
         };
@@ -171,14 +171,8 @@ impl Keeper {
                 None => is_told = false,
             }
         }
-        let (store, account) = (Arc::clone(&self.store), self.shared.account.clone());
-        let failed = self
-            .on_disk(move || {
-                let failed = store.erase(&mut reservation, &account).err();
-                failed.map(|error| (reservation, error))
-            })
-            .await;
-        if let Some((reservation, error)) = failed {
+        let erased = self.held(self.store.erase(reservation, &self.shared.account)).await;
+        if let Err((reservation, error)) = erased {
             if let (Some(record), true) = (&mut self.record, revoked.is_ok()) {
                 // It is not presented any more.
                 (record.is_refused, record.is_retried) = (true, true);
@@ -234,7 +228,7 @@ impl Keeper {
 /// # Errors
 /// When it can't be erased.
 pub(in crate::session) async fn log_out_unconfigured(
-    store: Arc<Store>,
+    store: Store,
     account: String,
     sources: &[Arc<TokenSource>],
 ) -> Result<Option<String>, AskError> {
@@ -245,12 +239,9 @@ pub(in crate::session) async fn log_out_unconfigured(
             None => false,
         };
     }
-    let erase = move || {
-        let mut reservation = store.reserve(&account)?;
-        store.erase(&mut reservation, &account)
-    };
-    let erased = blocking(erase).await;
-    erased.map_err(|error| AskError::Failed(not_erased(&error)))?;
+    let failed = |error: &StoreError| AskError::Failed(not_erased(error));
+    let reservation = store.reserve(&account).await.map_err(|error| failed(&error))?;
+    store.erase(reservation, &account).await.map_err(|(_room, error)| failed(&error))?;
     Ok((!is_revoked).then(|| NOT_TOLD.to_owned()))
 }
 

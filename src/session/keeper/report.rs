@@ -26,6 +26,7 @@ pub(in crate::session) fn first_status(account: &Account) -> Status {
         last_refresh: None,
         refreshes: VecDeque::new(),
         events: VecDeque::new(),
+        shared: None,
         refresh_counts: BTreeMap::new(),
         event_counts: BTreeMap::new(),
     }
@@ -37,11 +38,14 @@ impl Keeper {
         if self.has_last_token() {
             return if is_usable && !self.is_dead { State::Ready } else { State::LoginRequired };
         }
+        if self.is_unknown && self.record.is_none() && self.grant() == GrantType::AuthorizationCode {
+            return State::Degraded;
+        }
         let needs_person = !self.may_present() || !is_usable && self.plan.needs_person(self.now());
         if self.grant() == GrantType::AuthorizationCode && needs_person {
             return State::LoginRequired;
         }
-        if self.is_refreshing {
+        if self.is_refreshing || self.is_elsewhere {
             return State::Refreshing;
         }
         let is_failing = self.plan.is_failing() || self.journal.is_raised(Event::StoreFailing);
@@ -142,6 +146,7 @@ impl Keeper {
             last_refresh: self.journal.refreshes().back().cloned(),
             refreshes: self.journal.refreshes().clone(),
             events: self.journal.events().clone(),
+            shared: self.store.shared_login(&self.shared.account),
             refresh_counts: self.journal.refresh_counts().clone(),
             event_counts: self.journal.event_counts().clone(),
         }

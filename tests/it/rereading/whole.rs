@@ -15,6 +15,7 @@ use crate::support::{Daemon, Home, Setup, World, config, eventually};
 const RUNS: &str = "key-that-runs";
 const WRITTEN: &str = "key-that-is-in-the-file";
 const PAT: &str = "p4t-of-bob";
+const SEAL_KEY: &str = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
 
 /// What a reload does with a change.
 enum Does {
@@ -94,6 +95,7 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("limits", "replay_buffer", "\"99KiB\"", Names("limits.replay_buffer")),
     ("notify", "command", "[\"/bin/true\"]", Names("notify.command")),
     ("notify", "webhook", "\"https://chat.example/x\"", Names("notify.webhook")),
+    ("store", "seal_key_files", "[\"<home>/seal_key\"]", Takes),
 ];
 
 #[test]
@@ -141,11 +143,12 @@ fn every_key() -> (World, String) {
     home.secret("other_pat", "p4t-of-somebody");
     home.secret("auth", "user:password");
     home.secret("other_secret", "another-secret");
+    home.secret("seal_key", SEAL_KEY);
     fs::copy(standin.ca_pem_path(), home.path().join("other_ca.pem")).unwrap();
     let proxy = "proxy = \"http://127.0.0.1:1\"";
     let pat = format!("{proxy}\n[account.pat]\ntoken_file = \"{}\"", home.path().join("pat").display());
     let tables = format!(
-        "[callers]\n[[callers.key]]\nname = \"k\"\nfile = \"{}\"\n\n[limits]\n[notify]\n",
+        "[callers]\n[[callers.key]]\nname = \"k\"\nfile = \"{}\"\n\n[limits]\n[notify]\n[store]\n",
         key.display()
     );
     let file = config(&standin, &home, "", &pat, &format!("account = \"main\"\n{proxy}"), &tables);

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cnblogs_proxy::store::{Findings, Store, StoreError};
+use cnblogs_proxy::store::{FileStore, Findings, SealKeys, StoreError};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
@@ -245,7 +246,7 @@ fn a_store_of_a_newer_version_is_refused_with_advice_and_left_untouched() {
     assert_eq!(refresh(&world.daemon).status, 200);
     world.daemon.stop();
     let json = br#"{"generation":9,"accounts":{},"new":[1,2,3]}"#;
-    let newer = sealed(2, json);
+    let newer = sealed(3, json);
 
     let good = fs::read(current(&world.home)).unwrap();
     for name in ["store", "store.previous", "store.next.main"] {
@@ -348,8 +349,12 @@ pub(crate) fn sealed(version: u32, json: &[u8]) -> Vec<u8> {
 
 /// Opens a store in this process. Another test may be starting a child, which holds our files until it runs its
 /// program, locks included.
-pub(crate) fn open(directory: &Path) -> (Store, Findings) {
-    eventually("the store is nobody else's", || match Store::open(directory) {
+pub(crate) fn open(directory: &Path) -> (FileStore, Findings) {
+    open_with(directory, &Arc::default())
+}
+
+pub(crate) fn open_with(directory: &Path, keys: &Arc<SealKeys>) -> (FileStore, Findings) {
+    eventually("the store is nobody else's", || match FileStore::open(directory, Arc::clone(keys)) {
         Err(StoreError::InUse { .. }) => None,
         opened => Some(opened.unwrap()),
     })

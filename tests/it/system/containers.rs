@@ -30,13 +30,16 @@ fn the_files_for_containers_are_what_their_readers_expect() {
     assert_eq!(done(&lint), "");
 
     for (version, of) in [("1.29", "the first that has sidecars"), ("1.37", "the newest known")] {
-        let arguments = ["--strict", "--kubernetes-version", version, "deploy/kubernetes/sidecar.yaml"];
-        let checked = command("kubernetes-validate", &arguments).current_dir(ROOT).output().unwrap();
-        let said = format!("{}{}", done(&checked), String::from_utf8_lossy(&checked.stderr));
-        assert_eq!(said.matches("passed").count(), 3, "{version}, {of}: {said}");
+        for (file, manifests) in [("sidecar.yaml", 3), ("fleet.yaml", 2)] {
+            let path = format!("deploy/kubernetes/{file}");
+            let arguments = ["--strict", "--kubernetes-version", version, &path];
+            let checked = command("kubernetes-validate", &arguments).current_dir(ROOT).output().unwrap();
+            let said = format!("{}{}", done(&checked), String::from_utf8_lossy(&checked.stderr));
+            assert_eq!(said.matches("passed").count(), manifests, "{file}, {version}, {of}: {said}");
+        }
     }
 
-    for file in ["compose.yaml", "compose.separate.yaml"] {
+    for file in ["compose.yaml", "compose.separate.yaml", "compose.fleet.yaml"] {
         let arguments = ["--file", file, "config", "--format", "json"];
         let mut compose = command("docker-compose", &arguments);
         compose.current_dir(Path::new(ROOT).join("deploy/docker")).env("CNBLOGS_CLIENT_ID", "id");

@@ -61,6 +61,8 @@ fn bash_completes_commands_options_and_values() {
     assert_eq!(complete(&["cnblogs-proxy", "status", "--j"]), "--json\n");
     assert_eq!(complete(&["cnblogs-proxy", "completions", "fi"]), "fish\n");
     assert_eq!(complete(&["cnblogs-proxy", "man", "con"]), "config\n");
+    assert_eq!(complete(&["cnblogs-proxy", "store", "re"]), "rekey\n");
+    assert_eq!(complete(&["cnblogs-proxy", "sea"]), "seal-key\n");
 }
 
 #[test]
@@ -73,6 +75,7 @@ fn fish_completes_commands_and_options() {
 
     assert!(complete("cnblogs-proxy sta").starts_with("status\tShow how the running daemon is"));
     assert!(complete("cnblogs-proxy status --j").starts_with("--json\t"));
+    assert!(complete("cnblogs-proxy store re").starts_with("rekey\tSeal every stored login"));
 }
 
 #[test]
@@ -85,13 +88,13 @@ fn zsh_completes_commands_options_and_values() {
         shown() { zpty -w -n shell \"cnblogs-proxy $1\"$'\\t'; zpty -r shell said \"*cnblogs-proxy $2*\"; \
             print -r -- $2; zpty -w -n shell $'\\C-u' }\n\
         shown sta status; shown 'status --j' 'status --json'; shown 'completions fi' 'completions fish'; \
-        shown 'man con' 'man config'\nzpty -d shell\n";
+        shown 'man con' 'man config'; shown 'store rek' 'store rekey'\nzpty -d shell\n";
 
     let mut command = Command::new("timeout");
     command.args(["60", "zsh", "-f", "-c", driver]).env("SCRIPT", script.path().join("script"));
     let shown = output(command.env("HOME", script.path()));
 
-    assert_eq!(shown, "status\nstatus --json\ncompletions fish\nman config\n");
+    assert_eq!(shown, "status\nstatus --json\ncompletions fish\nman config\nstore rekey\n");
 }
 
 /// A directory with the completion script for a shell in the file `script`.

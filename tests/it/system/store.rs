@@ -5,6 +5,7 @@ mod faults;
 mod images;
 mod killed;
 mod running;
+mod sealing;
 pub(crate) mod strace;
 mod strangers;
 

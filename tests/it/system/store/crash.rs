@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+use cnblogs_proxy::config::SealKey;
+use cnblogs_proxy::store::SealKeys;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
@@ -18,10 +21,13 @@ use super::strace::Recording;
 use crate::dice::Dice;
 use crate::standin::{Endpoint, Fault, Gate, Options, Person, Standin};
 use crate::store::current;
-use crate::store::damage::{PLAYGROUND, open};
+use crate::store::damage::{PLAYGROUND, open_with};
+use crate::store::sealing::store_table;
 use crate::support::{Daemon, Home, World, behind, config};
 use crate::tokens::{Sent, held};
 
+/// What a sealed life is sealed with.
+const KEY: [u8; 32] = [b'a'; 32];
 /// How many images the built program opens.
 const BY_THE_PROGRAM: usize = 12;
 /// What a person or a server knows, and since which call.
@@ -31,7 +37,18 @@ struct Epoch {
     told_at: usize,
     /// How many had been made when the refresh token before it was spent.
     spent_at: Option<usize>,
+    /// Nothing plain may be left since then.
+    is_sealed: bool,
     login: Option<Login>,
+}
+
+/// When a life gets its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sealed {
+    Never,
+    FromTheStart,
+    /// Behind the first refresh, by a reload.
+    Later,
 }
 
 /// The access token and the refresh token.
@@ -48,6 +65,7 @@ struct Loaded {
 /// The calls of a daemon's life, and what they were for.
 struct Life {
     ops: Vec<Op>,
+    sealed: Sealed,
     epochs: Vec<Epoch>,
     world: World,
 }
@@ -61,9 +79,9 @@ fn a_crash_at_any_point_leaves_what_was_told_or_what_comes_next_and_nothing_else
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<usize>().expect("a number"));
     let grain = number("CRASH_GRAIN").unwrap_or(64);
     let mut dice = Dice(number("CRASH_SEED").unwrap_or(1) as u64);
-    let mut life = Life::record();
+    let mut life = Life::record(Sealed::Never);
 
-    let found = opened(&life.ops, 0..life.ops.len(), grain);
+    let found = life.opened(0..life.ops.len(), grain);
 
     println!("{} calls leave {} different images", life.ops.len(), found.len());
     assert!(life.ops.len() > 60 && found.len() > 150, "{} calls, {} images", life.ops.len(), found.len());
@@ -76,9 +94,27 @@ fn a_crash_at_any_point_leaves_what_was_told_or_what_comes_next_and_nothing_else
     }
 }
 
+/// Coarser: how a write is torn does not depend on what is in it.
+#[test]
+fn a_crash_at_any_point_of_a_life_that_is_sealed_leaves_the_same_and_nothing_plain() {
+    for sealed in [Sealed::FromTheStart, Sealed::Later] {
+        let mut life = Life::record(sealed);
+
+        let found = life.opened(0..life.ops.len(), 512);
+
+        assert!(life.ops.len() > 60 && found.len() > 100, "{} calls, {}", life.ops.len(), found.len());
+        let violations = life.violations(&found);
+        assert!(violations.is_empty(), "{} of {}\n{}", violations.len(), found.len(), violations.join("\n"));
+        life.world.daemon.kill();
+        for (image, (loaded, counts)) in found.iter().step_by(found.len() / BY_THE_PROGRAM) {
+            life.program_agrees(image, loaded, counts);
+        }
+    }
+}
+
 #[test]
 fn without_any_one_of_the_syncs_that_matter_a_crash_does_harm_and_that_is_seen() {
-    let mut life = Life::record();
+    let mut life = Life::record(Sealed::Never);
     let refreshed = &life.epochs[3];
     let (spent_at, told_at) = (refreshed.spent_at.unwrap(), refreshed.told_at);
     let is_sync = |op: &Op| matches!(op, Op::Sync { .. });
@@ -91,7 +127,7 @@ fn without_any_one_of_the_syncs_that_matter_a_crash_does_harm_and_that_is_seen()
 
     for omitted in [of_the_record, of_the_reservation, of_the_logout] {
         let kept = std::mem::replace(&mut life.ops[omitted], Op::Other);
-        let found = opened(&life.ops, omitted..life.ops.len().min(omitted + 10), 256);
+        let found = life.opened(omitted..life.ops.len().min(omitted + 10), 256);
         assert!(!life.violations(&found).is_empty(), "{kept:?}, number {omitted}, is of no use");
         life.ops[omitted] = kept;
     }
@@ -99,7 +135,7 @@ fn without_any_one_of_the_syncs_that_matter_a_crash_does_harm_and_that_is_seen()
 
 #[test]
 fn the_name_of_a_new_state_directory_is_durable_before_a_login_is() {
-    let life = Life::record();
+    let life = Life::record(Sealed::Never);
 
     let told_at = life.epochs[1].told_at;
     let made = life.ops.iter().position(|op| *op == Op::MakeDirectory).unwrap();
@@ -107,33 +143,23 @@ fn the_name_of_a_new_state_directory_is_durable_before_a_login_is() {
     assert!(synced.is_some(), "a crash may take the directory away: {:?}", &life.ops[..made + 8]);
 }
 
-/// Every image that these of the calls can leave, what comes of opening it, and after which calls it can be there.
-fn opened(ops: &[Op], range: Range<usize>, grain: usize) -> BTreeMap<Image, (Loaded, Vec<usize>)> {
-    let mut found: BTreeMap<Image, (Loaded, Vec<usize>)> = BTreeMap::new();
-    for count in range.start..=range.end {
-        for image in images(&ops[..count], grain) {
-            let (_, counts) = found.entry(image).or_insert_with_key(|image| (Loaded::of(image), Vec::new()));
-            counts.push(count);
-        }
-    }
-    found
-}
-
 impl Loaded {
     /// Opens an image, twice: what the first start repairs does not change what the second finds.
-    fn of(image: &Image) -> Self {
+    fn of(image: &Image, sealed: Sealed) -> Self {
         let directory = TempDir::new_in(PLAYGROUND).unwrap();
         put(image, directory.path());
-        let first = Self::from(directory.path());
-        let second = Self::from(directory.path());
+        let first = Self::from(directory.path(), sealed);
+        let second = Self::from(directory.path(), sealed);
         let files: Vec<_> = image.keys().collect();
         let told = |loaded: &Self| (loaded.login.is_some(), loaded.is_in_flight);
         assert!(first.login == second.login && told(&first) == told(&second), "{files:?}");
         first
     }
 
-    fn from(directory: &Path) -> Self {
-        let (store, findings) = open(directory);
+    fn from(directory: &Path, sealed: Sealed) -> Self {
+        let key = SealKey { from: "file a.key".to_owned(), bytes: Box::new(KEY).into() };
+        let keys = if sealed == Sealed::Never { SealKeys::default() } else { SealKeys::new(&[key]) };
+        let (store, findings) = open_with(directory, &Arc::new(keys));
         let login = store.records_of("main").pop().map(|record| {
             let refresh_token = record.refresh_token.unwrap();
             (record.access_token.expose_secret().to_owned(), refresh_token.expose_secret().to_owned())
@@ -144,17 +170,24 @@ impl Loaded {
 
 impl Life {
     /// A daemon's first start, a login, two refreshes and a logout.
-    fn record() -> Self {
+    fn record(sealed: Sealed) -> Self {
         let standin = Standin::start(Options::default());
         let home = Home::new(Vec::new());
-        fs::write(home.config(), config(&standin, &home, "", "", "", "")).unwrap();
+        let plain = config(&standin, &home, "", "", "", "");
+        let with_key = format!("{plain}{}", store_table(&home, &["a.key"]));
+        fs::write(home.config(), if sealed == Sealed::FromTheStart { &with_key } else { &plain }).unwrap();
         let recording = Recording::new(home.path(), &home.state());
         let daemon = Daemon::spawn(behind(&recording.command(), &home.command(&["serve"])));
         let world = World { daemon, standin, home };
-        let mut epochs = vec![Epoch { told_at: 0, spent_at: None, login: None }];
+        let mut is_sealed = sealed == Sealed::FromTheStart;
+        let mut epochs = vec![Epoch { told_at: 0, spent_at: None, is_sealed, login: None }];
+        let told = |spent_at, is_sealed| {
+            let told_at = recording.ops().len();
+            Epoch { told_at, spent_at, is_sealed, login: newest(&world, sealed) }
+        };
 
         world.log_in(Person::Alice);
-        epochs.push(Epoch { told_at: recording.ops().len(), spent_at: None, login: newest(&world) });
+        epochs.push(told(None, is_sealed));
         for _ in 0..2 {
             let gate = Gate::default();
             world.standin.fault(Endpoint::Token, Fault::HoldBefore(gate.clone()));
@@ -163,11 +196,29 @@ impl Life {
             let spent_at = Some(recording.ops().len());
             gate.open();
             assert_eq!(asked.answer().status, 200);
-            epochs.push(Epoch { told_at: recording.ops().len(), spent_at, login: newest(&world) });
+            epochs.push(told(spent_at, is_sealed));
+            if sealed == Sealed::Later && !is_sealed {
+                fs::write(world.home.config(), &with_key).unwrap();
+                assert_eq!(world.home.run(&["reload"], "").status.code(), Some(0));
+                is_sealed = true;
+            }
         }
         assert_eq!(world.daemon.post_form("/-/logout/main", &[]).status, 200);
-        epochs.push(Epoch { told_at: recording.ops().len(), spent_at: None, login: None });
-        Self { ops: recording.ops(), epochs, world }
+        epochs.push(told(None, is_sealed));
+        Self { ops: recording.ops(), sealed, epochs, world }
+    }
+
+    /// Every image that these of the calls can leave, what comes of opening it, and after which calls it can be there.
+    fn opened(&self, range: Range<usize>, grain: usize) -> BTreeMap<Image, (Loaded, Vec<usize>)> {
+        let mut found: BTreeMap<Image, (Loaded, Vec<usize>)> = BTreeMap::new();
+        let loaded = |image: &Image| (Loaded::of(image, self.sealed), Vec::new());
+        for count in range.start..=range.end {
+            for image in images(&self.ops[..count], grain) {
+                let (_, counts) = found.entry(image).or_insert_with_key(loaded);
+                counts.push(count);
+            }
+        }
+        found
     }
 
     /// What a person was told last before that call, and what may be there already.
@@ -201,6 +252,13 @@ impl Life {
         if is_spent && !is_next && !loaded.is_in_flight {
             return Some("a refresh was in flight, and nothing says so");
         }
+        let is_in_place =
+            image.get("store").is_some_and(|store| store.starts_with(b"cnblogs-proxy store 2 "));
+        if (told.is_sealed || is_in_place)
+            && image.values().any(|bytes| String::from_utf8_lossy(bytes).contains("_token"))
+        {
+            return Some("something is there plain");
+        }
         let is_logged_out = told.login.is_none() && told.told_at > 0;
         let holds = |(_, refresh_token): &Login| {
             image.values().any(|bytes| String::from_utf8_lossy(bytes).contains(refresh_token))
@@ -229,12 +287,10 @@ impl Life {
 }
 
 /// The login that is stored.
-fn newest(world: &World) -> Option<Login> {
-    let bytes = fs::read(current(&world.home)).unwrap();
-    let start = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    let json: serde_json::Value = serde_json::from_slice(&bytes[start..]).unwrap();
-    let text = |name: &str| json["accounts"]["main"][name].as_str().unwrap().to_owned();
-    Some((text("access_token"), text("refresh_token")))
+fn newest(world: &World, sealed: Sealed) -> Option<Login> {
+    let directory = TempDir::new_in(PLAYGROUND).unwrap();
+    fs::copy(current(&world.home), directory.path().join("store")).unwrap();
+    Loaded::from(directory.path(), sealed).login
 }
 
 fn put(image: &Image, directory: &Path) {

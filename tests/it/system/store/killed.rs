@@ -127,7 +127,7 @@ fn a_start_killed_at_any_call_on_the_store_leaves_the_newest_login_to_the_next()
             .map(|call| {
                 let killed = |nth: &usize| {
                     leave();
-                    let is_killed = is_killed_at(home, call, *nth);
+                    let is_killed = is_killed_at(home, &["token"], call, *nth);
                     assert_eq!(stored_token(home), token, "{call}, number {nth}");
                     is_killed
                 };
@@ -139,12 +139,12 @@ fn a_start_killed_at_any_call_on_the_store_leaves_the_newest_login_to_the_next()
 }
 
 /// Starts the program on what is left, and kills it when it enters that call on the store; says whether it came so far.
-fn is_killed_at(home: &Home, call: &str, nth: usize) -> bool {
+pub(super) fn is_killed_at(home: &Home, command: &[&str], call: &str, nth: usize) -> bool {
     let names = ["", "store", "store.previous", "store.next.main", "store.taken"];
     let paths = names.map(|name| home.state().join(name).display().to_string());
     let paths: String = paths.iter().map(|path| format!(" -P '{}'", path.trim_end_matches('/'))).collect();
     let line = format!("exec strace -f -o /dev/null{paths} -e inject={call}:signal=SIGKILL:when={nth} --");
-    let output = behind(&line, &home.command(&["token"])).output().unwrap();
+    let output = behind(&line, &home.command(command)).output().unwrap();
     let is_killed = output.status.signal() == Some(9);
     assert!(is_killed || output.status.success(), "{call}, number {nth}: {}", errors_of(&output));
     is_killed
