@@ -416,6 +416,56 @@ fn a_replica_that_is_cut_off_from_the_database_saves_its_successor_when_the_way_
     fleet.all_serve();
 }
 
+#[test]
+fn a_successor_is_kept_when_the_primary_dies_and_its_standby_is_promoted() {
+    let primary = Database::start();
+    let standby = primary.synchronous_standby();
+    let url = primary.url_with(&standby);
+    let mut fleet = Fleet::over(primary, &url, 2, "");
+    fleet.log_in(0);
+    fleet.all_serve();
+    let gate = Gate::default();
+    fleet.standin.fault(Endpoint::Token, Fault::HoldAfter(gate.clone()));
+    let refreshing = fleet.replicas[0].home.command(&["refresh"]).spawn();
+    eventually("the request waits", || (gate.waiting() > 0).then_some(()));
+
+    fleet.database.stop();
+    gate.open();
+    refreshing.unwrap().wait().unwrap();
+    standby.promote();
+
+    let token = fleet.token(0);
+    eventually("the other serves it", || (fleet.token(1) == token).then_some(()));
+    eventually("it is saved", || {
+        (standby.ask("select generation from cnblogs_proxy.logins") == "2").then_some(())
+    });
+    fleet.replicas[1].refreshes();
+    fleet.all_serve();
+    assert_eq!(fleet.refreshes(), 2);
+}
+
+#[test]
+fn of_thirty_replicas_that_start_at_once_one_refreshes() {
+    let mut fleet = Fleet::logged_in(1);
+    // It is due at once, for all of them.
+    fleet.standin.set_expires_in(600);
+    fleet.replicas[0].daemon.stop();
+    let before = fleet.refreshes();
+    fleet.database.ask("update cnblogs_proxy.logins set claim = null");
+    let url = fleet.database.url("postgres");
+    let homes: Vec<_> = (0..30).map(|_| home(&fleet.standin, &url, "")).collect();
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = homes.iter().map(|home| scope.spawn(|| home.serve())).collect();
+        let daemons: Vec<_> = starting.into_iter().map(|one| one.join().unwrap()).collect();
+        let asking: Vec<_> =
+            homes.iter().map(|home| scope.spawn(|| home.run(&["refresh"], "").status.success())).collect();
+        assert!(asking.into_iter().all(|one| one.join().unwrap()));
+        assert!(daemons.iter().all(|daemon| daemon.get("/api/users").status == 200));
+    });
+    // Those that asked while one refreshed took over what it brought.
+    assert!(fleet.refreshes() > before);
+}
+
 /// Of eight replicas under constant load, with tokens that last seconds.
 #[test]
 fn no_request_fails_while_replicas_take_turns_to_refresh() {

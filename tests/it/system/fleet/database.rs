@@ -73,6 +73,36 @@ impl Database {
         eventually("the database answers", || self.psql("select 1").status.success().then_some(()));
     }
 
+    /// A standby that has all that is acknowledged, from now on.
+    pub(crate) fn synchronous_standby(&self) -> Self {
+        let directory = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        if geteuid().is_root() {
+            chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let mut standby = Self { directory, server: None };
+        let mut copy = as_nobody(&program("pg_basebackup"));
+        copy.args(["-U", "postgres", "-R", "--checkpoint=fast", "-h"])
+            .arg(self.path())
+            .arg("-D")
+            .arg(standby.data());
+        let copied = copy.output().unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+        standby.start_again();
+        self.ask("alter system set synchronous_standby_names = '*'");
+        self.ask("select pg_reload_conf()");
+        eventually("the standby is synchronous", || {
+            let state = self.ask("select sync_state from pg_stat_replication");
+            (state == "sync").then_some(())
+        });
+        standby
+    }
+
+    /// A standby becomes the primary.
+    pub(crate) fn promote(&self) {
+        self.ask("select pg_promote()");
+    }
+
     /// Ends the server as a power cut does.
     pub(crate) fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
@@ -94,6 +124,15 @@ impl Database {
             // One that has just ended needs none.
             let _sent = kill_process(process, signal);
         }
+    }
+
+    /// The address of two hosts of one database.
+    pub(crate) fn url_with(&self, standby: &Self) -> String {
+        format!(
+            "postgres:///postgres?host={}&host={}&user=postgres",
+            self.path().display(),
+            standby.path().display()
+        )
     }
 
     /// The address for replicas, as this user.
