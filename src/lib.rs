@@ -13,7 +13,7 @@
 //! | 3 | [`proxy`] | the walk of a request: who is admitted, which fields cross, the pool, the replay |
 //! | 4 | [`problem`] | how the program answers for itself |
 //! | 5 | [`session`] | the live token of one account: a handle, and the keeper that writes it |
-//! | 6 | [`store`] | where a login outlives the process |
+//! | 6 | [`store`] | where a login outlives the process: in files, or in a database that replicas share |
 //! | 6 | [`oauth`] | the authorization server's client; keeps nothing |
 //! | 7 | [`notify`], [`metrics`] | events to a person, counters |
 //! | 8 | [`config`] | the file becomes a [`config::Config`]; holding one means that it is valid |
@@ -50,6 +50,8 @@
 //!
 //! - Only the keeper obtains, persists and publishes tokens; a refresh never lives in a request's future.
 //! - Room for a successor is on disk before a refresh token is spent; the successor is durable before it is used.
+//! - Where replicas share a login, a claim that is durable comes before that; whoever lost the claim adopts, and never
+//!   overwrites.
 //! - Scheme and authority of an upstream request are constants; nothing of the request changes them.
 //! - Exactly one Authorization leaves, behind everything else, and none of the caller's.
 //! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections; those

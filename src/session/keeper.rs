@@ -573,17 +573,19 @@ impl Keeper {
 
     /// Makes a login durable, then uses it. When it can't be made durable it is used all the same, since the
     /// one before it is spent, and saving is tried again and again.
-    async fn keep_login(&mut self, reservation: Option<Reservation>, record: Record) {
+    async fn keep_login(&mut self, reservation: Option<Reservation>, record: Record) -> Option<Saved> {
         let lifetime = self.lifetime_of(&record);
         let access_token = record.access_token.clone();
         let is_first = self.record.replace(record).is_none();
         // Without room of its own it takes the place of what is still to be saved, if there is something.
         self.unsaved = reservation.or_else(|| self.unsaved.take());
         let saved = self.save_if_needed().await;
-        if saved != Some(Saved::Superseded) {
-            self.publish_token(&access_token, lifetime);
+        if saved == Some(Saved::Superseded) {
+            return saved;
         }
+        self.publish_token(&access_token, lifetime);
         self.is_well_again(is_first);
+        saved
     }
 
     /// There is a token, and nothing is in doubt.
@@ -612,7 +614,7 @@ impl Keeper {
                 self.store_works(Text::from("the login is saved again"));
                 self.revoke_replaced().await;
                 if saved == Saved::Superseded {
-                    self.adopt();
+                    self.give_way().await;
                 }
                 return Some(saved);
             }
@@ -633,6 +635,15 @@ impl Keeper {
             }
         }
         None
+    }
+
+    /// Another process was first. Where that logged out, what is not saved is worth nothing any more.
+    async fn give_way(&mut self) {
+        let ours = self.record.take();
+        self.adopt();
+        if let (None, Some(ours)) = (&self.record, ours) {
+            self.drop_login(&ours).await;
+        }
     }
 
     /// Uses what another process has stored, be it a login or none.

@@ -11,7 +11,7 @@ use crate::oauth::id_token::NOBODY;
 use crate::oauth::{GrantError, LoggedIn, Oauth, Pending, Verified, random};
 use crate::session::plan::Plan;
 use crate::session::{AskError, Confirmation, LoginDone, LoginOutcome, TokenSource};
-use crate::store::{Record, Reservation, Store, StoreError};
+use crate::store::{Record, Reservation, Saved, Store, StoreError};
 
 /// How long the server may take to revoke a token: a person waits for it.
 const REVOKED_WITHIN: Duration = Duration::from_secs(12);
@@ -107,7 +107,13 @@ impl Keeper {
         // What the API said to the tokens of the login before says nothing of this one's.
         self.plan.rejection_cured();
         self.is_incurable = false;
-        self.keep_login(Some(reservation), record).await;
+        if self.keep_login(Some(reservation), record).await == Some(Saved::Superseded) {
+            remarks.push(
+                "another replica stored another login at the same time, and that one is in use: please look who is \
+                 logged in"
+                    .to_owned(),
+            );
+        }
         self.refresh_status();
         self.finish_try();
         if self.unsaved.is_some() {
@@ -140,7 +146,7 @@ impl Keeper {
     }
 
     /// Makes a login worthless that will not be used. What the server says to it changes nothing.
-    async fn drop_login(&self, record: &Record) {
+    pub(super) async fn drop_login(&self, record: &Record) {
         if let Some(oauth) = &self.source().oauth {
             let _revoked = revoke(oauth, record).await;
         }

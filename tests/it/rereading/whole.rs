@@ -95,6 +95,16 @@ const CHANGES: &[(&str, &str, &str, Does)] = &[
     ("limits", "replay_buffer", "\"99KiB\"", Names("limits.replay_buffer")),
     ("notify", "command", "[\"/bin/true\"]", Names("notify.command")),
     ("notify", "webhook", "\"https://chat.example/x\"", Names("notify.webhook")),
+    (
+        "store",
+        "url",
+        "\"postgres://a@127.0.0.1/b\"\nseal_key_files = [\"<home>/seal_key\"]",
+        Names("store.url"),
+    ),
+    // Of no use without a database.
+    ("store", "password_file", "\"<home>/other_secret\"", Takes),
+    ("store", "ca_file", "\"<home>/other_ca.pem\"", Takes),
+    ("store", "schema", "\"another\"", Takes),
     ("store", "seal_key_files", "[\"<home>/seal_key\"]", Takes),
 ];
 

@@ -332,6 +332,30 @@ fn a_refusal_that_another_replica_has_overtaken_is_none() {
 }
 
 #[test]
+fn what_a_slow_refresh_brings_after_a_logout_elsewhere_is_revoked() {
+    let fleet = Fleet::logged_in(2);
+    let gate = Gate::default();
+    fleet.standin.fault(Endpoint::Token, Fault::HoldAfter(gate.clone()));
+    let home = &fleet.replicas[0].home;
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| home.run(&["refresh"], ""));
+        eventually("the request waits", || (gate.waiting() > 0).then_some(()));
+        fleet.age_claims();
+        assert!(fleet.replicas[1].home.run(&["logout"], "").status.success());
+        assert_eq!(fleet.standin.revocations().len(), 1);
+        gate.open();
+        slow.join().unwrap();
+    });
+
+    for replica in &fleet.replicas {
+        eventually("nobody is logged in", || (replica.daemon.state() == "login-required").then_some(()));
+        assert_eq!(replica.token(), "");
+    }
+    assert_eq!(fleet.standin.revocations().len(), 2);
+    assert_eq!(fleet.database.ask("select generation, record is null from cnblogs_proxy.logins"), "2|t");
+}
+
+#[test]
 fn a_wrong_key_and_newer_tables_are_refused_at_the_start_and_nothing_is_written() {
     let mut fleet = Fleet::logged_in(1);
     fleet.replicas[0].daemon.stop();
