@@ -361,7 +361,7 @@ const REMOTE: &str = "192.0.2.1";
 #[test]
 fn an_allowed_page_on_another_machine_needs_a_key_but_its_preflight_none() {
     if std::env::var_os(INSIDE).is_none() {
-        let name = "browser::an_allowed_page_on_another_machine_needs_a_key_but_its_preflight_none";
+        let name = "system::browser::an_allowed_page_on_another_machine_needs_a_key_but_its_preflight_none";
         return in_a_network_of_its_own(name);
     }
     let world = remote_world("https://app.example");
