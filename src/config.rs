@@ -36,7 +36,7 @@ pub use http_proxy::HttpProxy;
 pub(crate) use http_proxy::basic;
 pub(crate) use parse::{endpoint, listen, upstream};
 pub use parse::{is_loopback, is_remote};
-use reader::{Entry, Known, Reader, Source};
+use reader::{Entry, Known, Source, TableReader};
 pub use reload::Reloadable;
 pub use store::{SealKey, StoreOptions};
 
@@ -363,12 +363,12 @@ pub struct Callers {
     /// True when listening beyond loopback is meant.
     pub allow_remote: bool,
     /// When there are any, every caller must present one.
-    pub keys: Vec<Key>,
+    pub keys: Vec<CallerKey>,
 }
 
 /// What a caller proves itself with, and what it may do.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct CallerKey {
     /// For logs and messages.
     pub name: String,
     /// The key itself.
@@ -470,7 +470,7 @@ impl Config {
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
         let (path, source) = source(file, environment)?;
         let root = source.parse()?;
-        let reader = Reader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
+        let reader = TableReader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
         Self::read(path, &reader, environment)
     }
 
@@ -505,7 +505,7 @@ impl Config {
 
     fn read(
         file: Option<PathBuf>,
-        root: &Reader<'_>,
+        root: &TableReader<'_>,
         environment: &Environment,
     ) -> Result<Self, ConfigError> {
         let (listen, is_default_listen) = read_listen(root, environment)?;
@@ -729,12 +729,12 @@ fn find<T>(
     key: &str,
     file: Option<&Path>,
     environment: &Environment,
-    read: impl FnOnce(&Reader<'_>, &Environment) -> Result<T, ConfigError>,
+    read: impl FnOnce(&TableReader<'_>, &Environment) -> Result<T, ConfigError>,
 ) -> Result<T, ConfigError> {
     let (_, source) = source(file, environment)?;
     let root = source.parse()?.into_inner();
     let only = root.into_iter().filter(|(known, _)| known.get_ref() == key).collect();
-    read(&Reader::new(&source, String::new(), None, &only, ROOT)?, environment)
+    read(&TableReader::new(&source, String::new(), None, &only, ROOT)?, environment)
 }
 
 /// The configuration file that was named or found, or nothing.
@@ -751,7 +751,10 @@ fn source(file: Option<&Path>, environment: &Environment) -> Result<(Option<Path
 }
 
 /// The addresses, and whether they are the default ones.
-fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<(Vec<Listen>, bool), ConfigError> {
+fn read_listen(
+    root: &TableReader<'_>,
+    environment: &Environment,
+) -> Result<(Vec<Listen>, bool), ConfigError> {
     let mut listen = Vec::new();
     for entry in root.strings("listen")?.unwrap_or_default() {
         listen.push(parse::listen(&entry.string()?).map_err(|message| entry.error(message))?);
@@ -767,7 +770,7 @@ fn read_listen(root: &Reader<'_>, environment: &Environment) -> Result<(Vec<List
     Ok((listen, is_default))
 }
 
-fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {
+fn read_state_dir(root: &TableReader<'_>, environment: &Environment) -> Result<PathBuf, ConfigError> {
     let from_file = root.parsed("state_dir", parse::directory)?.filter(|dir| !dir.as_os_str().is_empty());
     let given = environment.var("CNBLOGS_PROXY_STATE_DIR").map(parse::directory).transpose();
     let given = given.map_err(|message| ConfigError::at("CNBLOGS_PROXY_STATE_DIR", "", message))?;
@@ -779,7 +782,7 @@ fn read_state_dir(root: &Reader<'_>, environment: &Environment) -> Result<PathBu
         .map_err(|error| ConfigError::at("", "state_dir", format!("can't be made absolute: {error}")))
 }
 
-fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
+fn read_limits(root: &TableReader<'_>) -> Result<Limits, ConfigError> {
     let Some(table) = root.table("limits", LIMITS)? else { return Ok(Limits::default()) };
     let default = Limits::default();
     let time = |key, default| table.parsed(key, parse::duration).map(|given| given.unwrap_or(default));
@@ -813,7 +816,7 @@ fn read_limits(root: &Reader<'_>) -> Result<Limits, ConfigError> {
     Ok(limits)
 }
 
-fn read_notify(root: &Reader<'_>) -> Result<Notify, ConfigError> {
+fn read_notify(root: &TableReader<'_>) -> Result<Notify, ConfigError> {
     let Some(table) = root.table("notify", NOTIFY)? else { return Ok(Notify::default()) };
     let entries = table.strings("command")?.unwrap_or_default();
     let command: Result<_, _> = entries.iter().map(Entry::string).collect();
@@ -821,7 +824,7 @@ fn read_notify(root: &Reader<'_>) -> Result<Notify, ConfigError> {
 }
 
 /// The tracing filter, from the environment or the file.
-fn read_log(root: &Reader<'_>, environment: &Environment) -> Result<String, ConfigError> {
+fn read_log(root: &TableReader<'_>, environment: &Environment) -> Result<String, ConfigError> {
     let from_file = root.parsed("log", parse::filter)?;
     let from_environment = environment.var("CNBLOGS_PROXY_LOG").map(parse::filter).transpose();
     let from_environment =

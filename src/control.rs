@@ -36,7 +36,7 @@ use crate::problem::{Code, Problem};
 use crate::session::{AskError, LoginOutcome, NoToken, Session, State as AccountState};
 use crate::token::{At, Moment, now};
 use login::{Logins, Reason, Rejected};
-use pages::{Language, LoginPage, Overview, Reader};
+use pages::{Language, LoginPage, Overview, Viewer};
 
 /// A pasted address has some 1,500 bytes.
 const LARGEST_FORM: usize = 64 * 1024;
@@ -80,7 +80,7 @@ pub type Outcome = Result<String, String>;
 /// Where a reload is asked for.
 pub type Reloads = mpsc::Sender<oneshot::Sender<Outcome>>;
 
-type Shared = State<Arc<Control>>;
+type ControlState = State<Arc<Control>>;
 
 impl Control {
     /// Control routes over these sessions, to which `routes` lead. `listening` is what the daemon is bound to; `workers`
@@ -160,11 +160,11 @@ impl Control {
     }
 
     /// The login page of an account. The page's script asks in `query` for the `state` of a login.
-    fn login_page(&self, reader: Reader, session: &Session, query: Option<&str>) -> Html<String> {
+    fn login_page(&self, viewer: Viewer, session: &Session, query: Option<&str>) -> Html<String> {
         let account = session.account();
         let source = session.source();
         let Some((oauth, login)) = source.login() else {
-            return pages::no_login_needed(reader, account);
+            return pages::no_login_needed(viewer, account);
         };
         let redirect_uri = &login.redirect_uri.url;
         let authorization_url = oauth.client().endpoints.authorization.url().map(|url| {
@@ -190,7 +190,7 @@ impl Control {
             asked: state.as_deref().map(|state| (state, self.logins.look(state))),
             secret: &self.page_secret(),
         };
-        pages::login(reader, &page)
+        pages::login(viewer, &page)
     }
 
     fn session(&self, account: &str) -> Result<&Session, Problem> {
@@ -260,37 +260,37 @@ pub fn is_probe(path: &str) -> bool {
 
 // --- pages -----------------------------------------------------------------------------------------------
 
-async fn status_page(State(control): Shared, fields: HeaderMap) -> Response {
-    pages::status(reader(&fields), &control.overview()).into_response()
+async fn status_page(State(control): ControlState, fields: HeaderMap) -> Response {
+    pages::status(viewer(&fields), &control.overview()).into_response()
 }
 
-async fn login_page(State(control): Shared, fields: HeaderMap, RawQuery(query): RawQuery) -> Response {
+async fn login_page(State(control): ControlState, fields: HeaderMap, RawQuery(query): RawQuery) -> Response {
     let sessions: Vec<_> = control.logins.accounts().filter_map(|name| control.sessions.get(name)).collect();
     if let [only] = sessions.as_slice() {
-        return control.login_page(reader(&fields), only, query.as_deref()).into_response();
+        return control.login_page(viewer(&fields), only, query.as_deref()).into_response();
     }
     let states: Vec<_> = sessions.iter().map(|session| (session.account(), session.status().state)).collect();
-    pages::choose(reader(&fields), &states).into_response()
+    pages::choose(viewer(&fields), &states).into_response()
 }
 
 async fn account_page(
-    State(control): Shared,
+    State(control): ControlState,
     Path(account): Path<String>,
     fields: HeaderMap,
     RawQuery(query): RawQuery,
-) -> Result<Response, Answer> {
+) -> Result<Response, ProblemResponse> {
     let session = control.session(&account)?;
-    Ok(control.login_page(reader(&fields), session, query.as_deref()).into_response())
+    Ok(control.login_page(viewer(&fields), session, query.as_deref()).into_response())
 }
 
 // --- login -----------------------------------------------------------------------------------------------
 
 async fn start(
-    State(control): Shared,
+    State(control): ControlState,
     Path(account): Path<String>,
     fields: HeaderMap,
-    Form(form): Form,
-) -> Result<Response, Answer> {
+    FormBody(form): FormBody,
+) -> Result<Response, ProblemResponse> {
     control.asked(&account, &fields, &form)?;
     let url = match control.logins.start(&account).await {
         Ok(url) => url,
@@ -298,7 +298,7 @@ async fn start(
             let is_for_now = why.reason == Reason::Server;
             let code = if is_for_now { Code::TokenUnavailable } else { Code::NotFound };
             if wants_html(&fields) {
-                return Ok((code.status(), pages::failed(reader(&fields), &account, &why)).into_response());
+                return Ok((code.status(), pages::failed(viewer(&fields), &account, &why)).into_response());
             }
             return Err(Problem::new(code, why.words).into());
         }
@@ -308,11 +308,11 @@ async fn start(
 }
 
 async fn paste(
-    State(control): Shared,
+    State(control): ControlState,
     Path(account): Path<String>,
     fields: HeaderMap,
-    Form(form): Form,
-) -> Result<Response, Answer> {
+    FormBody(form): FormBody,
+) -> Result<Response, ProblemResponse> {
     let session = control.asked(&account, &fields, &form)?;
     if let Some(answer) = field(&form, "answer") {
         let id = field(&form, "confirm").unwrap_or_default();
@@ -330,7 +330,7 @@ async fn paste(
 }
 
 async fn callback_by_get(
-    State(control): Shared,
+    State(control): ControlState,
     method: Method,
     fields: HeaderMap,
     RawQuery(query): RawQuery,
@@ -343,11 +343,15 @@ async fn callback_by_get(
     let is_answer = |query: &String| form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name != "iss");
     match query.filter(is_answer) {
         Some(query) => finish_brought(&control, &fields, &query).await,
-        None => pages::fragment(reader(&fields)).into_response(),
+        None => pages::fragment(viewer(&fields)).into_response(),
     }
 }
 
-async fn callback_by_post(State(control): Shared, fields: HeaderMap, Form(form): Form) -> Response {
+async fn callback_by_post(
+    State(control): ControlState,
+    fields: HeaderMap,
+    FormBody(form): FormBody,
+) -> Response {
     finish_brought(&control, &fields, &form).await
 }
 
@@ -373,42 +377,42 @@ fn told(
             Err(why) => problem(Problem::new(Code::BadRequest, why.words)),
         };
     }
-    let reader = reader(fields);
+    let viewer = viewer(fields);
     let page = match outcome {
         Ok(LoginOutcome::Done(done)) => {
-            pages::logged_in(reader, account, &done, &here(fields), &control.sample_call(account, fields))
+            pages::logged_in(viewer, account, &done, &here(fields), &control.sample_call(account, fields))
         }
         Ok(LoginOutcome::NeedsConfirmation(asked)) => {
-            pages::confirm(reader, account, &asked, &control.page_secret())
+            pages::confirm(viewer, account, &asked, &control.page_secret())
         }
-        Ok(LoginOutcome::Declined) => pages::declined(reader, account),
-        Err(why) => pages::failed(reader, account, &why),
+        Ok(LoginOutcome::Declined) => pages::declined(viewer, account),
+        Err(why) => pages::failed(viewer, account, &why),
     };
     (status, page).into_response()
 }
 
 // --- for scripts and supervisors -------------------------------------------------------------------------
 
-async fn status(State(control): Shared) -> Response {
+async fn status(State(control): ControlState) -> Response {
     axum_json(&control.status()).into_response()
 }
 
 async fn refresh(
-    State(control): Shared,
+    State(control): ControlState,
     Path(account): Path<String>,
     fields: HeaderMap,
-    Form(form): Form,
-) -> Result<Response, Answer> {
+    FormBody(form): FormBody,
+) -> Result<Response, ProblemResponse> {
     let outcome = control.asked(&account, &fields, &form)?.refresh().await.map(|()| None);
     changed(&fields, outcome, "refreshed", "changed.failed.refresh")
 }
 
 async fn logout(
-    State(control): Shared,
+    State(control): ControlState,
     Path(account): Path<String>,
     fields: HeaderMap,
-    Form(form): Form,
-) -> Result<Response, Answer> {
+    FormBody(form): FormBody,
+) -> Result<Response, ProblemResponse> {
     control.posted_from_our_page(&fields, &form)?;
     let outcome = match control.sessions.get(&account) {
         Some(session) => session.log_out().await,
@@ -423,7 +427,7 @@ fn changed(
     outcome: Result<Option<String>, AskError>,
     done: &str,
     not_done: &str,
-) -> Result<Response, Answer> {
+) -> Result<Response, ProblemResponse> {
     let code = match &outcome {
         Ok(_) if wants_html(fields) => {
             return Ok((StatusCode::SEE_OTHER, [(LOCATION, "/-/")]).into_response());
@@ -437,13 +441,16 @@ fn changed(
     };
     let words = outcome.err().map(|error| error.to_string()).unwrap_or_default();
     if wants_html(fields) {
-        let page = pages::not_changed(reader(fields), not_done, &words);
+        let page = pages::not_changed(viewer(fields), not_done, &words);
         return Ok((code.status(), page).into_response());
     }
     Err(Problem::new(code, words).into())
 }
 
-async fn access_token(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
+async fn access_token(
+    State(control): ControlState,
+    Path(account): Path<String>,
+) -> Result<Response, ProblemResponse> {
     let session = control.session(&account)?;
     let token = session.token(TOKEN_WAIT).await.map_err(|reason| match reason {
         NoToken::LoginRequired => Problem::new(Code::LoginRequired, "a person has to log in"),
@@ -452,7 +459,7 @@ async fn access_token(State(control): Shared, Path(account): Path<String>) -> Re
     Ok(([(CONTENT_TYPE, "text/plain")], token.access_token().to_vec()).into_response())
 }
 
-async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
+async fn reload(State(reloads): State<Reloads>) -> Result<Response, ProblemResponse> {
     let (asker, outcome) = oneshot::channel();
     // Without a receiver, the asker is dropped, and no outcome comes.
     let _asked = reloads.send(asker).await;
@@ -462,7 +469,7 @@ async fn reload(State(reloads): State<Reloads>) -> Result<Response, Answer> {
     }
 }
 
-async fn rekey(State(control): Shared) -> Response {
+async fn rekey(State(control): ControlState) -> Response {
     in_words(control.logins.rekey().await)
 }
 
@@ -474,7 +481,7 @@ fn in_words(outcome: Outcome) -> Response {
     }
 }
 
-async fn healthz(State(control): Shared) -> Response {
+async fn healthz(State(control): ControlState) -> Response {
     match control.stuck() {
         None => axum_json(&json!({ "status": "ok" })).into_response(),
         Some(detail) => {
@@ -484,7 +491,7 @@ async fn healthz(State(control): Shared) -> Response {
     }
 }
 
-async fn readyz(State(control): Shared) -> Response {
+async fn readyz(State(control): ControlState) -> Response {
     if control.stuck().is_some() {
         return healthz(State(control)).await;
     }
@@ -492,7 +499,10 @@ async fn readyz(State(control): Shared) -> Response {
     ready(required.filter(|session| !session.is_ready()))
 }
 
-async fn readyz_of(State(control): Shared, Path(account): Path<String>) -> Result<Response, Answer> {
+async fn readyz_of(
+    State(control): ControlState,
+    Path(account): Path<String>,
+) -> Result<Response, ProblemResponse> {
     let session = control.session(&account)?;
     Ok(ready(Some(session).filter(|session| !session.is_ready()).into_iter()))
 }
@@ -543,12 +553,12 @@ impl Control {
 }
 
 /// The body of a POST, as text: bounded in size and time.
-struct Form(String);
+struct FormBody(String);
 
-impl<S: Sync> FromRequest<S> for Form {
-    type Rejection = Answer;
+impl<S: Sync> FromRequest<S> for FormBody {
+    type Rejection = ProblemResponse;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Answer> {
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ProblemResponse> {
         let malformed = |detail: &str| Problem::new(Code::BadRequest, detail).closing();
         let body = Limited::new(request.into_body(), LARGEST_FORM).collect();
         let body = tokio::time::timeout(FORM_WITHIN, body).await;
@@ -560,15 +570,15 @@ impl<S: Sync> FromRequest<S> for Form {
 }
 
 /// A problem as an axum answer.
-struct Answer(Box<Response>);
+struct ProblemResponse(Box<Response>);
 
-impl From<Problem> for Answer {
+impl From<Problem> for ProblemResponse {
     fn from(from: Problem) -> Self {
         Self(Box::new(problem(from)))
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for ProblemResponse {
     fn into_response(self) -> Response {
         *self.0
     }
@@ -639,8 +649,8 @@ fn is_browser(fields: &HeaderMap) -> bool {
     reads_a_language || wants_html(fields) || origin.iter().any(|name| fields.contains_key(name))
 }
 
-fn reader(fields: &HeaderMap) -> Reader {
-    Reader { language: Language::asked_for(fields), now: At(now().wall_ms()) }
+fn viewer(fields: &HeaderMap) -> Viewer {
+    Viewer { language: Language::asked_for(fields), now: At(now().wall_ms()) }
 }
 
 /// Where programs call, as whoever reads the answer does.

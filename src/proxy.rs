@@ -44,7 +44,7 @@ const REST_OF_BODY: Duration = Duration::from_secs(10);
 const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
 /// What all workers share.
-pub struct Shared {
+pub struct ProxyState {
     /// Who is admitted; replaced as a whole when keys are re-read.
     pub guard: ArcSwap<Guard>,
     /// One for each route.
@@ -61,7 +61,7 @@ pub struct Shared {
 
 /// One worker's forwarder.
 pub struct Proxy {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     counters: Arc<Counters>,
     clients: Vec<Client>,
     by_prefix: HashMap<String, usize>,
@@ -90,7 +90,7 @@ enum Source {
 
 impl Proxy {
     /// A worker's own connections and counters over what all workers share; within its runtime.
-    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
+    pub fn new(shared: Arc<ProxyState>, counters: Arc<Counters>) -> Self {
         let network = Arc::new(Network::new());
         let client = |endpoint: &Arc<Endpoint>| {
             Client::new(Arc::clone(endpoint), Arc::clone(&counters), Arc::clone(&network))

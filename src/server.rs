@@ -238,10 +238,10 @@ fn shared(
     sessions: &BTreeMap<String, Session>,
     metrics: Arc<Metrics>,
     listening: Vec<Listen>,
-) -> anyhow::Result<proxy::Shared> {
+) -> anyhow::Result<proxy::ProxyState> {
     let endpoint = |route| Endpoint::new(route, config.limits, listening.clone()).map(Arc::new);
     let endpoints: Result<Vec<_>, _> = config.routes.iter().map(endpoint).collect();
-    Ok(proxy::Shared {
+    Ok(proxy::ProxyState {
         guard: ArcSwap::from_pointee(Guard::new(config)),
         endpoints: endpoints?,
         sessions: config.routes.iter().map(|route| sessions[&route.account].clone()).collect(),
@@ -254,7 +254,7 @@ fn shared(
 fn start_workers(
     heartbeats: Vec<Arc<Heartbeat>>,
     bound: &[Bound],
-    shared: &Arc<proxy::Shared>,
+    shared: &Arc<proxy::ProxyState>,
     local: &Router,
     stop: &CancellationToken,
 ) -> anyhow::Result<mpsc::Receiver<()>> {
@@ -291,7 +291,7 @@ async fn attend(
     askers: &mut mpsc::Receiver<oneshot::Sender<control::Outcome>>,
     reloads: &mut Reloads,
     supervisor: &mut Supervisor,
-    shared: &proxy::Shared,
+    shared: &proxy::ProxyState,
     control: &Control,
 ) {
     let mut heartbeat = supervisor.heartbeat();

@@ -40,7 +40,7 @@ const DEAD_AFTER_REFUSALS: u32 = 3;
 /// The live token of one account. Cheap to clone.
 #[derive(Clone)]
 pub struct Session {
-    shared: Arc<Shared>,
+    shared: Arc<SessionState>,
 }
 
 /// Why there is no token for a request.
@@ -176,7 +176,7 @@ pub struct Confirmation {
     pub new: Option<String>,
 }
 
-struct Shared {
+struct SessionState {
     account: String,
     clock: Clock,
     source: ArcSwap<TokenSource>,
@@ -263,7 +263,7 @@ pub fn start(
 ) -> (Session, JoinHandle<()>) {
     let status = Arc::new(keeper::first_status(&source.account));
     let first = Published { tries: 0, turned_down: 0, retry_in: Duration::ZERO, at: clock.now(), status };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SessionState {
         account: source.account.name.clone(),
         clock,
         source: ArcSwap::from_pointee(source),

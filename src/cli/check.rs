@@ -12,7 +12,7 @@ use super::daemon::Daemon;
 use super::status_line::about;
 use super::{Exit, Failure, say};
 use crate::config::{
-    Account, Address, Callers, Client, Config, Endpoints, Environment, HttpProxy, Key, Route, User,
+    Account, Address, CallerKey, Callers, Client, Config, Endpoints, Environment, HttpProxy, Route, User,
 };
 use crate::store::{self, SealKeys};
 
@@ -151,7 +151,7 @@ fn through(proxy: Option<&HttpProxy>) -> String {
     format!(", through {}{}", server.origin(), auth.unwrap_or_default())
 }
 
-fn words_for_key(key: &Key) -> String {
+fn words_for_key(key: &CallerKey) -> String {
     let list = |what: &str, items: Option<String>| {
         items.map(|items| format!(", {what} {items}")).unwrap_or_default()
     };

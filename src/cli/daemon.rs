@@ -36,7 +36,7 @@ pub(super) struct Daemon {
 }
 
 /// What it answered.
-pub(super) struct Answer {
+pub(super) struct DaemonAnswer {
     pub(super) status: StatusCode,
     pub(super) location: Option<String>,
     pub(super) body: Bytes,
@@ -83,20 +83,20 @@ impl Daemon {
         Ok(accounts.into_iter().flat_map(|accounts| accounts.keys().cloned()).collect())
     }
 
-    pub(super) fn get(&self, path: &str) -> Result<Answer, Failure> {
+    pub(super) fn get(&self, path: &str) -> Result<DaemonAnswer, Failure> {
         self.call(Method::GET, path, &[])
     }
 
-    pub(super) fn post(&self, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
+    pub(super) fn post(&self, path: &str, form: &[(&str, &str)]) -> Result<DaemonAnswer, Failure> {
         self.call(Method::POST, path, form)
     }
 
     /// A GET through every listener, as callers ask. Returns the first answer that is no success, or the last one.
-    pub(super) fn ask_listeners(&self, path: &str) -> Result<Answer, Failure> {
+    pub(super) fn ask_listeners(&self, path: &str) -> Result<DaemonAnswer, Failure> {
         self.runtime.block_on(self.ask_each(path)).map_err(|error| Failure::of(&error))
     }
 
-    async fn ask_each(&self, path: &str) -> anyhow::Result<Answer> {
+    async fn ask_each(&self, path: &str) -> anyhow::Result<DaemonAnswer> {
         let status =
             within("its own socket", ask_socket(&self.path, request(Method::GET, "/-/status", &[]))).await?;
         let listening = status.json()["listening"].take();
@@ -112,7 +112,7 @@ impl Daemon {
         answer.context("the daemon does not say where it listens")
     }
 
-    fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Answer, Failure> {
+    fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<DaemonAnswer, Failure> {
         let asking = ask_socket(&self.path, request(method, path, form));
         self.runtime.block_on(asking).map_err(|error| Failure::of(&error))
     }
@@ -139,8 +139,8 @@ pub(super) fn request(method: Method, path: &str, form: &[(&str, &str)]) -> Requ
 
 async fn within(
     listener: &str,
-    asking: impl Future<Output = anyhow::Result<Answer>>,
-) -> anyhow::Result<Answer> {
+    asking: impl Future<Output = anyhow::Result<DaemonAnswer>>,
+) -> anyhow::Result<DaemonAnswer> {
     let asked = in_time(ANSWERS_WITHIN, asking).await;
     asked.with_context(|| format!("the daemon can't be used through {listener}"))
 }
@@ -155,7 +155,7 @@ pub(super) async fn in_time<T>(
 }
 
 /// Asks through the daemon's own socket.
-async fn ask_socket(path: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+async fn ask_socket(path: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<DaemonAnswer> {
     let limit = if *request.method() == Method::GET { READS_WITHIN } else { CHANGES_WITHIN };
     let asking = async {
         let stream = UnixStream::connect(path).await.context("the daemon is not running any more")?;
@@ -165,7 +165,7 @@ async fn ask_socket(path: &Path, request: Request<Full<Bytes>>) -> anyhow::Resul
 }
 
 /// Asks through a listener as it is written in the status document.
-async fn ask(listener: &str, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+async fn ask(listener: &str, request: Request<Full<Bytes>>) -> anyhow::Result<DaemonAnswer> {
     if let Some(path) = listener.strip_prefix("unix:") {
         return exchange(UnixStream::connect(path).await?, request).await;
     }
@@ -182,7 +182,7 @@ async fn ask(listener: &str, request: Request<Full<Bytes>>) -> anyhow::Result<An
 pub(super) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Full<Bytes>>,
-) -> anyhow::Result<Answer> {
+) -> anyhow::Result<DaemonAnswer> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Takes the sender, so that the connection ends with the answer.
     let asking = async move {
@@ -191,14 +191,14 @@ pub(super) async fn exchange(
         let body = Limited::new(body, LARGEST_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        anyhow::Ok(Answer { status: parts.status, location, body })
+        anyhow::Ok(DaemonAnswer { status: parts.status, location, body })
     };
     let (answer, closed) = tokio::join!(asking, connection);
     closed?;
     answer
 }
 
-impl Answer {
+impl DaemonAnswer {
     pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }

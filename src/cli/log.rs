@@ -40,7 +40,7 @@ pub(super) fn start(
     common: &Common,
     environment: &Environment,
 ) -> Result<(LogFilter, Log), Failure> {
-    let form = Form::of(config, environment);
+    let form = LineFormat::of(config, environment);
     let direct = tracing_subscriber::registry().with(LevelFilter::WARN).with(lines(form, stderr));
     let (queue, writer) = Queue::to_stderr(Dispatch::new(direct));
     let repeats = Arc::<Repeats>::default();
@@ -63,11 +63,11 @@ pub(super) fn start_quiet(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let filter = if common.log.is_some() { filter(config, common)? } else { EnvFilter::new(WITHOUT_EVENTS) };
-    let _filter = start_with(filter, Form::of(config, environment), stderr, None);
+    let _filter = start_with(filter, LineFormat::of(config, environment), stderr, None);
     Ok(())
 }
 
-fn start_with<W>(filter: EnvFilter, form: Form, writer: W, repeats: Option<Arc<Repeats>>) -> LogFilter
+fn start_with<W>(filter: EnvFilter, form: LineFormat, writer: W, repeats: Option<Arc<Repeats>>) -> LogFilter
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -80,13 +80,13 @@ where
 
 /// How a line looks.
 #[derive(Clone, Copy)]
-enum Form {
+enum LineFormat {
     Json,
     Journal,
     Text { is_coloured: bool },
 }
 
-impl Form {
+impl LineFormat {
     fn of(config: &Config, environment: &Environment) -> Self {
         match config.log_format {
             LogFormat::Json => Self::Json,
@@ -97,20 +97,20 @@ impl Form {
     }
 }
 
-fn lines<S, W>(form: Form, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S, W>(form: LineFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match form {
-        Form::Json => lines.json().flatten_event(true).boxed(),
-        Form::Journal => {
+        LineFormat::Json => lines.json().flatten_event(true).boxed(),
+        LineFormat::Journal => {
             let format =
                 Journal(Format::default().compact().without_time().with_ansi(false).with_target(false));
             lines.event_format(format).with_ansi(false).boxed()
         }
-        Form::Text { is_coloured } => {
+        LineFormat::Text { is_coloured } => {
             let format: Format<Compact, SystemTime> = Format::default().compact().with_target(false);
             lines.event_format(format).with_ansi(is_coloured).boxed()
         }

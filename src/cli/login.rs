@@ -16,7 +16,7 @@ use crate::server::Accounts;
 use terminal::Terminal;
 
 /// Where the login takes place: in the running daemon, or here.
-enum Place {
+enum LoginAt {
     Daemon(Daemon),
     Here(Runtime, Box<Accounts>),
 }
@@ -46,19 +46,19 @@ pub(super) fn login(
 ) -> Result<Exit, Failure> {
     let language = Language::of_locale(environment);
     let place = match doer {
-        Doer::Daemon(daemon) => Place::Daemon(daemon),
+        Doer::Daemon(daemon) => LoginAt::Daemon(daemon),
         Doer::Here(config) => {
             log::start_quiet(&config, common, environment)?;
             let (runtime, accounts) = open(&config)?;
-            Place::Here(runtime, Box::new(accounts))
+            LoginAt::Here(runtime, Box::new(accounts))
         }
     };
     let outcome = place.begin(account).and_then(|begun| match &place {
-        Place::Daemon(_) if is_local(&begun.redirect_uri) => Ok(come_back(&begun.url, language)),
+        LoginAt::Daemon(_) if is_local(&begun.redirect_uri) => Ok(come_back(&begun.url, language)),
         _ if begun.response_mode == ResponseMode::FormPost => Err(nothing_to_paste(account, &begun)),
         _ => converse(&place, account, &begun, language, environment),
     });
-    if let Place::Here(runtime, accounts) = place {
+    if let LoginAt::Here(runtime, accounts) = place {
         runtime.block_on(accounts.close());
     }
     outcome
@@ -111,7 +111,7 @@ fn missing_secret(account: &str) -> Failure {
 }
 
 fn converse(
-    place: &Place,
+    place: &LoginAt,
     account: &str,
     begun: &Begun,
     language: Language,
@@ -165,7 +165,7 @@ fn ask(url: &str, mark: char, language: Language) {
 }
 
 fn settle(
-    place: &Place,
+    place: &LoginAt,
     account: &str,
     outcome: &Value,
     terminal: &mut Terminal,
@@ -267,7 +267,7 @@ impl Begun {
     }
 }
 
-impl Place {
+impl LoginAt {
     fn begin(&self, account: &str) -> Result<Begun, Failure> {
         let url = match self {
             Self::Daemon(daemon) => {

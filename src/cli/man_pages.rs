@@ -22,11 +22,11 @@ pub(super) enum Page {
 /// What stands in front of keys: their table, and what is said of it.
 enum Part<'a> {
     Table { header: &'a str, words: Vec<&'a str> },
-    Keys { keys: Vec<Key<'a>>, words: Vec<&'a str> },
+    Keys { keys: Vec<KeyEntry<'a>>, words: Vec<&'a str> },
 }
 
 #[derive(Clone, Copy)]
-struct Key<'a> {
+struct KeyEntry<'a> {
     name: &'a str,
     value: &'a str,
     is_example: bool,
@@ -137,7 +137,7 @@ fn of_file(file: &str) -> Roff {
     roff
 }
 
-fn explain(roff: &mut Roff, keys: &[Key<'_>], words: &[&str]) {
+fn explain(roff: &mut Roff, keys: &[KeyEntry<'_>], words: &[&str]) {
     for (index, key) in keys.iter().enumerate() {
         roff.control(if index == 0 { "TP" } else { "TQ" }, []);
         let remark = if key.is_example { "   (an example; not set by default)" } else { "" };
@@ -175,7 +175,7 @@ fn parts(text: &str) -> Vec<Part<'_>> {
         } else if bare.starts_with('[') {
             parts.push(Part::Table { header: bare, words: std::mem::take(&mut words) });
         } else if let Some((name, value)) = bare.split_once(" = ") {
-            let key = Key { name, value, is_example };
+            let key = KeyEntry { name, value, is_example };
             match parts.last_mut() {
                 Some(Part::Keys { keys, .. }) if words.is_empty() => keys.push(key),
                 _ => parts.push(Part::Keys { keys: vec![key], words: std::mem::take(&mut words) }),

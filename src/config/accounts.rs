@@ -9,7 +9,7 @@ use url::Url;
 
 use super::files::{ca_file, secret, secret_file};
 use super::http_proxy;
-use super::reader::{Known, Reader};
+use super::reader::{Known, TableReader};
 use super::{
     Account, Address, BrowserLogin, Client, ClientAuth, ConfigError, Endpoints, Environment, Grant,
     GrantType, HttpProxy, Identity, ResponseMode, ResponseType, Route, Secret, parse,
@@ -50,7 +50,7 @@ pub(super) const ENDPOINTS: [&str; 4] = ["authorization_url", "token_url", "revo
 const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(super) fn read(
-    root: &Reader<'_>,
+    root: &TableReader<'_>,
     environment: &Environment,
     file: Option<&Path>,
 ) -> Result<BTreeMap<String, Account>, ConfigError> {
@@ -112,11 +112,15 @@ fn from_environment(environment: &Environment, alone: bool) -> Result<Option<Acc
     }
     let empty = toml::de::DeTable::new();
     let source = super::Source::new(Path::new("(environment)"), String::new());
-    let table = Reader::new(&source, format!("account.{MAIN}"), None, &empty, ACCOUNT)?;
+    let table = TableReader::new(&source, format!("account.{MAIN}"), None, &empty, ACCOUNT)?;
     read_account(MAIN, &table, environment).map(Some)
 }
 
-fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Result<Account, ConfigError> {
+fn read_account(
+    name: &str,
+    table: &TableReader<'_>,
+    environment: &Environment,
+) -> Result<Account, ConfigError> {
     let own = (name == MAIN).then_some(environment);
     let grant_type = read_grant_type(table, own, environment)?;
     let secret = read_secret(grant_type, table, own, environment)?;
@@ -158,7 +162,7 @@ fn read_account(name: &str, table: &Reader<'_>, environment: &Environment) -> Re
 }
 
 fn read_login(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     client_auth: ClientAuth,
     endpoints: &Endpoints,
 ) -> Result<BrowserLogin, ConfigError> {
@@ -183,7 +187,7 @@ fn read_login(
 }
 
 fn read_grant_type(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     own: Option<&Environment>,
     environment: &Environment,
 ) -> Result<GrantType, ConfigError> {
@@ -211,7 +215,7 @@ fn read_grant_type(
 
 fn read_secret(
     grant: GrantType,
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     own: Option<&Environment>,
     environment: &Environment,
 ) -> Result<Secret, ConfigError> {
@@ -259,7 +263,7 @@ fn read_secret(
     Ok(found)
 }
 
-fn read_response(table: &Reader<'_>) -> Result<(ResponseType, ResponseMode), ConfigError> {
+fn read_response(table: &TableReader<'_>) -> Result<(ResponseType, ResponseMode), ConfigError> {
     let response_type = table.parsed("response_type", |text| match text {
         "code id_token" | "id_token code" => Ok(ResponseType::Hybrid),
         "code" => Ok(ResponseType::Code),
@@ -280,7 +284,7 @@ fn read_response(table: &Reader<'_>) -> Result<(ResponseType, ResponseMode), Con
     Ok((response_type, response_mode.unwrap_or(default)))
 }
 
-fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
+fn read_refresh_at(table: &TableReader<'_>) -> Result<f64, ConfigError> {
     let Some(entry) = table.entry("refresh_at") else { return Ok(0.5) };
     let fraction = entry.fraction()?;
     if (0.01..=0.95).contains(&fraction) {
@@ -290,7 +294,7 @@ fn read_refresh_at(table: &Reader<'_>) -> Result<f64, ConfigError> {
     }
 }
 
-fn read_proxy(table: &Reader<'_>, grant: GrantType) -> Result<Option<HttpProxy>, ConfigError> {
+fn read_proxy(table: &TableReader<'_>, grant: GrantType) -> Result<Option<HttpProxy>, ConfigError> {
     let proxy = http_proxy::read(table)?;
     if proxy.is_some() && grant == GrantType::PersonalAccessToken {
         let message = format!("does not go with grant = \"{}\"", grant.as_str());
@@ -301,7 +305,7 @@ fn read_proxy(table: &Reader<'_>, grant: GrantType) -> Result<Option<HttpProxy>,
     Ok(proxy)
 }
 
-fn read_expires(table: &Reader<'_>, grant: GrantType) -> Result<Option<i64>, ConfigError> {
+fn read_expires(table: &TableReader<'_>, grant: GrantType) -> Result<Option<i64>, ConfigError> {
     let expires_at_ms = table.parsed("expires", parse::end_of_day)?;
     if expires_at_ms.is_some() && grant != GrantType::PersonalAccessToken {
         return Err(table.error_at("expires", format!("does not go with grant = \"{}\"", grant.as_str())));
@@ -312,7 +316,7 @@ fn read_expires(table: &Reader<'_>, grant: GrantType) -> Result<Option<i64>, Con
 /// The endpoints, all from one place: Cnblogs', the issuer's, or as they are written. What is not written never comes
 /// from Cnblogs beside endpoints elsewhere: tokens and secret of another server would be sent there.
 fn read_endpoints(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     grant: GrantType,
     issuer: Option<&str>,
 ) -> Result<Endpoints, ConfigError> {
@@ -349,7 +353,7 @@ fn read_endpoints(
 }
 
 fn come_from_one_place(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     endpoints: &Endpoints,
     issuer: Option<&str>,
     missing: &[&str],
@@ -379,7 +383,7 @@ fn come_from_one_place(
 
 /// None when it is not written; none inside when nobody is to be asked.
 fn read_client_auth(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     grant: GrantType,
     secret: &Secret,
 ) -> Result<ClientAuth, ConfigError> {
@@ -401,7 +405,7 @@ fn read_client_auth(
     }
 }
 
-fn read_pkce(table: &Reader<'_>, client_auth: ClientAuth) -> Result<bool, ConfigError> {
+fn read_pkce(table: &TableReader<'_>, client_auth: ClientAuth) -> Result<bool, ConfigError> {
     let pkce = table.parsed("pkce", |text| match text {
         "S256" => Ok(true),
         "off" if client_auth == ClientAuth::None => {

@@ -6,14 +6,14 @@ use http::Method;
 use secrecy::ExposeSecret;
 
 use super::files::secret_file;
-use super::reader::{Entry, Known, Reader, Source};
-use super::{Callers, ConfigError, Environment, Key, Listen, Route, User, parse, users};
+use super::reader::{Entry, Known, Source, TableReader};
+use super::{CallerKey, Callers, ConfigError, Environment, Listen, Route, User, parse, users};
 
 pub(super) const CALLERS: Known = &["users", "hosts", "allowed_origins", "allow_remote", "key"];
 pub(super) const KEY: Known = &["name", "file", "methods", "paths", "routes"];
 
 pub(super) fn read(
-    root: &Reader<'_>,
+    root: &TableReader<'_>,
     environment: &Environment,
     listen: &[Listen],
     routes: &[Route],
@@ -22,7 +22,7 @@ pub(super) fn read(
     let source = Source::new(Path::new(""), String::new());
     let table = match root.table("callers", CALLERS)? {
         Some(table) => table,
-        None => Reader::new(&source, "callers".to_owned(), None, &empty, CALLERS)?,
+        None => TableReader::new(&source, "callers".to_owned(), None, &empty, CALLERS)?,
     };
 
     let mut users = Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn read(
         allowed_origins.push(parse::origin(&entry.string()?).map_err(|message| entry.error(message))?);
     }
     let allow_remote = table.entry("allow_remote").map(|entry| entry.boolean()).transpose()?.unwrap_or(false);
-    let mut keys: Vec<Key> = Vec::new();
+    let mut keys: Vec<CallerKey> = Vec::new();
     for key_table in table.tables("key", KEY)? {
         let key = read_key(&key_table, routes)?;
         if keys.iter().any(|other| other.name == key.name) {
@@ -66,7 +66,7 @@ pub(super) fn read(
     Ok(Callers { users, hosts, allowed_origins, allow_remote, keys })
 }
 
-fn remote_error(root: &Reader<'_>, index: usize, environment: &Environment) -> ConfigError {
+fn remote_error(root: &TableReader<'_>, index: usize, environment: &Environment) -> ConfigError {
     let message = "can be reached by other machines";
     if environment.var("CNBLOGS_PROXY_LISTEN").is_some() {
         return ConfigError::at("CNBLOGS_PROXY_LISTEN", "", message.to_owned());
@@ -105,7 +105,7 @@ fn read_host(entry: &Entry<'_>) -> Result<(String, Option<u16>), ConfigError> {
     Ok((authority.host().to_owned(), port))
 }
 
-fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
+fn read_key(table: &TableReader<'_>, routes: &[Route]) -> Result<CallerKey, ConfigError> {
     let name = table.string("name")?.ok_or_else(|| table.error("a key needs a `name`"))?;
     let secret = table.parsed("file", |path| secret_file(Path::new(path)))?;
     let secret = secret.ok_or_else(|| table.error("a key needs a `file` that holds it"))?;
@@ -131,7 +131,7 @@ fn read_key(table: &Reader<'_>, routes: &[Route]) -> Result<Key, ConfigError> {
         entries.iter().map(route).collect::<Result<Vec<_>, _>>()
     });
     let (methods, paths, allowed) = (methods.transpose()?, paths.transpose()?, allowed.transpose()?);
-    Ok(Key {
+    Ok(CallerKey {
         name,
         secret,
         methods: methods.filter(|list| !list.is_empty()),

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret as _;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::files::{ca_file, secret, secret_file};
-use super::reader::Reader;
+use super::reader::TableReader;
 use super::{ConfigError, Environment, ExtraCa, Secret};
 
 const URL_VARIABLE: &str = "CNBLOGS_PROXY_STORE_URL";
@@ -44,7 +44,7 @@ impl Database {
 }
 
 pub(super) fn read(
-    table: Option<&Reader<'_>>,
+    table: Option<&TableReader<'_>>,
     environment: &Environment,
 ) -> Result<Option<Database>, ConfigError> {
     let own = table.map(|table| table.parsed("url", server)).transpose()?.flatten();
@@ -143,7 +143,7 @@ fn schema(text: &str) -> Result<String, String> {
 }
 
 fn read_password(
-    table: Option<&Reader<'_>>,
+    table: Option<&TableReader<'_>>,
     environment: &Environment,
 ) -> Result<Option<Secret>, ConfigError> {
     let at = |place: &str, found: Result<Secret, String>| {

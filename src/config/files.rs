@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-use super::reader::Reader;
+use super::reader::TableReader;
 use super::{ConfigError, ExtraCa, Secret, parse};
 
 /// A secret longer than this is some other file.
@@ -36,7 +36,7 @@ const QUOTES: [[char; 2]; 7] = [
 ];
 
 /// The certificates of `ca_file`, if one is named.
-pub(super) fn ca_file(table: &Reader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
+pub(super) fn ca_file(table: &TableReader<'_>) -> Result<Option<ExtraCa>, ConfigError> {
     table
         .parsed("ca_file", |path| {
             if path.is_empty() {

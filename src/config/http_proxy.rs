@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
 use super::files::secret_file;
-use super::reader::Reader;
+use super::reader::TableReader;
 use super::{ConfigError, Secret, Upstream, parse};
 
 const HINT: &str = "write \"http://proxy.example:3128\"; credentials go as \"user:password\" into a file that only you can \
@@ -40,7 +40,7 @@ pub(crate) fn basic(pair: &str) -> HeaderValue {
 }
 
 /// The proxy of an account or a route, if it has one.
-pub(super) fn read(table: &Reader<'_>) -> Result<Option<HttpProxy>, ConfigError> {
+pub(super) fn read(table: &TableReader<'_>) -> Result<Option<HttpProxy>, ConfigError> {
     let server = table.parsed("proxy", parse::proxy).map_err(|error| error.with_hint(HINT))?.flatten();
     let Some(server) = server else {
         return match table.string("proxy_auth_file")?.filter(|path| !path.is_empty()) {

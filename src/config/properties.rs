@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 
 use super::accounts::ACCOUNT;
 use super::callers::{CALLERS, KEY};
-use super::reader::{Reader, Source};
+use super::reader::{Source, TableReader};
 use super::routes::ROUTE;
 use super::store::STORE;
 use super::{Config, ConfigError, Environment, Known, LIMITS, Listen, NOTIFY, ROOT};
@@ -91,7 +91,7 @@ fn load(text: &str) -> Result<Config, ConfigError> {
     let environment = Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
     let source = Source::new(Path::new(FILE), text.to_owned());
     let root = source.parse()?;
-    let reader = Reader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
+    let reader = TableReader::new(&source, String::new(), None, root.get_ref(), ROOT)?;
     Config::read(Some(FILE.into()), &reader, &environment.without_secrets())
 }
 

@@ -58,7 +58,7 @@ pub(super) struct Source {
 pub(super) type Known = &'static [&'static str];
 
 /// One table, whose keys are all known.
-pub(super) struct Reader<'a> {
+pub(super) struct TableReader<'a> {
     source: &'a Source,
     name: String,
     header: Option<Range<usize>>,
@@ -100,7 +100,7 @@ impl Source {
     }
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TableReader<'a> {
     /// Refuses keys that are not known, with what was probably meant.
     pub(super) fn new(
         source: &'a Source,
@@ -232,10 +232,10 @@ impl<'a> Entry<'a> {
         text.parse().map_err(|error| self.error(format!("not a number: {error}")))
     }
 
-    fn table(&self, known: Known) -> Result<Reader<'a>, ConfigError> {
+    fn table(&self, known: Known) -> Result<TableReader<'a>, ConfigError> {
         match self.value.get_ref() {
             DeValue::Table(table) => {
-                Reader::new(self.source, self.key.clone(), Some(self.value.span()), table, known)
+                TableReader::new(self.source, self.key.clone(), Some(self.value.span()), table, known)
             }
             _ => Err(self.wrong_type("a table")),
         }

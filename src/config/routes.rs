@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::files::ca_file;
 use super::http_proxy;
-use super::reader::{Known, Reader};
+use super::reader::{Known, TableReader};
 use super::{Account, ConfigError, Environment, Route, parse};
 
 /// The API that is served when no route says otherwise.
@@ -14,7 +14,7 @@ pub(super) const ROUTE: Known =
     &["prefix", "name", "upstream", "account", "ca_file", "proxy", "proxy_auth_file", "http"];
 
 pub(super) fn read(
-    root: &Reader<'_>,
+    root: &TableReader<'_>,
     environment: &Environment,
     accounts: &BTreeMap<String, Account>,
 ) -> Result<Vec<Route>, ConfigError> {
@@ -69,7 +69,7 @@ pub(super) fn read(
 }
 
 fn read_route(
-    table: &Reader<'_>,
+    table: &TableReader<'_>,
     only: Option<&String>,
     accounts: &BTreeMap<String, Account>,
 ) -> Result<Route, ConfigError> {

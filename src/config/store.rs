@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretBox};
 use zeroize::Zeroizing;
 
 use super::files::secret_file;
-use super::reader::{Known, Reader};
+use super::reader::{Known, TableReader};
 use super::{ConfigError, Database, Environment, Secret, database};
 
 pub(super) const STORE: Known = &["url", "password_file", "ca_file", "seal_key_files", "schema"];
@@ -40,7 +40,7 @@ pub struct SealKey {
     pub bytes: SecretBox<[u8; 32]>,
 }
 
-pub(super) fn read(root: &Reader<'_>, environment: &Environment) -> Result<StoreOptions, ConfigError> {
+pub(super) fn read(root: &TableReader<'_>, environment: &Environment) -> Result<StoreOptions, ConfigError> {
     let table = root.table("store", STORE)?;
     let seal_keys = read_seal_keys(table.as_ref(), environment)?;
     let database = database::read(table.as_ref(), environment)?;
@@ -54,7 +54,7 @@ pub(super) fn read(root: &Reader<'_>, environment: &Environment) -> Result<Store
 }
 
 fn read_seal_keys(
-    table: Option<&Reader<'_>>,
+    table: Option<&TableReader<'_>>,
     environment: &Environment,
 ) -> Result<Vec<SealKey>, ConfigError> {
     let at = |place: &str, message| ConfigError::at(place, "", message);

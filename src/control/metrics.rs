@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
-use super::{Control, Shared};
+use super::{Control, ControlState};
 use crate::metrics::Totals;
 use crate::metrics::text::{self, Kind, Text};
 use crate::notify::Event;
@@ -28,7 +28,7 @@ struct Account<'a> {
     status: Arc<Status>,
 }
 
-pub(super) async fn metrics(State(control): Shared) -> Response {
+pub(super) async fn metrics(State(control): ControlState) -> Response {
     ([(CONTENT_TYPE, text::CONTENT_TYPE)], written(&control)).into_response()
 }
 

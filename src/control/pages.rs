@@ -13,7 +13,7 @@ use crate::session::{Confirmation, LoginDone, State, Status};
 use crate::token::At;
 pub(super) use status::{Overview, status};
 use words::{Fill, escape};
-pub(super) use words::{Language, Reader};
+pub(super) use words::{Language, Viewer};
 
 const STYLE: &str = include_str!("pages/page.css");
 const ICON: &str = include_str!("pages/icon.svg");
@@ -54,7 +54,7 @@ pub(super) struct LoginPage<'a> {
 
 /// Which link of the navigation a page is behind.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum NavLink {
     Status,
     Login,
 }
@@ -82,8 +82,8 @@ pub(super) async fn icon() -> impl IntoResponse {
 }
 
 /// One account's login: a button that opens the authorization server, and a field for where the browser ended.
-pub(super) fn login(reader: Reader, page: &LoginPage<'_>) -> Html<String> {
-    let fill = Fill::new(reader)
+pub(super) fn login(viewer: Viewer, page: &LoginPage<'_>) -> Html<String> {
+    let fill = Fill::new(viewer)
         .text("account", page.account)
         .text("secret", page.secret)
         .text("redirect_uri", page.redirect_uri)
@@ -92,112 +92,112 @@ pub(super) fn login(reader: Reader, page: &LoginPage<'_>) -> Html<String> {
         .text("mark", &page.mark.to_string())
         .text("sample", &page.parts.split(' ').map(|part| format!("{part}=…")).collect::<Vec<_>>().join("&"))
         .text("asked", &asked(page))
-        .markup("others", others(reader, page))
-        .markup("current", current(reader, page.status))
-        .markup("progress", progress(reader, page));
+        .markup("others", others(viewer, page))
+        .markup("current", current(viewer, page.status))
+        .markup("progress", progress(viewer, page));
     let start = fill.fill(LOGIN_START);
     let picture = fill.fill(LOGIN_PICTURE);
     let paste = fill.fill(LOGIN_PASTE);
     let fill = fill.markup("start", start).markup("picture", picture).markup("paste", paste);
     let body = fill.fill(if page.comes_back { LOGIN_BACK } else { LOGIN });
-    layout(reader, "login.title", Some(Place::Login), FOLLOWED, body)
+    layout(viewer, "login.title", Some(NavLink::Login), FOLLOWED, body)
 }
 
 /// An account that no person logs in to.
-pub(super) fn no_login_needed(reader: Reader, account: &str) -> Html<String> {
-    let text = Fill::new(reader).text("account", account).word("unneeded.text");
-    let text = format!("<p class=\"lead\">{text}</p>{}", back(reader));
-    outcome(reader, "unneeded.heading", Mood::Good, text)
+pub(super) fn no_login_needed(viewer: Viewer, account: &str) -> Html<String> {
+    let text = Fill::new(viewer).text("account", account).word("unneeded.text");
+    let text = format!("<p class=\"lead\">{text}</p>{}", back(viewer));
+    outcome(viewer, "unneeded.heading", Mood::Good, text)
 }
 
 /// The accounts that a person logs in to, when there are several.
-pub(super) fn choose(reader: Reader, accounts: &[(&str, State)]) -> Html<String> {
-    let mut body = format!("<h1>{}</h1>", reader.word("login.heading"));
+pub(super) fn choose(viewer: Viewer, accounts: &[(&str, State)]) -> Html<String> {
+    let mut body = format!("<h1>{}</h1>", viewer.word("login.heading"));
     if accounts.is_empty() {
-        body.push_str(&format!("<p class=\"lead\">{}</p>{}", reader.word("login.none"), back(reader)));
+        body.push_str(&format!("<p class=\"lead\">{}</p>{}", viewer.word("login.none"), back(viewer)));
     } else {
         let links = accounts.iter().map(|(name, state)| {
             let (name, state) = (escape(name), state.as_str());
-            let word = reader.word(&format!("state.{state}"));
+            let word = viewer.word(&format!("state.{state}"));
             format!(
                 "<li><a class=\"card\" href=\"/-/login/{name}\"><b>{name}</b> <span class=\"state {state}\">{word}\
                  </span></a></li>"
             )
         });
-        let (question, links) = (reader.word("login.choose"), links.collect::<String>());
+        let (question, links) = (viewer.word("login.choose"), links.collect::<String>());
         body.push_str(&format!("<p class=\"lead\">{question}</p><ul class=\"choices\">{links}</ul>"));
     }
-    layout(reader, "login.title", Some(Place::Login), "", body)
+    layout(viewer, "login.title", Some(NavLink::Login), "", body)
 }
 
 /// Takes the fragment, which no server ever sees, and posts it here.
-pub(super) fn fragment(reader: Reader) -> Html<String> {
-    layout(reader, "bring.heading", None, "", Fill::new(reader).fill(BRING))
+pub(super) fn fragment(viewer: Viewer) -> Html<String> {
+    layout(viewer, "bring.heading", None, "", Fill::new(viewer).fill(BRING))
 }
 
 /// A login that is in use. `here` is where programs call, `call` a command that does.
 pub(super) fn logged_in(
-    reader: Reader,
+    viewer: Viewer,
     account: &str,
     done: &LoginDone,
     here: &str,
     call: &str,
 ) -> Html<String> {
-    let fill = Fill::new(reader).text("account", account).text("here", here).text("call", call);
+    let fill = Fill::new(viewer).text("account", account).text("here", here).text("call", call);
     let who = match &done.person {
         Some(person) => fill.clone().text("person", person).word("done.who"),
         None => fill.word("done.nameless"),
     };
     let until = match done.login_expires_at {
         Some(at) => {
-            let fill = Fill::new(reader).markup("until", reader.time(at)).markup("in", reader.distance(at));
+            let fill = Fill::new(viewer).markup("until", viewer.time(at)).markup("in", viewer.distance(at));
             fill.word("done.until")
         }
-        None => reader.word("done.endless"),
+        None => viewer.word("done.endless"),
     };
     // A login that can't be renewed says so in a remark, and promises nothing else.
     let promises: &[&str] =
         if done.remarks.is_empty() { &["done.next.refresh", "done.next.warning"] } else { &[] };
-    let next = promises.iter().map(|key| format!("<li>{}</li>", reader.word(key))).collect::<String>();
+    let next = promises.iter().map(|key| format!("<li>{}</li>", viewer.word(key))).collect::<String>();
     let remarks = done.remarks.iter().map(|text| in_its_own_words("warning", text)).collect::<String>();
     let body = fill.markup("who", who).markup("until", until).markup("remarks", remarks).markup("next", next);
-    layout(reader, "done.heading", None, "", body.fill(DONE))
+    layout(viewer, "done.heading", None, "", body.fill(DONE))
 }
 
 /// Somebody else is logged in: asks whether to replace that login.
-pub(super) fn confirm(reader: Reader, account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
-    let fill = Fill::new(reader).text("account", account).text("secret", secret);
-    let unknown = reader.word("confirm.unknown");
+pub(super) fn confirm(viewer: Viewer, account: &str, asked: &Confirmation, secret: &str) -> Html<String> {
+    let fill = Fill::new(viewer).text("account", account).text("secret", secret);
+    let unknown = viewer.word("confirm.unknown");
     let name = |name: &Option<String>| name.as_deref().map_or_else(|| unknown.clone(), escape);
     let fill =
         fill.markup("stored", name(&asked.stored)).markup("new", name(&asked.new)).text("id", &asked.id);
-    layout(reader, "confirm.heading", None, "", fill.fill(CONFIRM))
+    layout(viewer, "confirm.heading", None, "", fill.fill(CONFIRM))
 }
 
 /// A no to [`confirm`].
-pub(super) fn declined(reader: Reader, account: &str) -> Html<String> {
-    let text = Fill::new(reader).text("account", account).word("declined.text");
-    outcome(reader, "declined.heading", Mood::Good, format!("<p class=\"lead\">{text}</p>{}", back(reader)))
+pub(super) fn declined(viewer: Viewer, account: &str) -> Html<String> {
+    let text = Fill::new(viewer).text("account", account).word("declined.text");
+    outcome(viewer, "declined.heading", Mood::Good, format!("<p class=\"lead\">{text}</p>{}", back(viewer)))
 }
 
 /// A login that came to nothing.
-pub(super) fn failed(reader: Reader, account: &str, why: &Rejected) -> Html<String> {
+pub(super) fn failed(viewer: Viewer, account: &str, why: &Rejected) -> Html<String> {
     let again =
         if account.is_empty() { "/-/login".to_owned() } else { format!("/-/login/{}", escape(account)) };
     let text = format!(
         "<p class=\"lead\">{}</p><p class=\"exactly\">{} {}</p><p>{}</p><p><a class=\"button\" href=\"{again}\">{}</a></p>",
-        reader.word(advice_on(why.reason)),
-        reader.word("failed.exactly"),
+        viewer.word(advice_on(why.reason)),
+        viewer.word("failed.exactly"),
         exactly(&why.words),
-        reader.word("failed.unchanged"),
-        reader.word("failed.again"),
+        viewer.word("failed.unchanged"),
+        viewer.word("failed.again"),
     );
-    outcome(reader, "failed.heading", Mood::Bad, text)
+    outcome(viewer, "failed.heading", Mood::Bad, text)
 }
 
 /// What a button of the status page asked for, and did not happen.
-pub(super) fn not_changed(reader: Reader, heading: &str, words: &str) -> Html<String> {
-    outcome(reader, heading, Mood::Bad, format!("<p class=\"lead\">{}</p>{}", exactly(words), back(reader)))
+pub(super) fn not_changed(viewer: Viewer, heading: &str, words: &str) -> Html<String> {
+    outcome(viewer, heading, Mood::Bad, format!("<p class=\"lead\">{}</p>{}", exactly(words), back(viewer)))
 }
 
 const fn advice_on(reason: Reason) -> &'static str {
@@ -237,34 +237,34 @@ fn asked(page: &LoginPage<'_>) -> String {
     known.to_string()
 }
 
-fn others(reader: Reader, page: &LoginPage<'_>) -> String {
+fn others(viewer: Viewer, page: &LoginPage<'_>) -> String {
     let others = page.accounts.iter().filter(|name| **name != page.account);
     let links = others.map(|name| format!(" <a href=\"/-/login/{0}\">{0}</a>", escape(name)));
     let links = links.collect::<String>();
-    if links.is_empty() { links } else { format!("<p>{}{links}</p>", reader.word("login.others")) }
+    if links.is_empty() { links } else { format!("<p>{}{links}</p>", viewer.word("login.others")) }
 }
 
 /// Who is logged in, if that is any use.
-fn current(reader: Reader, status: &Status) -> String {
+fn current(viewer: Viewer, status: &Status) -> String {
     if status.state == State::LoginRequired || status.obtained_at.is_none() {
         return String::new();
     }
     let text = match &status.person {
-        Some(person) => Fill::new(reader).text("person", person).word("login.now"),
-        None => reader.word("login.now.nameless"),
+        Some(person) => Fill::new(viewer).text("person", person).word("login.now"),
+        None => viewer.word("login.now.nameless"),
     };
     format!("<p class=\"notice good\">{text}</p>")
 }
 
 /// How long the newest login of the account may still take.
-fn progress(reader: Reader, page: &LoginPage<'_>) -> String {
+fn progress(viewer: Viewer, page: &LoginPage<'_>) -> String {
     match page.newest {
-        Some(until) if until.0 > reader.now.0 => {
-            let fill = Fill::new(reader).markup("left", reader.left(until));
-            fill.markup("until", reader.time(until)).word("login.progress")
+        Some(until) if until.0 > viewer.now.0 => {
+            let fill = Fill::new(viewer).markup("left", viewer.left(until));
+            fill.markup("until", viewer.time(until)).word("login.progress")
         }
-        Some(_) => reader.word("js.timeout"),
-        None => reader.word("login.progress.none"),
+        Some(_) => viewer.word("js.timeout"),
+        None => viewer.word("login.progress.none"),
     }
 }
 
@@ -277,27 +277,33 @@ fn in_its_own_words(class: &str, words: &str) -> String {
     format!("<p class=\"notice {class}\">{}</p>", exactly(words))
 }
 
-fn back(reader: Reader) -> String {
-    format!("<p><a class=\"button\" href=\"/-/\">{}</a></p>", reader.word("back"))
+fn back(viewer: Viewer) -> String {
+    format!("<p><a class=\"button\" href=\"/-/\">{}</a></p>", viewer.word("back"))
 }
 
-fn outcome(reader: Reader, heading: &str, mood: Mood, text: String) -> Html<String> {
-    let fill = Fill::new(reader).markup("heading", reader.word(heading));
+fn outcome(viewer: Viewer, heading: &str, mood: Mood, text: String) -> Html<String> {
+    let fill = Fill::new(viewer).markup("heading", viewer.word(heading));
     let body = fill.markup("mood", mood.as_str()).markup("text", text).fill(OUTCOME);
-    layout(reader, heading, None, "", body)
+    layout(viewer, heading, None, "", body)
 }
 
 /// The referrer policy in the page, unlike the one in its head, lets a browser name our own origin to ourselves:
 /// under `no-referrer` its forms would come from `Origin: null`.
-fn layout(reader: Reader, title: &str, place: Option<Place>, attributes: &str, body: String) -> Html<String> {
+fn layout(
+    viewer: Viewer,
+    title: &str,
+    place: Option<NavLink>,
+    attributes: &str,
+    body: String,
+) -> Html<String> {
     let current = |link| if place == Some(link) { " aria-current=\"page\"" } else { "" };
-    let fill = Fill::new(reader)
-        .markup("title", reader.word(title))
-        .text("words", &reader.words_for_scripts())
-        .markup("now", now_of(reader.now))
+    let fill = Fill::new(viewer)
+        .markup("title", viewer.word(title))
+        .text("words", &viewer.words_for_scripts())
+        .markup("now", now_of(viewer.now))
         .markup("attributes", attributes)
-        .markup("at_status", current(Place::Status))
-        .markup("at_login", current(Place::Login))
+        .markup("at_status", current(NavLink::Status))
+        .markup("at_login", current(NavLink::Login))
         .markup("body", body);
     Html(fill.fill(LAYOUT))
 }
@@ -324,10 +330,10 @@ mod tests {
 
     #[test]
     fn somebody_elses_words_are_text() {
-        let reader = Reader { language: Language::English, now: At(0) };
+        let viewer = Viewer { language: Language::English, now: At(0) };
         let why = Rejected { reason: Reason::Denied, words: "<script>alert(\"1\")</script>".to_owned() };
 
-        let Html(page) = failed(reader, "main", &why);
+        let Html(page) = failed(viewer, "main", &why);
 
         assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;"));
     }
@@ -344,7 +350,7 @@ mod tests {
                 let [stored, new] = [stored, new].map(|name: Option<&str>| name.map(str::to_owned));
                 let asked = Confirmation { id: "id".to_owned(), stored, new };
 
-                let Html(page) = confirm(Reader { language, now: At(0) }, "main", &asked, "secret");
+                let Html(page) = confirm(Viewer { language, now: At(0) }, "main", &asked, "secret");
 
                 assert_eq!(page.matches(words).count(), times, "{page}");
                 assert_eq!(page.contains("&lt;Bob&gt;"), times < 3, "{page}");
@@ -357,7 +363,7 @@ mod tests {
         for language in [Language::English, Language::Chinese] {
             for reason in Reason::ALL {
                 let why = Rejected { reason, words: String::new() };
-                let Html(page) = failed(Reader { language, now: At(0) }, "", &why);
+                let Html(page) = failed(Viewer { language, now: At(0) }, "", &why);
                 assert!(!page.contains("<p class=\"lead\"></p>"), "{reason:?}");
             }
         }

@@ -13,7 +13,7 @@ use ring::{digest, signature};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::keys::Key;
+use super::keys::PublicKey;
 use crate::token::Moment;
 
 /// How far the server's clock may be off, and how long after its end an `id_token` still vouches: it lives
@@ -128,7 +128,7 @@ pub enum IdTokenError {
 /// The first check that fails.
 pub(super) fn check(
     id_token: &SecretString,
-    keys: Option<&[Key]>,
+    keys: Option<&[PublicKey]>,
     expected: Expected<'_>,
     now: Moment,
 ) -> Result<Claims, IdTokenError> {
@@ -241,7 +241,7 @@ fn verified_claims(
     text: &str,
     kid: Option<&str>,
     algorithm: Algorithm,
-    keys: &[Key],
+    keys: &[PublicKey],
 ) -> Result<Claims, IdTokenError> {
     install_verifier();
     let mut validation = Validation::new(algorithm);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     /// A key as a key set has it, and a token that it signed.
-    fn signed(by: Algorithm, header: &Value, claims: &Value) -> (Key, String) {
+    fn signed(by: Algorithm, header: &Value, claims: &Value) -> (PublicKey, String) {
         let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
         let message = format!("{header}.{claims}");
         let (jwk, signature) = match by {
@@ -440,7 +440,7 @@ mod tests {
     }
 
     /// The whole check of a token, at [`NOW`].
-    fn checked(token: String, keys: Option<&[Key]>) -> Result<Claims, IdTokenError> {
+    fn checked(token: String, keys: Option<&[PublicKey]>) -> Result<Claims, IdTokenError> {
         check(&token.into(), keys, expected(None, &CODE.into()), NOW)
     }
 

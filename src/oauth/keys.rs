@@ -21,7 +21,7 @@ const KEEP_FOR: Duration = Duration::from_secs(3600);
 
 /// One public key for signatures.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct PublicKey {
     jwk: Jwk,
     decoding: DecodingKey,
 }
@@ -37,10 +37,10 @@ struct Fetched {
     at: Moment,
     /// When a key id was looked for in vain.
     unknown_at: Option<Moment>,
-    keys: Option<Arc<Vec<Key>>>,
+    keys: Option<Arc<Vec<PublicKey>>>,
 }
 
-impl Key {
+impl PublicKey {
     pub(super) const fn decoding(&self) -> &DecodingKey {
         &self.decoding
     }
@@ -71,7 +71,7 @@ impl Keys {
         url: Option<&Url>,
         id_token: &SecretString,
         now: Moment,
-    ) -> Result<Option<Arc<Vec<Key>>>, LoginError> {
+    ) -> Result<Option<Arc<Vec<PublicKey>>>, LoginError> {
         let Some(url) = url else { return Ok(None) };
         let kid = jsonwebtoken::decode_header(id_token.expose_secret()).ok().and_then(|header| header.kid);
         let cached = self.cache.lock().expect("no thread panics while it holds the keys").clone();
@@ -112,11 +112,11 @@ impl Fetched {
     }
 }
 
-fn knows(keys: &[Key], kid: Option<&str>) -> bool {
+fn knows(keys: &[PublicKey], kid: Option<&str>) -> bool {
     kid.is_none() || keys.iter().any(|key| key.jwk.common.key_id.as_deref() == kid)
 }
 
-async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>, String> {
+async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<PublicKey>>, String> {
     let asked = http.get(url.clone()).timeout(METADATA_TIMEOUT).send();
     let answer = asked.await.map_err(|error| body::why(&error))?;
     match answer.status() {
@@ -132,14 +132,14 @@ async fn download(http: &reqwest::Client, url: &Url) -> Result<Option<Vec<Key>>,
 }
 
 /// One key of a set; none when it is not public, not for signatures, or of a kind that we do not know.
-pub(super) fn key(value: &Value) -> Option<Key> {
+pub(super) fn key(value: &Value) -> Option<PublicKey> {
     let jwk: Jwk = serde_json::from_value(value.clone()).ok()?;
     if jwk.common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature) {
         return None;
     }
     let is_public = !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_));
     let decoding = is_public.then(|| DecodingKey::from_jwk(&jwk).ok()).flatten()?;
-    Some(Key { jwk, decoding })
+    Some(PublicKey { jwk, decoding })
 }
 
 #[cfg(test)]

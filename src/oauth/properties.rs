@@ -15,7 +15,7 @@ use url::Url;
 
 use super::callback::{self, Callback, CallbackError, Code, Outcome};
 use super::id_token::{self, Claims, Expected, IdTokenError};
-use super::keys::{Key, key};
+use super::keys::{PublicKey, key};
 use super::{GrantError, Granted, answer};
 use crate::config::ResponseMode;
 use crate::testing::fuzz::{Input, at_once};
@@ -32,7 +32,7 @@ const CANARY: &str = "canary-0123456789-0123456789-0123456789-0123456789";
 
 static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../testing/key-1.pk8")));
 static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../testing/key-2.pk8")));
-static PUBLISHED: LazyLock<Vec<Key>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
+static PUBLISHED: LazyLock<Vec<PublicKey>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
 
 /// What is taken for a callback is one, wherever it was found: written as an address again it says the same, and nothing
 /// in it is what no server sends.
@@ -251,7 +251,7 @@ fn signed(header: &Value, claims: &[u8], pair: &RsaKeyPair) -> String {
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-fn judge(text: &str, keys: &[Key]) -> Result<Claims, IdTokenError> {
+fn judge(text: &str, keys: &[PublicKey]) -> Result<Claims, IdTokenError> {
     let now = Moment::new(NOW_SECS * 1000, 0);
     let expected = Expected { client_id: CLIENT_ID, issuer: None, nonce: NONCE, code: &CODE.into() };
     id_token::check(&SecretString::from(text), Some(keys), expected, now)

@@ -13,7 +13,7 @@ use ring::digest::{SHA256, digest};
 use secrecy::ExposeSecret;
 
 use super::headers::AllowedOrigin;
-use crate::config::{Callers, Config, Key, Listen, User};
+use crate::config::{CallerKey, Callers, Config, Listen, User};
 use crate::problem::{Code, Problem};
 
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
@@ -62,7 +62,7 @@ pub struct Admitted<'a> {
     /// The page that may read the answer.
     pub origin: Option<AllowedOrigin>,
     /// The key that the caller presented, where keys are configured.
-    pub key: Option<&'a Key>,
+    pub key: Option<&'a CallerKey>,
 }
 
 /// What every admission looks at of a head, found in one walk over its fields: most have few, and to search for each
@@ -87,7 +87,7 @@ pub struct Guard {
     users: Vec<User>,
     own_uid: u32,
     allowed_origins: Vec<String>,
-    keys: HashMap<[u8; 32], Key>,
+    keys: HashMap<[u8; 32], CallerKey>,
 }
 
 impl Door {
@@ -285,7 +285,7 @@ impl Guard {
     }
 
     /// The key of a caller: where any is configured, and wherever other machines come from, even with none left.
-    fn key(&self, caller: &Caller, fields: &HeaderMap) -> Result<Option<&Key>, Problem> {
+    fn key(&self, caller: &Caller, fields: &HeaderMap) -> Result<Option<&CallerKey>, Problem> {
         let required = |detail: &str| Err(Problem::new(Code::KeyRequired, detail).with_challenge());
         if self.keys.is_empty() {
             return match caller.door.is_remote || caller.peer == Peer::Remote {
@@ -615,8 +615,8 @@ mod tests {
         }
     }
 
-    fn guard(users: &[User], keys: &[Key]) -> Guard {
-        let print = |key: &Key| fingerprint(key.secret.value.expose_secret().as_bytes());
+    fn guard(users: &[User], keys: &[CallerKey]) -> Guard {
+        let print = |key: &CallerKey| fingerprint(key.secret.value.expose_secret().as_bytes());
         Guard {
             users: users.to_vec(),
             own_uid: ME,
@@ -630,8 +630,8 @@ mod tests {
         guard(&[User::Myself], &[])
     }
 
-    fn key() -> Key {
-        Key {
+    fn key() -> CallerKey {
+        CallerKey {
             name: "k".to_owned(),
             secret: Secret { value: "the-key".into(), from: String::new() },
             methods: None,
@@ -641,11 +641,11 @@ mod tests {
     }
 
     /// Keys with one limit each.
-    fn limited_keys() -> [Key; 3] {
+    fn limited_keys() -> [CallerKey; 3] {
         [
-            Key { methods: Some(vec![Method::GET]), ..key() },
-            Key { paths: Some(vec!["/a".to_owned(), "/b".to_owned()]), ..key() },
-            Key { routes: Some(vec!["api".to_owned(), "writing".to_owned()]), ..key() },
+            CallerKey { methods: Some(vec![Method::GET]), ..key() },
+            CallerKey { paths: Some(vec!["/a".to_owned(), "/b".to_owned()]), ..key() },
+            CallerKey { routes: Some(vec!["api".to_owned(), "writing".to_owned()]), ..key() },
         ]
     }
 
@@ -991,7 +991,7 @@ mod tests {
 
     #[test]
     fn a_key_with_any_limit_reads_the_status_and_no_other_page_of_ours() {
-        let may = |key: &Key, method: &str, target: &str| {
+        let may = |key: &CallerKey, method: &str, target: &str| {
             let guard = guard(&[User::Myself], std::slice::from_ref(key));
             let parts = parts(method, target, &[OURS, KEY]);
             let admitted = guard.admit_local(&caller(), &parts, false);
@@ -1037,7 +1037,7 @@ mod tests {
 
     #[test]
     fn a_key_reaches_as_far_as_each_of_its_limits() {
-        let may = |key: &Key, method: &str, target: &str, route: &str, fields: &[_]| {
+        let may = |key: &CallerKey, method: &str, target: &str, route: &str, fields: &[_]| {
             let admitted = Admitted { origin: None, key: Some(key) };
             let refusal = code(admitted.may_use(&parts(method, target, fields), route));
             assert!(matches!(refusal, None | Some(Code::ForbiddenByKey)), "{refusal:?}");
@@ -1046,7 +1046,7 @@ mod tests {
         let [of_methods, of_paths, of_routes] = limited_keys();
 
         assert!(may(&of_methods, "GET", "/a//b/%2f;x", "x", &[]));
-        let of_folder = Key { paths: Some(vec!["/api/blogposts/".to_owned()]), ..key() };
+        let of_folder = CallerKey { paths: Some(vec!["/api/blogposts/".to_owned()]), ..key() };
         assert!(may(&of_folder, "GET", "/api/blogposts/1", "x", &[]));
         assert!(may(&of_folder, "GET", "/api/blogposts/", "x", &[]));
         assert!(!may(&of_folder, "GET", "/api/blogposts", "x", &[]));

@@ -6,7 +6,7 @@ use url::Url;
 use super::guard::Admitted;
 use super::headers::{self, AllowedOrigin};
 use super::rebase;
-use crate::config::{Key, Secret, Upstream};
+use crate::config::{CallerKey, Secret, Upstream};
 use crate::testing::fuzz::Input;
 use crate::token::{Lifetime, Moment, Token};
 
@@ -219,7 +219,7 @@ pub fn admission(bytes: &[u8]) {
     let Ok(uri) = Uri::from_maybe_shared(bytes::Bytes::from(raw)) else { return };
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.uri = uri;
-    let key = Key {
+    let key = CallerKey {
         name: "limited".to_owned(),
         secret: Secret { value: "key".into(), from: String::new() },
         methods: None,

@@ -58,7 +58,7 @@ pub(super) struct Reloads {
 struct Running {
     config: Arc<Config>,
     sessions: BTreeMap<String, Session>,
-    shared: Arc<proxy::Shared>,
+    shared: Arc<proxy::ProxyState>,
     store: Store,
 }
 
@@ -88,7 +88,7 @@ impl Reloads {
         read: Read,
         config: Arc<Config>,
         sessions: BTreeMap<String, Session>,
-        shared: Arc<proxy::Shared>,
+        shared: Arc<proxy::ProxyState>,
         store: Store,
     ) -> Self {
         let running = Running { config, sessions, shared, store };

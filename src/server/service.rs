@@ -36,7 +36,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// What one worker answers requests with.
 pub(super) struct Service {
     proxy: Proxy,
-    shared: Arc<proxy::Shared>,
+    shared: Arc<proxy::ProxyState>,
     counters: Arc<Counters>,
     local: Router,
     control: Handle,
@@ -58,7 +58,7 @@ pub(super) struct AnswerBody {
 
 impl Service {
     /// Over what all workers share; within the worker's runtime.
-    pub(super) fn new(shared: Arc<proxy::Shared>, local: Router, control: Handle) -> Self {
+    pub(super) fn new(shared: Arc<proxy::ProxyState>, local: Router, control: Handle) -> Self {
         let counters = shared.metrics.worker();
         let proxy = Proxy::new(Arc::clone(&shared), Arc::clone(&counters));
         let idle_secs = shared.limits.idle_timeout.as_secs();

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::Journal;
 use super::mailbox::{Ask, Message};
 use super::plan::{Plan, Verdict};
-use super::{AskError, Confirmation, RefreshOutcome, Shared, State, TokenSource};
+use super::{AskError, Confirmation, RefreshOutcome, SessionState, State, TokenSource};
 use crate::config::{Grant, GrantType};
 use crate::notify::{Event, Notifier, Text, with_causes};
 use crate::oauth::{GrantError, Granted, Loss, Oauth};
@@ -37,7 +37,7 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 const OTHER_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Keeper {
-    shared: Arc<Shared>,
+    shared: Arc<SessionState>,
     store: Store,
     changes: Changes,
     record: Option<Record>,
@@ -91,7 +91,7 @@ enum Wake {
 impl Keeper {
     /// Loads and publishes what is stored, so that the session serves at once.
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SessionState>,
         store: Store,
         is_in_flight: bool,
         notifier: Notifier,

@@ -104,7 +104,7 @@ pub(super) enum Damage {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Form<K: Ord, R> {
+struct StoredForm<K: Ord, R> {
     generation: u64,
     accounts: BTreeMap<K, R>,
 }
@@ -247,13 +247,13 @@ impl Generation {
             let forms = self.records.iter().map(|(name, record)| (name, RecordForm::from(record)));
             let accounts: BTreeMap<_, _> = forms.collect();
             let room = MEMBERS + accounts.values().map(RecordForm::room).sum::<usize>();
-            return in_file(PLAIN, &json(&Form { generation: self.number, accounts }, room));
+            return in_file(PLAIN, &json(&StoredForm { generation: self.number, accounts }, room));
         }
         let sealed = self.records.iter().map(|(name, record)| {
             let place = SealedFor { schema: SCHEMA, account: name, generation: self.number };
             (name, STANDARD.encode(keys.seal(&place, &record.encode())))
         });
-        in_file(SEALED, &json(&Form { generation: self.number, accounts: sealed.collect() }, MEMBERS))
+        in_file(SEALED, &json(&StoredForm { generation: self.number, accounts: sealed.collect() }, MEMBERS))
     }
 
     /// How many bytes [`Self::encode`] gives.
@@ -265,12 +265,12 @@ impl Generation {
     pub(super) fn decode(bytes: &[u8], keys: &SealKeys) -> Result<Self, Damage> {
         let (version, json) = content(bytes)?;
         if version == PLAIN {
-            let Form { generation, accounts } = form::<Form<String, RecordForm>>(json)?;
+            let StoredForm { generation, accounts } = form::<StoredForm<String, RecordForm>>(json)?;
             let records = accounts.into_iter().map(|(name, record)| (name, record.into())).collect();
             return Ok(Self { number: generation, records, sealed_with: None });
         }
 
-        let Form { generation, accounts } = form::<Form<String, Base64>>(json)?;
+        let StoredForm { generation, accounts } = form::<StoredForm<String, Base64>>(json)?;
         let ids: BTreeSet<_> = accounts.values().map(|sealed| KeyId::of_sealed(&sealed.0)).collect();
         let open = |(name, Base64(sealed)): (String, Base64)| {
             let place = SealedFor { schema: SCHEMA, account: &name, generation };
@@ -301,10 +301,12 @@ impl Record {
 pub(super) fn sealed_with(bytes: &[u8]) -> Result<BTreeMap<String, Option<Vec<u8>>>, Damage> {
     let (version, json) = content(bytes)?;
     Ok(match version {
-        PLAIN => {
-            form::<Form<String, IgnoredAny>>(json)?.accounts.into_keys().map(|key| (key, None)).collect()
-        }
-        _ => form::<Form<String, Base64>>(json)?
+        PLAIN => form::<StoredForm<String, IgnoredAny>>(json)?
+            .accounts
+            .into_keys()
+            .map(|key| (key, None))
+            .collect(),
+        _ => form::<StoredForm<String, Base64>>(json)?
             .accounts
             .into_iter()
             .map(|(key, sealed)| (key, Some(sealed.0)))

@@ -11,8 +11,8 @@ use socket2::{Domain, Socket, Type};
 use url::Url;
 
 use crate::config::{
-    Account, Address, Config, Environment, ExtraCa, Grant, Key, Listen, ResponseMode, ResponseType, Route,
-    User, is_loopback,
+    Account, Address, CallerKey, Config, Environment, ExtraCa, Grant, Listen, ResponseMode, ResponseType,
+    Route, User, is_loopback,
 };
 use crate::control::login::is_local;
 use crate::proxy::guard::{LOOPBACK, is_below, is_refused_method, is_unambiguous};
@@ -322,7 +322,7 @@ fn port_of(listen: &Listen) -> Option<u16> {
     }
 }
 
-fn of_key(key: &Key, routes: &[Route], lints: &mut Vec<String>) {
+fn of_key(key: &CallerKey, routes: &[Route], lints: &mut Vec<String>) {
     let name = &key.name;
     let allowed = |route: &Route| key.routes.as_ref().is_none_or(|names| names.contains(&route.name));
     for method in key.methods.iter().flatten() {

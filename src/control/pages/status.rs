@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::response::Html;
 
-use super::{FOLLOWED, Mood, Place, Reader, exactly, layout};
+use super::{FOLLOWED, Mood, NavLink, Viewer, exactly, layout};
 use crate::control::pages::words::{Fill, escape};
 use crate::metrics::{Counts, MINUTES, Minute};
 use crate::notify::{Event, Notice, Piece, Text};
@@ -34,33 +34,33 @@ pub(in crate::control) struct Overview {
 }
 
 /// All accounts with their states, and the last hour.
-pub(in crate::control) fn status(reader: Reader, overview: &Overview) -> Html<String> {
+pub(in crate::control) fn status(viewer: Viewer, overview: &Overview) -> Html<String> {
     let accounts =
-        overview.accounts.iter().map(|(name, status)| account(reader, name, status, &overview.secret));
-    let worst = overview.accounts.iter().map(|(_, status)| mood(status, reader.now)).max();
+        overview.accounts.iter().map(|(name, status)| account(viewer, name, status, &overview.secret));
+    let worst = overview.accounts.iter().map(|(_, status)| mood(status, viewer.now)).max();
     let worst = worst.unwrap_or(Mood::Good);
     let is_well = matches!(worst, Mood::Good | Mood::Start);
     let remedies = Event::ALL.into_iter().filter(|event| *event != Event::Recovered);
-    let about = Fill::new(reader)
+    let about = Fill::new(viewer)
         .markup("version", env!("CARGO_PKG_VERSION"))
-        .markup("uptime", reader.span(Duration::from_secs(overview.uptime.as_secs())))
+        .markup("uptime", viewer.span(Duration::from_secs(overview.uptime.as_secs())))
         .text("listening", &overview.listening)
         .word("about");
-    let body = Fill::new(reader)
-        .markup("summary", summary(reader, worst))
+    let body = Fill::new(viewer)
+        .markup("summary", summary(viewer, worst))
         .markup("accounts", accounts.collect::<String>())
-        .markup("hour", hour(reader, &overview.hour, &overview.counts))
+        .markup("hour", hour(viewer, &overview.hour, &overview.counts))
         .markup("remedies_open", if is_well { "" } else { " open" })
-        .markup("all_remedies", remedies.map(|event| remedy(reader, event)).collect::<String>())
+        .markup("all_remedies", remedies.map(|event| remedy(viewer, event)).collect::<String>())
         .markup("about", about)
         .fill(STATUS);
-    layout(reader, "status.title", Some(Place::Status), FOLLOWED, body)
+    layout(viewer, "status.title", Some(NavLink::Status), FOLLOWED, body)
 }
 
 /// The worst of all accounts.
-fn summary(reader: Reader, worst: Mood) -> String {
+fn summary(viewer: Viewer, worst: Mood) -> String {
     let mood = worst.as_str();
-    let (words, text) = (reader.word(&format!("status.{mood}")), reader.word(&format!("status.{mood}.text")));
+    let (words, text) = (viewer.word(&format!("status.{mood}")), viewer.word(&format!("status.{mood}.text")));
     format!("<div class=\"summary {mood}\"><p><b>{words}</b></p><p>{text}</p></div>")
 }
 
@@ -90,50 +90,50 @@ fn ends_soon(status: &Status, now: At) -> bool {
     status.login_expires_at.is_some_and(|at| at.0.saturating_sub(now.0) < warn_ms)
 }
 
-fn account(reader: Reader, name: &str, status: &Status, secret: &str) -> String {
-    let state = match mood(status, reader.now) {
+fn account(viewer: Viewer, name: &str, status: &Status, secret: &str) -> String {
+    let state = match mood(status, viewer.now) {
         Mood::Start => Mood::Start.as_str(),
         _ => status.state.as_str(),
     };
-    Fill::new(reader)
+    Fill::new(viewer)
         .text("account", name)
         .markup("state", state)
-        .markup("state_word", reader.word(&format!("state.{state}")))
-        .markup("grant", reader.word(&format!("grant.{}", status.grant)))
-        .markup("advice", advice(reader, status))
-        .markup("life", life(reader, status))
-        .markup("facts", facts(reader, status))
-        .markup("buttons", buttons(reader, name, status, secret))
-        .markup("history", history(reader, status))
+        .markup("state_word", viewer.word(&format!("state.{state}")))
+        .markup("grant", viewer.word(&format!("grant.{}", status.grant)))
+        .markup("advice", advice(viewer, status))
+        .markup("life", life(viewer, status))
+        .markup("facts", facts(viewer, status))
+        .markup("buttons", buttons(viewer, name, status, secret))
+        .markup("history", history(viewer, status))
         .fill(ACCOUNT)
 }
 
 /// What to do now, when something is to be done.
-fn advice(reader: Reader, status: &Status) -> String {
-    let is_usable = is_usable(status, reader.now);
+fn advice(viewer: Viewer, status: &Status) -> String {
+    let is_usable = is_usable(status, viewer.now);
     let (key, at) = match status.state {
         State::LoginRequired if is_usable => ("advice.login.serving", status.expires_at),
         State::LoginRequired => ("advice.login", None),
         State::Degraded if is_usable => ("advice.degraded", None),
         State::Degraded => ("advice.degraded.unusable", None),
-        _ if ends_soon(status, reader.now) => ("advice.expiring", status.login_expires_at),
+        _ if ends_soon(status, viewer.now) => ("advice.expiring", status.login_expires_at),
         _ => return String::new(),
     };
-    let distance = at.map(|at| reader.distance(at)).unwrap_or_default();
-    let text = Fill::new(reader).markup("in", distance).word(key);
-    format!("<p class=\"notice {}\">{text}</p>", mood(status, reader.now).as_str())
+    let distance = at.map(|at| viewer.distance(at)).unwrap_or_default();
+    let text = Fill::new(viewer).markup("in", distance).word(key);
+    format!("<p class=\"notice {}\">{text}</p>", mood(status, viewer.now).as_str())
 }
 
 /// The access token's life as a bar, with the refresh point.
-fn life(reader: Reader, status: &Status) -> String {
+fn life(viewer: Viewer, status: &Status) -> String {
     let (Some(from), Some(until)) = (status.obtained_at, status.expires_at) else { return String::new() };
     let share = |at: At| {
         let (part, whole) = (at.0.saturating_sub(from.0).max(0), until.0.saturating_sub(from.0).max(1));
         (part.saturating_mul(1000) / whole).clamp(0, 1000)
     };
-    let spent = share(reader.now);
+    let spent = share(viewer.now);
     let due = status.next_refresh_at.map(share);
-    let label = Fill::new(reader)
+    let label = Fill::new(viewer)
         .markup("spent", (spent / 10).to_string())
         .markup("due", due.map_or_else(|| "100".to_owned(), |due| (due / 10).to_string()))
         .word("life");
@@ -149,75 +149,75 @@ fn life(reader: Reader, status: &Status) -> String {
     )
 }
 
-fn facts(reader: Reader, status: &Status) -> String {
+fn facts(viewer: Viewer, status: &Status) -> String {
     let needs_person = status.grant == "authorization_code";
     let person = match (&status.person, status.obtained_at) {
         (Some(person), _) => Some(escape(person)),
-        (None, Some(_)) if needs_person => Some(reader.word("account.unknown")),
+        (None, Some(_)) if needs_person => Some(viewer.word("account.unknown")),
         (None, _) => None,
     };
     let facts = [
         ("account.person", "", person),
-        ("account.token", "token", Some(token(reader, status))),
-        ("account.next", "due", next_refresh(reader, status)),
-        ("account.login", "", needs_person.then(|| login_end(reader, status)).flatten()),
-        ("account.shared", "", status.shared.as_ref().map(|shared| shared_by(reader, shared))),
+        ("account.token", "token", Some(token(viewer, status))),
+        ("account.next", "due", next_refresh(viewer, status)),
+        ("account.login", "", needs_person.then(|| login_end(viewer, status)).flatten()),
+        ("account.shared", "", status.shared.as_ref().map(|shared| shared_by(viewer, shared))),
     ];
     // What is drawn in `life` is explained here.
     let is_drawn = status.expires_at.is_some();
     let fact = |(word, drawn, fact): (&str, &str, Option<String>)| {
         let key =
             if drawn.is_empty() || !is_drawn { "" } else { &format!("<span class=\"key {drawn}\"></span>") };
-        Some(format!("<div><dt>{key}{}</dt><dd>{}</dd></div>", reader.word(word), fact?))
+        Some(format!("<div><dt>{key}{}</dt><dd>{}</dd></div>", viewer.word(word), fact?))
     };
     facts.into_iter().filter_map(fact).collect()
 }
 
-fn shared_by(reader: Reader, shared: &SharedLogin) -> String {
-    Fill::new(reader)
+fn shared_by(viewer: Viewer, shared: &SharedLogin) -> String {
+    Fill::new(viewer)
         .markup("generation", shared.generation.to_string())
         .text("replica", shared.refreshed_by.as_deref().unwrap_or("-"))
         .word("account.shared.by")
 }
 
-fn token(reader: Reader, status: &Status) -> String {
+fn token(viewer: Viewer, status: &Status) -> String {
     match (status.obtained_at, status.expires_at) {
-        (None, _) => reader.word("account.token.none"),
-        (Some(_), None) => reader.word("account.token.endless"),
-        (Some(_), Some(at)) if at <= reader.now => {
-            Fill::new(reader).markup("ago", reader.distance(at)).word("account.token.over")
+        (None, _) => viewer.word("account.token.none"),
+        (Some(_), None) => viewer.word("account.token.endless"),
+        (Some(_), Some(at)) if at <= viewer.now => {
+            Fill::new(viewer).markup("ago", viewer.distance(at)).word("account.token.over")
         }
         (Some(_), Some(at)) => {
-            let fill = Fill::new(reader).markup("left", reader.left(at)).markup("until", reader.time(at));
+            let fill = Fill::new(viewer).markup("left", viewer.left(at)).markup("until", viewer.time(at));
             fill.word("account.token.life")
         }
     }
 }
 
-fn next_refresh(reader: Reader, status: &Status) -> Option<String> {
+fn next_refresh(viewer: Viewer, status: &Status) -> Option<String> {
     let at = status.next_refresh_at?;
-    Some(if at > reader.now { point(reader, "account.next.at", at) } else { reader.word("account.next.due") })
+    Some(if at > viewer.now { point(viewer, "account.next.at", at) } else { viewer.word("account.next.due") })
 }
 
-fn login_end(reader: Reader, status: &Status) -> Option<String> {
+fn login_end(viewer: Viewer, status: &Status) -> Option<String> {
     if status.obtained_at.is_none() || status.state == State::LoginRequired {
         return None;
     }
     Some(match status.login_expires_at {
-        Some(at) => point(reader, "account.login.at", at),
-        None => reader.word("account.login.never"),
+        Some(at) => point(viewer, "account.login.at", at),
+        None => viewer.word("account.login.never"),
     })
 }
 
-fn point(reader: Reader, key: &str, at: At) -> String {
-    Fill::new(reader).markup("in", reader.distance(at)).markup("at", reader.time(at)).word(key)
+fn point(viewer: Viewer, key: &str, at: At) -> String {
+    Fill::new(viewer).markup("in", viewer.distance(at)).markup("at", viewer.time(at)).word(key)
 }
 
-fn buttons(reader: Reader, name: &str, status: &Status, secret: &str) -> String {
-    let fill = Fill::new(reader).text("account", name).text("secret", secret);
+fn buttons(viewer: Viewer, name: &str, status: &Status, secret: &str) -> String {
+    let fill = Fill::new(viewer).text("account", name).text("secret", secret);
     let mut buttons = String::new();
     if status.grant == "authorization_code" {
-        let is_urgent = mood(status, reader.now) != Mood::Good;
+        let is_urgent = mood(status, viewer.now) != Mood::Good;
         let (class, key) = match status.state {
             State::LoginRequired => ("button", "action.login"),
             _ if is_urgent => ("button", "action.again"),
@@ -238,21 +238,21 @@ fn buttons(reader: Reader, name: &str, status: &Status, secret: &str) -> String 
     buttons
 }
 
-fn history(reader: Reader, status: &Status) -> String {
-    let part = |heading, lines: &str| format!("<div><h4>{}</h4>{lines}</div>", reader.word(heading));
+fn history(viewer: Viewer, status: &Status) -> String {
+    let part = |heading, lines: &str| format!("<div><h4>{}</h4>{lines}</div>", viewer.word(heading));
     let refreshes = match status.grant {
         "personal_access_token" => String::new(),
-        _ => part("refreshes", &all_refreshes(reader, status)),
+        _ => part("refreshes", &all_refreshes(viewer, status)),
     };
-    refreshes + &part("events", &all_events(reader, status))
+    refreshes + &part("events", &all_events(viewer, status))
 }
 
-fn all_refreshes(reader: Reader, status: &Status) -> String {
-    let lines = status.refreshes.iter().rev().take(LINES_SHOWN).map(|one| refresh(reader, one));
-    lined(&lines.collect::<String>(), &reader.word("refreshes.none"))
+fn all_refreshes(viewer: Viewer, status: &Status) -> String {
+    let lines = status.refreshes.iter().rev().take(LINES_SHOWN).map(|one| refresh(viewer, one));
+    lined(&lines.collect::<String>(), &viewer.word("refreshes.none"))
 }
 
-fn refresh(reader: Reader, refresh: &Refresh) -> String {
+fn refresh(viewer: Viewer, refresh: &Refresh) -> String {
     let (mood, key) = match refresh.outcome {
         RefreshOutcome::Ok => (Mood::Good, "refresh.ok"),
         RefreshOutcome::Refused => (Mood::Bad, "refresh.refused"),
@@ -263,18 +263,18 @@ fn refresh(reader: Reader, refresh: &Refresh) -> String {
     format!(
         "<li class=\"{}\">{} <b>{}</b>{why}</li>",
         mood.as_str(),
-        when(reader, refresh.at),
-        reader.word(key)
+        when(viewer, refresh.at),
+        viewer.word(key)
     )
 }
 
-fn all_events(reader: Reader, status: &Status) -> String {
-    let mood = mood(status, reader.now);
-    let lines = status.events.iter().rev().take(LINES_SHOWN).map(|notice| event(reader, notice, mood));
-    lined(&lines.collect::<String>(), &reader.word("events.none"))
+fn all_events(viewer: Viewer, status: &Status) -> String {
+    let mood = mood(status, viewer.now);
+    let lines = status.events.iter().rev().take(LINES_SHOWN).map(|notice| event(viewer, notice, mood));
+    lined(&lines.collect::<String>(), &viewer.word("events.none"))
 }
 
-fn event(reader: Reader, notice: &Notice, now: Mood) -> String {
+fn event(viewer: Viewer, notice: &Notice, now: Mood) -> String {
     let name = notice.event.as_str();
     let mood = match notice.event {
         Event::Recovered => Mood::Good,
@@ -284,38 +284,38 @@ fn event(reader: Reader, notice: &Notice, now: Mood) -> String {
     };
     let remedy = match notice.event {
         Event::Recovered => String::new(),
-        _ => format!(" <a href=\"#remedy-{name}\">{}</a>", reader.word("events.remedy")),
+        _ => format!(" <a href=\"#remedy-{name}\">{}</a>", viewer.word("events.remedy")),
     };
     format!(
         "<li class=\"{}\">{} <b>{}</b>: {}{remedy}</li>",
         mood.as_str(),
-        when(reader, notice.at),
-        reader.word(&format!("event.{name}")),
-        told(reader, &notice.message),
+        when(viewer, notice.at),
+        viewer.word(&format!("event.{name}")),
+        told(viewer, &notice.message),
     )
 }
 
 /// In the reader's language, but for the values.
-fn told(reader: Reader, text: &Text) -> String {
+fn told(viewer: Viewer, text: &Text) -> String {
     let pieces = text.pieces().iter().map(|piece| match piece {
-        Piece::Words(words) => reader.said(words).to_owned(),
+        Piece::Words(words) => viewer.said(words).to_owned(),
         Piece::Value(value) => exactly(value),
     });
     pieces.collect()
 }
 
-fn remedy(reader: Reader, event: Event) -> String {
+fn remedy(viewer: Viewer, event: Event) -> String {
     let name = event.as_str();
     format!(
         "<div id=\"remedy-{name}\" tabindex=\"-1\"><dt>{} <code>{name}</code></dt><dd>{}</dd></div>",
-        reader.word(&format!("event.{name}")),
-        reader.word(&format!("remedy.{name}")),
+        viewer.word(&format!("event.{name}")),
+        viewer.word(&format!("remedy.{name}")),
     )
 }
 
 /// A time of which the distance is what counts.
-fn when(reader: Reader, at: At) -> String {
-    format!("<span class=\"when\">{}</span>", reader.distance(at))
+fn when(viewer: Viewer, at: At) -> String {
+    format!("<span class=\"when\">{}</span>", viewer.distance(at))
 }
 
 fn lined(lines: &str, none: &str) -> String {
@@ -326,16 +326,16 @@ fn lined(lines: &str, none: &str) -> String {
     }
 }
 
-fn hour(reader: Reader, minutes: &[Minute], counts: &Counts) -> String {
+fn hour(viewer: Viewer, minutes: &[Minute], counts: &Counts) -> String {
     let all = minutes.iter().fold(Minute::default(), |all, minute| all.plus(minute));
     if all.answered == 0 {
-        return format!("<p class=\"note\">{}</p>", reader.word("requests.none"));
+        return format!("<p class=\"note\">{}</p>", viewer.word("requests.none"));
     }
     let most = minutes.iter().map(|minute| minute.answered).max().unwrap_or(0);
     let slowest = minutes.iter().filter_map(Minute::upstream_mean).max().unwrap_or_default();
     let mean = all.upstream_mean().map_or_else(|| "–".to_owned(), millis);
     let is_bad = |count: u64, mood: Mood| if count > 0 { mood.as_str() } else { "" };
-    let fill = Fill::new(reader)
+    let fill = Fill::new(viewer)
         .number("answered", all.answered)
         .number("client", all.client_errors)
         .number("server", all.server_errors)

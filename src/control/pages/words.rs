@@ -33,7 +33,7 @@ pub(in crate::control) enum Language {
 
 /// Who reads a page, and when.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::control) struct Reader {
+pub(in crate::control) struct Viewer {
     /// What is asked for.
     pub(in crate::control) language: Language,
     /// When the page is made.
@@ -43,7 +43,7 @@ pub(in crate::control) struct Reader {
 /// A template's values. They are never looked at for placeholders again.
 #[derive(Clone)]
 pub(super) struct Fill {
-    reader: Reader,
+    viewer: Viewer,
     values: Vec<(&'static str, String)>,
 }
 
@@ -84,7 +84,7 @@ impl Language {
     }
 }
 
-impl Reader {
+impl Viewer {
     /// The words that the pages' script needs, as JSON.
     pub(super) fn words_for_scripts(self) -> String {
         let ours = BY_KEY.keys().filter(|key| key.starts_with(FOR_SCRIPTS));
@@ -151,8 +151,8 @@ impl Reader {
 }
 
 impl Fill {
-    pub(super) fn new(reader: Reader) -> Self {
-        Self { reader, values: vec![("language", reader.language.tag().to_owned())] }
+    pub(super) fn new(viewer: Viewer) -> Self {
+        Self { viewer, values: vec![("language", viewer.language.tag().to_owned())] }
     }
 
     /// A value that is somebody's text.
@@ -191,7 +191,7 @@ impl Fill {
 
     /// A word with everything put in.
     pub(super) fn word(&self, key: &str) -> String {
-        let word = self.reader.language.word(key);
+        let word = self.viewer.language.word(key);
         debug_assert!(word.is_some(), "no word and no value {key}");
         self.fill(word.unwrap_or_default())
     }
@@ -237,8 +237,8 @@ mod tests {
         Language::asked_for(&fields)
     }
 
-    fn reader(language: Language) -> Reader {
-        Reader { language, now: At(1_000_000_000_000) }
+    fn viewer(language: Language) -> Viewer {
+        Viewer { language, now: At(1_000_000_000_000) }
     }
 
     #[test]
@@ -282,14 +282,14 @@ mod tests {
             (29 * 86_400 + 59, "29 days", "29 天"),
         ] {
             let span = Duration::from_secs(secs);
-            assert_eq!(reader(Language::English).span(span), english);
-            assert_eq!(reader(Language::Chinese).span(span), chinese);
+            assert_eq!(viewer(Language::English).span(span), english);
+            assert_eq!(viewer(Language::Chinese).span(span), chinese);
         }
     }
 
     #[test]
     fn values_are_text_and_are_not_filled_again() {
-        let fill = Fill::new(reader(Language::English)).text("account", "<b>{{brand}}</b>'\"&");
+        let fill = Fill::new(viewer(Language::English)).text("account", "<b>{{brand}}</b>'\"&");
 
         assert_eq!(fill.fill("[{{account}}]"), "[&lt;b&gt;{{brand}}&lt;/b&gt;&#39;&quot;&amp;]");
         assert_eq!(fill.fill("{{brand}}, {{language}}"), "cnblogs-proxy, en");

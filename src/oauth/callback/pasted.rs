@@ -45,7 +45,7 @@ struct Joined {
 }
 
 /// Where the redirect address was found.
-enum Place {
+enum FoundAt {
     /// As it is; its parameters begin at `behind`.
     Plain { start: usize, behind: usize },
     /// Encoded once more, with what it says.
@@ -115,16 +115,16 @@ impl<'a> Finder<'a> {
     /// What stands behind each redirect address; the next one ends it.
     fn at_addresses(&self, joined: &Joined, levels: u32) -> Vec<Read> {
         let places = self.places(joined, levels);
-        let mut starts: Vec<_> = places.iter().skip(1).map(Place::start).collect();
+        let mut starts: Vec<_> = places.iter().skip(1).map(FoundAt::start).collect();
         starts.push(joined.text.len());
         let reads = places.into_iter().zip(starts).flat_map(|(place, stop)| match place {
-            Place::Plain { start, behind } => vec![self.read(joined, start, behind, stop)],
-            Place::Encoded { reads, .. } => reads,
+            FoundAt::Plain { start, behind } => vec![self.read(joined, start, behind, stop)],
+            FoundAt::Encoded { reads, .. } => reads,
         });
         reads.collect()
     }
 
-    fn places(&self, joined: &Joined, levels: u32) -> Vec<Place> {
+    fn places(&self, joined: &Joined, levels: u32) -> Vec<FoundAt> {
         let text = joined.text.as_str();
         let lower = text.to_ascii_lowercase();
         let mut places = Vec::new();
@@ -139,7 +139,7 @@ impl<'a> Finder<'a> {
             let escaped = lower[start..behind].find("%23").map(|at| start + at);
             let escaped = escaped.filter(|at| self.before_bare(&text[at + 3..]) == Some(0));
             if self.is_redirect_uri(&text[start..escaped.unwrap_or(behind)]) {
-                places.push(Place::Plain { start, behind: escaped.map_or(behind, |at| at + 3) });
+                places.push(FoundAt::Plain { start, behind: escaped.map_or(behind, |at| at + 3) });
                 continue;
             }
             let end = start + length_until(&text[start..], text.len(), |byte| b"&#".contains(&byte));
@@ -149,7 +149,7 @@ impl<'a> Finder<'a> {
             let reads = self.encoded(joined, start..end, levels);
             if !reads.is_empty() {
                 from = end;
-                places.push(Place::Encoded { start, reads });
+                places.push(FoundAt::Encoded { start, reads });
             }
         }
         places
@@ -254,7 +254,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-impl Place {
+impl FoundAt {
     const fn start(&self) -> usize {
         match self {
             Self::Plain { start, .. } | Self::Encoded { start, .. } => *start,
