@@ -632,5 +632,5 @@ fn number_of(row: &SimpleQueryRow, column: &str) -> Option<u64> {
 /// What tells this process from all others, and a person which it is.
 fn own_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}-{:06x}", host.trim(), fastrand::u32(..0x0100_0000))
+    format!("{}-{:012x}", host.trim(), fastrand::u64(..1 << 48))
 }
