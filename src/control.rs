@@ -83,8 +83,8 @@ pub type Reloads = mpsc::Sender<oneshot::Sender<Outcome>>;
 type ControlState = State<Arc<Control>>;
 
 impl Control {
-    /// Control routes over these sessions, to which `routes` lead. `listening` is what the daemon is bound to; `workers`
-    /// accept there.
+    /// Control routes over these sessions, to which `routes` lead. `listening` is what the daemon is bound to;
+    /// `workers` accept there.
     pub fn new(
         sessions: BTreeMap<String, Session>,
         logins: Logins,

@@ -54,9 +54,9 @@
 //!   overwrites.
 //! - Scheme and authority of an upstream request are constants; nothing of the request changes them.
 //! - Exactly one Authorization leaves, behind everything else, and none of the caller's.
-//! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections; those
-//!   of `cli::run`, a process of its own, end with the program that it runs. Only [`token::now`]
-//!   reads the wall clock; only `cli` reads the environment and prints.
+//! - Only `server` and `session` start tasks, and `proxy::upstream` those that upload and that close idle connections;
+//!   those of `cli::run`, a process of its own, end with the program that it runs. Only [`token::now`] reads the wall
+//!   clock; only `cli` reads the environment and prints.
 
 #![forbid(unsafe_code)]
 

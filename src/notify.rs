@@ -46,8 +46,8 @@ pub struct Notice {
     pub message: Text,
 }
 
-/// What is told of an event. Written out it is the English of logs, programs and the notify command; its pieces are kept
-/// apart for the status page, which has our own words in other languages, too.
+/// What is told of an event. Written out it is the English of logs, programs and the notify command; its pieces are
+/// kept apart for the status page, which has our own words in other languages, too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text(Vec<Piece>);
 

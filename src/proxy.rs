@@ -278,8 +278,8 @@ impl Proxy {
         Ok((answer, newer))
     }
 
-    /// What a request needs to be sent once more, when it is there within `token_wait`: a newer token, and the body. The
-    /// refresh begins at once, whether or not the body comes.
+    /// What a request needs to be sent once more, when it is there within `token_wait`: a newer token, and the body.
+    /// The refresh begins at once, whether or not the body comes.
     async fn renewed(
         &self,
         session: &Session,

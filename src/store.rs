@@ -547,8 +547,8 @@ pub fn accounts_in(dir: &Path) -> BTreeSet<String> {
     logins_in(dir).keys().map(|key| account_of(key).to_owned()).collect()
 }
 
-/// The logins of a state directory, by the keys of their records, each with its sealed bytes when it is sealed. Takes no
-/// lock and changes nothing, as [`accounts_in`].
+/// The logins of a state directory, by the keys of their records, each with its sealed bytes when it is sealed. Takes
+/// no lock and changes nothing, as [`accounts_in`].
 pub fn logins_in(dir: &Path) -> BTreeMap<String, Option<Vec<u8>>> {
     let whole = [CURRENT, PREVIOUS].iter().find_map(|name| {
         let bytes = contents(&dir.join(name)).ok().flatten()?;

@@ -16,8 +16,8 @@ const FOUND_WITHIN: Duration = Duration::from_secs(5);
 /// A line of passwd(5) is shorter.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// The uid of a user. `getent` asks whatever holds the users of this machine, LDAP as well; a static program can't, since
-/// glibc loads what asks. Where there is no `getent`, there is `/etc/passwd`, whatever else its lines hold.
+/// The uid of a user. `getent` asks whatever holds the users of this machine, LDAP as well; a static program can't,
+/// since glibc loads what asks. Where there is no `getent`, there is `/etc/passwd`, whatever else its lines hold.
 pub(super) fn uid_of(name: &str) -> Result<u32, String> {
     let found = match getent(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -34,8 +34,8 @@ static OWN_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../
 static OTHER_KEY: LazyLock<RsaKeyPair> = LazyLock::new(|| pair(include_bytes!("../testing/key-2.pk8")));
 static PUBLISHED: LazyLock<Vec<PublicKey>> = LazyLock::new(|| vec![key(&jwk(&OWN_KEY)).expect("an RSA key")]);
 
-/// What is taken for a callback is one, wherever it was found: written as an address again it says the same, and nothing
-/// in it is what no server sends.
+/// What is taken for a callback is one, wherever it was found: written as an address again it says the same, and
+/// nothing in it is what no server sends.
 pub fn callback(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let Ok(Callback { state, outcome, .. }) = pasted(&text, "abc") else { return };

@@ -4,8 +4,8 @@
 //! `cargo test` plays a fixed number of damaged seeds, which are beside this, and of random bytes. `FUZZ_RUNS` says how
 //! many for each property, `FUZZ_SEED` and `FUZZ_FIRST` which: every input depends on the seed and its number alone.
 //!
-//! A fuzzer that watches coverage plays as many as it is let (`cargo install --locked cargo-fuzz`, once), here where its
-//! targets are:
+//! A fuzzer that watches coverage plays as many as it is let (`cargo install --locked cargo-fuzz`, once), here where
+//! its targets are:
 //!
 //! ```text
 //! seeds=../../src/testing/seeds/TARGET && mkdir -p corpus/TARGET $seeds

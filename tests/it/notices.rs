@@ -1,4 +1,5 @@
-//! Events as the examples in `deploy/notify` pass them on, commands that fail, what commands leave behind, and webhooks.
+//! Events as the examples in `deploy/notify` pass them on, commands that fail, what commands leave behind, and
+//! webhooks.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

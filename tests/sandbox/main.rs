@@ -1,4 +1,5 @@
-//! The sandbox: a stand-in of Cnblogs with the real daemon in front of it, to try everything by hand without an account.
+//! The sandbox: a stand-in of Cnblogs with the real daemon in front of it, to try everything by hand without an
+//! account.
 //!
 //! `cargo run --example sandbox [-- --login [--once]] [--expires-in SECS] [--port PORT]`
 

@@ -103,7 +103,8 @@ async fn play(shared: &Shared, scripted: Scripted, body: &mut Incoming) -> Optio
     }
 }
 
-/// Whom the request stands for, when it has exactly one good token. A personal access token needs `Authorization-Type: pat` beside it.
+/// Whom the request stands for, when it has exactly one good token. A personal access token needs `Authorization-Type:
+/// pat` beside it.
 fn authenticate(shared: &Shared, head: &RecordedRequest) -> Option<Bearer> {
     {
         let mut api = lock(&shared.api);

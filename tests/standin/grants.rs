@@ -13,7 +13,8 @@ use super::wire::hex;
 /// What becomes of a refresh token that was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rotation {
-    /// It is deleted before its successor is sent; using it again is `invalid_grant` and harms nothing else. As Cnblogs does.
+    /// It is deleted before its successor is sent; using it again is `invalid_grant` and harms nothing else. As Cnblogs
+    /// does.
     OneTime,
     /// It can be used again for so long after its first use.
     Grace(Duration),

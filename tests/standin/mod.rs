@@ -135,7 +135,8 @@ impl Standin {
 
 /// Logging in without a browser.
 impl Standin {
-    /// The callback address at which a browser would end, were this the address it started at and this person to allow it.
+    /// The callback address at which a browser would end, were this the address it started at and this person to allow
+    /// it.
     ///
     /// # Panics
     /// When the authorization request is not in order.

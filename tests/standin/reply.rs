@@ -39,7 +39,8 @@ pub(crate) enum Then {
     Stall,
 }
 
-/// A status, fields in order, and content; `Content-Length` or `Transfer-Encoding` is added unless it is among the fields.
+/// A status, fields in order, and content; `Content-Length` or `Transfer-Encoding` is added unless it is among the
+/// fields.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

@@ -1,4 +1,5 @@
-//! Lints of a configuration: what works, and had better be otherwise; and what would keep the daemon from starting here and now.
+//! Lints of a configuration: what works, and had better be otherwise; and what would keep the daemon from starting here
+//! and now.
 
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt as _;

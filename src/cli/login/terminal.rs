@@ -1,7 +1,7 @@
 //! The terminal that a person pastes into, and the standard input of a script.
 //!
-//! A terminal in canonical mode, in which the kernel edits lines, cuts them at 4,095 bytes (`termios(3)`), and an address
-//! may be longer. So lines are edited here, and the terminal's modes are restored whatever ends the program.
+//! A terminal in canonical mode, in which the kernel edits lines, cuts them at 4,095 bytes (`termios(3)`), and an
+//! address may be longer. So lines are edited here, and the terminal's modes are restored whatever ends the program.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _, stderr, stdin};
 use std::sync::Arc;

@@ -63,8 +63,8 @@ struct Connection {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// A socket on which writing does not fail. A daemon that answers early closes before it has read all, and hyper gives up
-/// an answer when it can't write; whether there is one, reading tells.
+/// A socket on which writing does not fail. A daemon that answers early closes before it has read all, and hyper gives
+/// up an answer when it can't write; whether there is one, reading tells.
 struct Unfailing<S>(S);
 
 /// A request's body. One that the program holds back until it is asked for (RFC 9110, section 10.1.1) is asked for when

@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::store::record::hex;
+
 /// The version of the tables that this program makes and understands.
 pub(super) const VERSION: u32 = 1;
 
@@ -168,13 +170,6 @@ fn literal(text: &str) -> String {
     let doubled = text.replace('\\', "\\\\").replace('\'', "''");
     // With E the backslash means the same whatever the server's standard_conforming_strings says.
     format!("E'{}'", doubled.replace('\0', ""))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _written = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// What [`hex`] wrote.

@@ -1,5 +1,5 @@
-//! A reload is all or nothing: each key of the contract either may change while the daemon runs, or is named and nothing
-//! is taken over.
+//! A reload is all or nothing: each key of the contract either may change while the daemon runs, or is named and
+//! nothing is taken over.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -280,7 +280,8 @@ fn assert_is_looked_after_without_a_shell(stage: &Stage, proxy: &str) {
     });
 }
 
-/// The pod of the Kubernetes manifest, with its volumes as the kubelet leaves them: root's, and open to the pod's group.
+/// The pod of the Kubernetes manifest, with its volumes as the kubelet leaves them: root's, and open to the pod's
+/// group.
 struct Pod<'a> {
     stage: &'a Stage,
     spec: Value,

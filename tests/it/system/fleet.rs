@@ -71,6 +71,18 @@ impl Fleet {
         }
     }
 
+    /// All replicas are asked to refresh at the same time, and serve with one token then.
+    #[track_caller]
+    fn refresh_at_once(&self) {
+        std::thread::scope(|scope| {
+            for replica in &self.replicas {
+                let home = &replica.home;
+                scope.spawn(move || assert!(home.run(&["refresh"], "").status.success()));
+            }
+        });
+        self.all_serve();
+    }
+
     fn token(&self, at: usize) -> String {
         self.replicas[at].token()
     }
@@ -166,13 +178,7 @@ fn what_a_person_does_at_one_replica_holds_for_all() {
 fn replicas_that_refresh_at_once_present_each_refresh_token_once() {
     let fleet = Fleet::logged_in(3);
     for _ in 0..5 {
-        std::thread::scope(|scope| {
-            for replica in &fleet.replicas {
-                let home = &replica.home;
-                scope.spawn(move || assert!(home.run(&["refresh"], "").status.success()));
-            }
-        });
-        fleet.all_serve();
+        fleet.refresh_at_once();
     }
     assert!(fleet.refreshes() >= 5);
 }
@@ -185,13 +191,7 @@ fn replicas_share_a_login_through_a_pooler_in_transaction_mode() {
     fleet.log_in(0);
     fleet.all_serve();
     for _ in 0..3 {
-        std::thread::scope(|scope| {
-            for replica in &fleet.replicas {
-                let home = &replica.home;
-                scope.spawn(move || assert!(home.run(&["refresh"], "").status.success()));
-            }
-        });
-        fleet.all_serve();
+        fleet.refresh_at_once();
     }
     assert!(fleet.refreshes() >= 3);
 }

@@ -646,7 +646,8 @@ fn a_log_out_asks_first_and_is_not_forgotten_while_the_page_follows() {
     eventually("the login is revoked", || (world.standin.revocations().len() == 1).then_some(()));
 }
 
-/// Every page in every look: with nobody, with Alice, with a login that ends soon, and with an account without a person.
+/// Every page in every look: with nobody, with Alice, with a login that ends soon, and with an account without a
+/// person.
 #[test]
 fn every_page_is_in_order_in_both_languages_on_narrow_and_wide_screens_in_the_dark() {
     let mut world = Setup { account: "login_lifetime = \"2d\"".to_owned(), ..Setup::default() }.start();

@@ -436,7 +436,8 @@ pub(crate) fn script(name: &str) -> Command {
     command
 }
 
-/// A loopback address that was free a moment ago: the application's `redirect_uri` has to name it before the daemon listens.
+/// A loopback address that was free a moment ago: the application's `redirect_uri` has to name it before the daemon
+/// listens.
 fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound address").to_string()

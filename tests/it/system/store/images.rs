@@ -1,9 +1,9 @@
 //! What a crash may leave on a disk: every state of a directory that the calls of a program allow, when what was
 //! not synced may be missing, half done or done in another order. Nothing here touches a disk.
 //!
-//! A file has what was in it when it was last synced, and of each change since then nothing, all, or of a write
-//! some first bytes, with or without zeros up to its end, or the bytes after some zeros. Names are those of the last sync of the directory,
-//! and any of the changes since then; a rename is done or not.
+//! A file has what was in it when it was last synced, and of each change since then nothing, all, or of a write some
+//! first bytes, with or without zeros up to its end, or the bytes after some zeros. Names are those of the last sync of
+//! the directory, and any of the changes since then; a rename is done or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
